@@ -1,0 +1,1 @@
+//! The loader: keeps verified weights in private memory, parses GGUF only after `verified`, repacks, seals.

@@ -1,0 +1,94 @@
+//! House rules that rustc, clippy and rustfmt cannot check, as ordinary tests.
+
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Longest source file, in lines. Tests are exempt.
+const FILE_LINES_MAX: usize = 600;
+
+/// The only folders in which `unsafe` may be written.
+const UNSAFE_HOMES: &[&str] = &["kernels/src/", "src/sys/"];
+
+/// Which names a folder must never mention: the walls between the processes.
+const WALLS: &[(&str, &[&str])] = &[
+    ("src/supervisor", &["hyper", "rustls", "tokio", "crate::gateway::", "crate::engine::"]),
+    ("src/worker", &["hyper", "rustls", "tokio", "std::net", "crate::gateway"]),
+    ("src/engine", &["hyper", "rustls", "tokio", "std::net", "std::fs", "crate::ipc"]),
+    ("src/gateway", &["kernels", "memmap2", "crate::engine", "crate::package"]),
+    ("kernels/src", &["std::fs", "std::net", "std::env", "std::process"]),
+];
+
+/// SAFETY comments that say nothing.
+const EMPTY_WORDS: &[&str] = &["trivially safe", "safe because", "valid parameters", "always safe"];
+
+#[test]
+fn every_source_file_is_tidy() {
+    let mut faults = Vec::new();
+    for path in source_files() {
+        let text = fs::read_to_string(&path).unwrap();
+        let name = path.to_str().unwrap().replace('\\', "/");
+        check_file(&name, &text, &mut faults);
+    }
+    assert!(faults.is_empty(), "untidy:\n{}", faults.join("\n"));
+}
+
+fn check_file(name: &str, text: &str, faults: &mut Vec<String>) {
+    if !text.starts_with("//! ") {
+        faults.push(format!("{name}: starts without a `//!` line that says what it is for"));
+    }
+    if !name.ends_with("tests.rs") && text.lines().count() > FILE_LINES_MAX {
+        faults.push(format!("{name}: longer than {FILE_LINES_MAX} lines"));
+    }
+    for (i, line) in text.lines().enumerate() {
+        let code = line.split("//").next().unwrap_or_default();
+        let at = format!("{name}:{}", i + 1);
+        let says_unsafe =
+            code.split(|c: char| c != '_' && !c.is_alphanumeric()).any(|w| w == "unsafe");
+        if says_unsafe && !UNSAFE_HOMES.iter().any(|home| name.starts_with(home)) {
+            faults.push(format!("{at}: `unsafe` outside {UNSAFE_HOMES:?}"));
+        }
+        for (folder, banned) in WALLS {
+            for word in banned.iter().filter(|_| name.starts_with(folder)) {
+                if code.contains(word) {
+                    faults.push(format!("{at}: `{folder}` must not mention `{word}`"));
+                }
+            }
+        }
+        if let Some(reason) = line.trim_start().strip_prefix("// SAFETY:") {
+            let reason = reason.to_lowercase();
+            if EMPTY_WORDS.iter().any(|words| reason.contains(words)) {
+                faults.push(format!("{at}: name the fact that makes this sound"));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_seccomp_rule_says_why() {
+    for entry in fs::read_dir("policy/seccomp").unwrap() {
+        let path = entry.unwrap().path();
+        for (i, line) in fs::read_to_string(&path).unwrap().lines().enumerate() {
+            let is_rule = line.contains("\"syscall\"");
+            assert!(!is_rule || line.contains("\"comment\""), "{}:{}", path.display(), i + 1);
+        }
+    }
+}
+
+fn source_files() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::from("src"), PathBuf::from("kernels/src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension() == Some(Path::new("rs").as_os_str()) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
+}
