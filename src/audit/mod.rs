@@ -1,1 +1,24 @@
 //! Who did what, never what was said: the append-only, signed, tamper-evident log.
+//!
+//! On disk it is a C2SP tlog-tiles folder, which other people's tools read. No event carries a
+//! prompt, an answer, a token or a key; digests are keyed, so that they are useless without a
+//! principal's key, and destroying that key erases them.
+
+mod error;
+mod journal;
+pub mod log;
+pub mod merkle;
+pub mod note;
+pub mod principal_keys;
+pub mod record;
+pub mod tiles;
+pub mod verify;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::Error;
+pub use log::{Found, Log};
+pub use note::{Checkpoint, Signer, Verifier};
+pub use principal_keys::{PrincipalKey, PrincipalKeys};
+pub use record::{Event, Record};

@@ -1,0 +1,161 @@
+//! What can be wrong with an audit log; no variant carries a record's content.
+
+use std::path::PathBuf;
+use std::{fmt, io};
+
+/// A fault of the log, its key or its files.
+#[derive(Debug)]
+pub enum Error {
+    /// An operation on a file failed.
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The signing key is not an Ed25519 key in PKCS#8 PEM.
+    KeyMalformed,
+    /// A verifier key (`name+id+base64`) is malformed.
+    VerifierKeyMalformed,
+    /// A signed note is malformed.
+    NoteMalformed,
+    /// No signature of the note is by the expected key.
+    NoteUnsigned,
+    /// The signature by the expected key is wrong.
+    NoteSignature,
+    /// The checkpoint's text is malformed.
+    CheckpointMalformed,
+    /// The checkpoint is of another log.
+    CheckpointOrigin,
+    /// The checkpoint covers more records than the log holds: records were dropped.
+    Truncated {
+        /// Records that the checkpoint covers.
+        signed: u64,
+        /// Records that are there.
+        found: u64,
+    },
+    /// The checkpoint is older than the records that were settled under a later one.
+    CheckpointOlder {
+        /// Records that the checkpoint covers.
+        signed: u64,
+        /// Records that a later checkpoint covered.
+        settled: u64,
+    },
+    /// Another process has the log open for writing.
+    Locked,
+    /// The tree over the records is not the signed one.
+    RootMismatch {
+        /// Records that the checkpoint covers.
+        size: u64,
+    },
+    /// A tile's hashes are not those of its records or of the tiles below.
+    TileMismatch {
+        /// Tile level.
+        level: u8,
+        /// Index of the first hash that differs.
+        index: u64,
+    },
+    /// A file of the tree is missing or of the wrong length.
+    TileMissing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A bundle of records is malformed.
+    BundleMalformed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A record is longer than 65,535 bytes.
+    RecordTooLong,
+    /// The journal's head is damaged.
+    JournalMalformed,
+    /// A journal record differs from the signed tree.
+    JournalMismatch {
+        /// Index of the record.
+        index: u64,
+    },
+    /// The log could not be written since the last good commit.
+    Unavailable,
+    /// A record is not of the known schema.
+    RecordMalformed {
+        /// Index of the record.
+        index: u64,
+    },
+    /// No random bytes.
+    Random,
+    /// A principal's key file is damaged.
+    PrincipalKeyMalformed {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(
+        action: &'static str,
+        path: &std::path::Path,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io { action, path, source } => {
+                write!(f, "cannot {action} {}: {source}", path.display())
+            }
+            Self::KeyMalformed => f.write_str("the audit key is not an Ed25519 key in PKCS#8 PEM"),
+            Self::VerifierKeyMalformed => f.write_str(
+                "the audit public key is malformed: expected one line NAME+KEYID+BASE64",
+            ),
+            Self::NoteMalformed => f.write_str("the checkpoint is not a signed note"),
+            Self::NoteUnsigned => f.write_str("the checkpoint has no signature by this key"),
+            Self::NoteSignature => f.write_str("the checkpoint's signature is wrong"),
+            Self::CheckpointMalformed => f.write_str("the checkpoint is malformed"),
+            Self::CheckpointOrigin => f.write_str("the checkpoint is of another log"),
+            Self::Truncated { signed, found } => {
+                write!(f, "records were dropped: {signed} are signed, {found} are there")
+            }
+            Self::CheckpointOlder { signed, settled } => {
+                write!(f, "the checkpoint was rolled back: it covers {signed} of {settled} records")
+            }
+            Self::Locked => f.write_str("another process is writing this audit log"),
+            Self::RootMismatch { size } => {
+                write!(f, "the records do not match the signed tree of {size} records")
+            }
+            Self::TileMismatch { level, index } => {
+                write!(f, "record or hash {index} of level {level} does not match the tree")
+            }
+            Self::TileMissing { path } => {
+                write!(f, "{} is missing or of the wrong length", path.display())
+            }
+            Self::BundleMalformed { path } => write!(f, "{} is malformed", path.display()),
+            Self::RecordTooLong => f.write_str("a record is longer than 65535 bytes"),
+            Self::JournalMalformed => f.write_str("the journal's head is damaged"),
+            Self::JournalMismatch { index } => {
+                write!(f, "record {index} of the journal does not match the signed tree")
+            }
+            Self::Unavailable => f.write_str("the audit log cannot be written"),
+            Self::RecordMalformed { index } => {
+                write!(f, "record {index} is not of the known schema")
+            }
+            Self::Random => f.write_str("the system gives no random bytes"),
+            Self::PrincipalKeyMalformed { path } => {
+                write!(f, "{} is not a principal's key", path.display())
+            }
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Signed notes and checkpoints: what an auditor compares, and other tools can open.
+//!
+//! A note is text, a blank line, and lines `— NAME BASE64(KEYID || SIGNATURE)`. A checkpoint
+//! is a note of three lines: origin, size in decimal, root in base64.
+//! Source: C2SP signed-note, tlog-checkpoint.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use pki_types::PrivatePkcs8KeyDer;
+use pki_types::pem::PemObject as _;
+use ring::digest::{SHA256, digest};
+use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
+
+use super::Error;
+use super::merkle::Hash;
+
+/// Longest note that is read, in bytes; 16 signatures and three lines fit many times.
+pub const NOTE_LEN_MAX_BYTES: usize = 64 << 10;
+/// Ed25519 in the signed-note registry.
+const ALGORITHM_ED25519: u8 = 0x01;
+
+/// Signs checkpoints under one name.
+pub struct Signer {
+    name: String,
+    key: Ed25519KeyPair,
+}
+
+impl std::fmt::Debug for Signer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Signer({})", self.name)
+    }
+}
+
+impl Signer {
+    /// Reads an Ed25519 key in PKCS#8 PEM; `name` is the log's origin.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::KeyMalformed`] for any other text, or a name that a note cannot hold.
+    pub fn from_pem(name: &str, pem: &[u8]) -> Result<Self, Error> {
+        let der = PrivatePkcs8KeyDer::from_pem_slice(pem).map_err(|_| Error::KeyMalformed)?;
+        let key = Ed25519KeyPair::from_pkcs8_maybe_unchecked(der.secret_pkcs8_der())
+            .map_err(|_| Error::KeyMalformed)?;
+        if !name_is_valid(name) {
+            return Err(Error::KeyMalformed);
+        }
+        Ok(Self { name: name.to_owned(), key })
+    }
+
+    /// The verifier of what this signs.
+    #[must_use]
+    pub fn verifier(&self) -> Verifier {
+        let mut public = [0; 32];
+        public.copy_from_slice(self.key.public_key().as_ref());
+        Verifier { name: self.name.clone(), public }
+    }
+
+    /// Signs `text`, which ends in a newline.
+    #[must_use]
+    pub fn sign(&self, text: &str) -> String {
+        let mut signed = self.verifier().key_id().to_vec();
+        signed.extend_from_slice(self.key.sign(text.as_bytes()).as_ref());
+        format!("{text}\n\u{2014} {} {}\n", self.name, STANDARD.encode(signed))
+    }
+}
+
+/// Verifies checkpoints of one name and key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verifier {
+    name: String,
+    public: [u8; 32],
+}
+
+impl Verifier {
+    /// Parses `NAME+KEYID+BASE64`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::VerifierKeyMalformed`] for anything else, also when the key id is wrong.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let malformed = || Error::VerifierKeyMalformed;
+        let (name, rest) = text.trim().split_once('+').ok_or_else(malformed)?;
+        let (id, key) = rest.split_once('+').ok_or_else(malformed)?;
+        let key = STANDARD.decode(key).map_err(|_| malformed())?;
+        let (&algorithm, public) = key.split_first().ok_or_else(malformed)?;
+        let public = <[u8; 32]>::try_from(public).map_err(|_| malformed())?;
+        let verifier = Self { name: name.to_owned(), public };
+        let right = algorithm == ALGORITHM_ED25519
+            && name_is_valid(name)
+            && id == format!("{:08x}", u32::from_be_bytes(verifier.key_id()));
+        right.then_some(verifier).ok_or_else(malformed)
+    }
+
+    /// The text that [`Verifier::parse`] reads; for the auditor.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let mut key = vec![ALGORITHM_ED25519];
+        key.extend_from_slice(&self.public);
+        let id = u32::from_be_bytes(self.key_id());
+        format!("{}+{id:08x}+{}", self.name, STANDARD.encode(key))
+    }
+
+    /// The log's origin.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `SHA-256(name || 0x0A || 0x01 || key)[..4]`.
+    fn key_id(&self) -> [u8; 4] {
+        let mut text = self.name.clone().into_bytes();
+        text.extend_from_slice(&[0x0a, ALGORITHM_ED25519]);
+        text.extend_from_slice(&self.public);
+        let full = digest(&SHA256, &text);
+        let mut id = [0; 4];
+        id.copy_from_slice(&full.as_ref()[..4]);
+        id
+    }
+
+    /// Returns the text of a note that this key signed.
+    ///
+    /// # Errors
+    ///
+    /// A malformed note, none of our signature, or a wrong one.
+    pub fn open<'n>(&self, note: &'n [u8]) -> Result<&'n str, Error> {
+        if note.len() > NOTE_LEN_MAX_BYTES {
+            return Err(Error::NoteMalformed);
+        }
+        let note = std::str::from_utf8(note).map_err(|_| Error::NoteMalformed)?;
+        if note.chars().any(|c| c.is_control() && c != '\n') {
+            return Err(Error::NoteMalformed);
+        }
+        let split = note.rfind("\n\n").ok_or(Error::NoteMalformed)?;
+        let (text, signatures) = (&note[..=split], &note[split + 2..]);
+        if !signatures.ends_with('\n') {
+            return Err(Error::NoteMalformed);
+        }
+        let mut ours = None;
+        for line in signatures.lines() {
+            let rest = line.strip_prefix("\u{2014} ").ok_or(Error::NoteMalformed)?;
+            let (name, value) = rest.split_once(' ').ok_or(Error::NoteMalformed)?;
+            let value = STANDARD.decode(value).map_err(|_| Error::NoteMalformed)?;
+            let (id, signature) = value.split_at_checked(4).ok_or(Error::NoteMalformed)?;
+            if name == self.name && id == self.key_id() {
+                ours = Some(signature.to_vec());
+            }
+        }
+        let signature = ours.ok_or(Error::NoteUnsigned)?;
+        UnparsedPublicKey::new(&ED25519, self.public)
+            .verify(text.as_bytes(), &signature)
+            .map_err(|_| Error::NoteSignature)?;
+        Ok(text)
+    }
+}
+
+/// Note names hold no space, no plus sign and no control character.
+fn name_is_valid(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 255
+        && !name.chars().any(|c| c.is_whitespace() || c.is_control() || c == '+')
+}
+
+/// What a log commits to: this many records, this tree.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Which log.
+    pub origin: String,
+    /// Records.
+    pub size: u64,
+    /// Root of the tree.
+    pub root: Hash,
+}
+
+impl Checkpoint {
+    /// The note's text.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        format!("{}\n{}\n{}\n", self.origin, self.size, STANDARD.encode(self.root))
+    }
+
+    /// Parses a note's text.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CheckpointMalformed`] unless it is exactly origin, size and root.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let mut lines = text.split('\n');
+        let mut next = || lines.next().ok_or(Error::CheckpointMalformed);
+        let (origin, size, root, end) = (next()?, next()?, next()?, next()?);
+        let plain =
+            size == "0" || (!size.starts_with('0') && size.bytes().all(|b| b.is_ascii_digit()));
+        let parsed = size.parse().ok().filter(|_| plain).ok_or(Error::CheckpointMalformed)?;
+        let root = STANDARD.decode(root).map_err(|_| Error::CheckpointMalformed)?;
+        let root = Hash::try_from(root).map_err(|_| Error::CheckpointMalformed)?;
+        if origin.is_empty() || !end.is_empty() || lines.next().is_some() {
+            return Err(Error::CheckpointMalformed);
+        }
+        Ok(Self { origin: origin.to_owned(), size: parsed, root })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The example of the signed-note specification, made by another implementation.
+    #[test]
+    fn opens_a_note_of_the_go_implementation() {
+        let vkey = "PeterNeumann+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW";
+        let note = "If you think cryptography is the answer to your problem,\n\
+            then you don't know what your problem is.\n\n\
+            \u{2014} PeterNeumann x08go/ZJkuBS9UG/SffcvIAQxVBtiFupLLr8pAcElZInNIuGUgYN1FFYC2pZSNXgKvqfqdngotpRZb6KE6RyyBwJnAM=\n";
+        let verifier = Verifier::parse(vkey).unwrap();
+        assert!(verifier.open(note.as_bytes()).is_ok());
+        assert_eq!(verifier.to_text(), vkey);
+        let forged = note.replace("answer", "anwser");
+        assert!(matches!(verifier.open(forged.as_bytes()), Err(Error::NoteSignature)));
+    }
+
+    #[test]
+    fn checkpoints_round_trip_and_refuse_variants() {
+        let checkpoint = Checkpoint { origin: "a/b".into(), size: 7, root: [9; 32] };
+        let text = checkpoint.to_text();
+        assert_eq!(Checkpoint::parse(&text).unwrap(), checkpoint);
+        for bad in ["", "a\n", "a\n07\nAA==\n", &text.replace("\n7\n", "\n+7\n"), &(text + "x\n")] {
+            assert!(matches!(Checkpoint::parse(bad), Err(Error::CheckpointMalformed)), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The tree on disk: hash tiles and record bundles, as plain files that other tools read.
+//!
+//! Layout: `tile/<L>/<N>[.p/<W>]` holds hashes, `tile/entries/<N>[.p/<W>]` records, each with a
+//! big-endian 16-bit length. `N` is written in groups of three digits, all but the last led by
+//! `x`. Source: C2SP tlog-tiles.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::Error;
+use super::merkle::{Hash, TILE_WIDTH};
+
+/// Longest record, in bytes: its length is 16 bits.
+pub const RECORD_LEN_MAX_BYTES: usize = u16::MAX as usize;
+
+/// Which files of the tree a path names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Hashes of this tile level.
+    Hashes(u8),
+    /// Records.
+    Entries,
+}
+
+/// The path of tile `index`, holding `width` of 256 items.
+#[must_use]
+pub fn tile_path(folder: &Path, kind: Kind, index: u64, width: usize) -> PathBuf {
+    let mut path = folder.join("tile");
+    match kind {
+        Kind::Hashes(level) => path.push(level.to_string()),
+        Kind::Entries => path.push("entries"),
+    }
+    let mut groups = vec![format!("{:03}", index % 1000)];
+    let mut rest = index / 1000;
+    while rest > 0 {
+        groups.push(format!("x{:03}", rest % 1000));
+        rest /= 1000;
+    }
+    path.extend(groups.iter().rev());
+    if width < TILE_WIDTH {
+        let mut name = path.into_os_string();
+        name.push(".p");
+        path = PathBuf::from(name).join(width.to_string());
+    }
+    path
+}
+
+/// Writes a file of the tree whole; with `durable`, its bytes are on the disk on return.
+pub(super) fn write_file(path: &Path, bytes: &[u8], durable: bool) -> Result<(), Error> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let fresh = PathBuf::from(name);
+    let mut file = File::create(&fresh).map_err(Error::io("create", &fresh))?;
+    file.write_all(bytes).map_err(Error::io("write", &fresh))?;
+    if durable {
+        file.sync_all().map_err(Error::io("sync", &fresh))?;
+    }
+    fs::rename(&fresh, path).map_err(Error::io("rename", path))?;
+    if durable { sync_parents(path) } else { Ok(()) }
+}
+
+/// Makes the names on the way to `path` durable: its folder, and two above for new folders.
+fn sync_parents(path: &Path) -> Result<(), Error> {
+    for folder in path.ancestors().skip(1).take(3) {
+        let file = File::open(folder).map_err(Error::io("open", folder))?;
+        file.sync_all().map_err(Error::io("sync", folder))?;
+    }
+    Ok(())
+}
+
+/// Reads the hashes of a tile of `width` hashes.
+///
+/// # Errors
+///
+/// [`Error::TileMissing`] unless the file is there and exactly as long as it must be.
+pub fn read_hashes(folder: &Path, level: u8, index: u64, width: usize) -> Result<Vec<Hash>, Error> {
+    let path = tile_path(folder, Kind::Hashes(level), index, width);
+    let bytes = read_bounded(&path, TILE_WIDTH * 32)?;
+    if bytes.len() != width * 32 {
+        return Err(Error::TileMissing { path });
+    }
+    Ok(bytes.as_chunks::<32>().0.to_vec())
+}
+
+/// Reads the records of a bundle of `width` records.
+///
+/// # Errors
+///
+/// [`Error::TileMissing`] or [`Error::BundleMalformed`].
+pub fn read_entries(folder: &Path, index: u64, width: usize) -> Result<Vec<Vec<u8>>, Error> {
+    let path = tile_path(folder, Kind::Entries, index, width);
+    let bytes = read_bounded(&path, TILE_WIDTH * (RECORD_LEN_MAX_BYTES + 2))?;
+    let mut entries = Vec::new();
+    let mut rest = bytes.as_slice();
+    while let Some((len, tail)) = rest.split_first_chunk::<2>() {
+        let len = usize::from(u16::from_be_bytes(*len));
+        let Some((entry, tail)) = tail.split_at_checked(len) else { break };
+        entries.push(entry.to_vec());
+        rest = tail;
+    }
+    if !rest.is_empty() || entries.len() != width {
+        return Err(Error::BundleMalformed { path });
+    }
+    Ok(entries)
+}
+
+/// Encodes records as a bundle.
+pub(super) fn encode_entries(entries: &[Vec<u8>]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for entry in entries {
+        let len = u16::try_from(entry.len()).unwrap_or(u16::MAX);
+        out.extend_from_slice(&len.to_be_bytes());
+        out.extend_from_slice(&entry[..usize::from(len)]);
+    }
+    out
+}
+
+/// Reads a whole file of at most `len_max` bytes.
+pub(super) fn read_bounded(path: &Path, len_max: usize) -> Result<Vec<u8>, Error> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::TileMissing { path: path.to_owned() });
+        }
+        other => other.map_err(Error::io("open", path))?,
+    };
+    let mut bytes = Vec::new();
+    file.take(len_max as u64 + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
+    if bytes.len() > len_max {
+        return Err(Error::TileMissing { path: path.to_owned() });
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_those_of_tlog_tiles() {
+        let path = |kind, index, width| tile_path(Path::new(""), kind, index, width);
+        assert_eq!(path(Kind::Hashes(0), 1_234_067, 256), Path::new("tile/0/x001/x234/067"));
+        assert_eq!(path(Kind::Entries, 0, 112), Path::new("tile/entries/000.p/112"));
+        assert_eq!(path(Kind::Hashes(1), 1000, 3), Path::new("tile/1/x001/000.p/3"));
+    }
+}
