@@ -2,3 +2,7 @@
 //!
 //! Every operation has a plain version in `reference`; that version is the
 //! meaning of the operation, and every other version is tested against it.
+
+pub mod formats;
+
+pub use formats::TensorType;
