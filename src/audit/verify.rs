@@ -117,9 +117,8 @@ impl<'a> Walk<'a> {
                 self.began.insert(request.clone());
             }
             Event::End { request, .. } | Event::EndMissing { request, .. } => {
-                if !self.began.remove(request) || !self.ended.insert(request.clone()) {
-                    report.unmatched_ends += 1;
-                }
+                let matched = self.began.remove(request) && self.ended.insert(request.clone());
+                report.unmatched_ends += u64::from(!matched);
             }
             _ => {}
         }

@@ -1,7 +1,65 @@
 //! The operator's command line: a table of subcommands.
+//!
+//! Each subcommand is a file with its arguments (and their help), and a `run`. Nothing here
+//! runs in a jailed process. Exit codes: 0 done or holds, 1 refused, 2 usage or a fault.
+
+pub mod audit;
+
+use std::error::Error;
+use std::io::Write as _;
 use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// How a command that could be carried out ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Done, or what was checked holds: exit code 0.
+    Holds,
+    /// What was checked does not hold: exit code 1. The command has said why.
+    Refused,
+}
+
+/// What a subcommand returns; an error is printed and ends with exit code 2.
+pub type Outcome = Result<Verdict, Box<dyn Error>>;
+
+/// Private LLM inference on your own hardware, with a log that proves what happened.
+#[derive(Parser, Debug)]
+#[command(name = "cloister", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Verify or list the audit log.
+    #[command(subcommand)]
+    Audit(audit::Command),
+}
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    ExitCode::from(2)
+    let arguments = Arguments::parse();
+    let outcome = match arguments.command {
+        Command::Audit(command) => audit::run(command),
+    };
+    match outcome {
+        Ok(Verdict::Holds) => ExitCode::SUCCESS,
+        Ok(Verdict::Refused) => ExitCode::from(1),
+        Err(error) => {
+            tell(&format!("cloister: {error}"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Prints a line of results. A reader that went away (a closed pipe) is no fault.
+pub fn print(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Prints a line about the work itself, on standard error.
+pub fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
