@@ -4,6 +4,7 @@
 //! runs in a jailed process. Exit codes: 0 done or holds, 1 refused, 2 usage or a fault.
 
 pub mod audit;
+pub mod fetch;
 
 use std::error::Error;
 use std::io::Write as _;
