@@ -1,0 +1,36 @@
+//! What the tests share: real models, golden folders, skips that are counted.
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use cloister::cli::fetch::{self, KnownModel};
+
+/// One fetch at a time, whichever test asks first.
+static FETCHING: Mutex<()> = Mutex::new(());
+
+/// The path of a real model, fetched into `target/models` when it is not there.
+///
+/// # Panics
+///
+/// Panics when it cannot be fetched: a real model is never skipped in silence.
+pub(crate) fn model(model: &KnownModel) -> PathBuf {
+    let _one = FETCHING.lock().unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/models");
+    fetch::fetch(model, &folder).unwrap()
+}
+
+/// The golden folder: `CLOISTER_GOLDEN`, or the one of the repository.
+pub(crate) fn golden() -> PathBuf {
+    std::env::var_os("CLOISTER_GOLDEN").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"),
+        PathBuf::from,
+    )
+}
+
+/// Says that something was not tested. `.ci/run` fails when it finds such a line that is not
+/// about an instruction set.
+pub(crate) fn skip(what: &str, why: &str) {
+    use std::io::Write as _;
+    // Straight to the descriptor, so that the test harness does not capture it.
+    let _ = writeln!(std::io::stderr(), "skipped: {what}: {why}");
+}
