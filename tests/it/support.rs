@@ -21,10 +21,8 @@ pub(crate) fn model(model: &KnownModel) -> PathBuf {
 
 /// The golden folder: `CLOISTER_GOLDEN`, or the one of the repository.
 pub(crate) fn golden() -> PathBuf {
-    std::env::var_os("CLOISTER_GOLDEN").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"),
-        PathBuf::from,
-    )
+    std::env::var_os("CLOISTER_GOLDEN")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"), PathBuf::from)
 }
 
 /// Says that something was not tested. `.ci/run` fails when it finds such a line that is not

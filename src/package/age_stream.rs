@@ -1,0 +1,305 @@
+//! The payload of an age v1 file, decrypted by several threads and written in order.
+//!
+//! `key = HKDF-SHA-256(nonce, "payload", file key)`; then chunks of 64 KiB plaintext,
+//! `ChaCha20-Poly1305(key, counter (11 bytes, big endian) || last flag)`.
+//!
+//! | offset | size | field |
+//! |---|---|---|
+//! | 0 | 16 | nonce |
+//! | 16 + i · 65,552 | 65,552 | chunk i; the last one is 17 to 65,552 long, or 16 if the file is empty |
+//!
+//! A chunk is only ever taken with the flag that its place in the file demands, so a file that was
+//! cut at a chunk's border or had chunks put behind it does not decrypt. What was written before a
+//! later chunk fails is authentic but incomplete: the caller must not use it before the end.
+//! Source: C2SP age v1.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use zeroize::Zeroizing;
+
+use super::Error;
+use super::age_header::{Header, derive};
+use super::keys::FileKey;
+
+/// Plaintext of a chunk, in bytes.
+pub const CHUNK_LEN_BYTES: usize = 64 << 10;
+/// A chunk's authentication tag, in bytes.
+const TAG_LEN_BYTES: usize = 16;
+/// A whole chunk in the file, in bytes.
+const SEALED_LEN_BYTES: usize = CHUNK_LEN_BYTES + TAG_LEN_BYTES;
+/// The payload's nonce, in bytes.
+const NONCE_LEN_BYTES: u64 = 16;
+/// Chunks that one thread decrypts at a time; small enough to stay in its second-level cache.
+const BATCH_COUNT: usize = 8;
+/// Batches under way for each thread: one is decrypted, one waits to be written.
+const BATCHES_PER_THREAD: usize = 2;
+
+/// A file of known length that several threads read at once.
+pub trait ReadAt: Send + Sync + 'static {
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    ///
+    /// Also when the file is shorter than that.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Returns the file's length.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be asked.
+    fn len_bytes(&self) -> io::Result<u64>;
+}
+
+impl ReadAt for File {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buffer, offset)
+    }
+
+    fn len_bytes(&self) -> io::Result<u64> {
+        self.metadata().map(|metadata| metadata.len())
+    }
+}
+
+/// Where the chunks of one payload lie; made from lengths alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Layout {
+    first_offset: u64,
+    chunks_count: u64,
+    last_len_bytes: usize,
+}
+
+impl Layout {
+    /// Lays out a payload that begins at `offset` of a file of `file_len_bytes`.
+    fn new(offset: u64, file_len_bytes: u64) -> Result<Self, Error> {
+        let sealed_len = SEALED_LEN_BYTES as u64;
+        let first_offset = offset.checked_add(NONCE_LEN_BYTES).ok_or(Error::Truncated)?;
+        let len_bytes = file_len_bytes.checked_sub(first_offset).ok_or(Error::Truncated)?;
+        let chunks_count = len_bytes.div_ceil(sealed_len);
+        let before_last = chunks_count.saturating_sub(1) * sealed_len;
+        let last_len_bytes =
+            usize::try_from(len_bytes - before_last).expect("a chunk is 65,552 bytes at most");
+        let shortest = if chunks_count == 1 { TAG_LEN_BYTES } else { TAG_LEN_BYTES + 1 };
+        if last_len_bytes < shortest {
+            return Err(Error::Truncated);
+        }
+        Ok(Self { first_offset, chunks_count, last_len_bytes })
+    }
+
+    fn is_last(&self, index: u64) -> bool {
+        index + 1 == self.chunks_count
+    }
+
+    /// Returns offset and length of a chunk in the file.
+    fn chunk(&self, index: u64) -> (u64, usize) {
+        let offset = self.first_offset + index * SEALED_LEN_BYTES as u64;
+        (offset, if self.is_last(index) { self.last_len_bytes } else { SEALED_LEN_BYTES })
+    }
+}
+
+/// One payload: what every thread needs to decrypt any chunk of it.
+struct Payload {
+    source: Arc<dyn ReadAt>,
+    key: LessSafeKey,
+    layout: Layout,
+}
+
+impl Payload {
+    /// Decrypts the chunks from `first` on into `buffer`; returns each one's plaintext length.
+    fn decrypt_batch(&self, first: u64, buffer: &mut [u8]) -> Result<Vec<usize>, Error> {
+        let count = (self.layout.chunks_count - first).min(BATCH_COUNT as u64);
+        let (offset, _) = self.layout.chunk(first);
+        let (last_offset, last_len) = self.layout.chunk(first + count - 1);
+        let len = usize::try_from(last_offset - offset).expect("a batch fits memory") + last_len;
+        self.read(&mut buffer[..len], offset)?;
+        let chunks = buffer[..len].chunks_mut(SEALED_LEN_BYTES);
+        (first..).zip(chunks).map(|(index, chunk)| self.decrypt(index, chunk)).collect()
+    }
+
+    /// Decrypts one chunk in place; returns its plaintext length.
+    fn decrypt(&self, index: u64, chunk: &mut [u8]) -> Result<usize, Error> {
+        let is_last = self.layout.is_last(index);
+        let opened = self.key.open_in_place(nonce(index, is_last), Aad::empty(), chunk);
+        opened.map(|plaintext| plaintext.len()).map_err(|_| self.explain(index, is_last))
+    }
+
+    /// Says why a chunk did not open: would it with the other flag?
+    fn explain(&self, index: u64, is_last: bool) -> Error {
+        let (offset, len) = self.layout.chunk(index);
+        let mut chunk = Zeroizing::new(vec![0; len]);
+        if let Err(error) = self.read(&mut chunk, offset) {
+            return error;
+        }
+        match self.key.open_in_place(nonce(index, !is_last), Aad::empty(), &mut chunk) {
+            Ok(_) if is_last => Error::Truncated,
+            Ok(_) => Error::TrailingData,
+            Err(_) => Error::Chunk { index },
+        }
+    }
+
+    fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), Error> {
+        self.source.read_exact_at(buffer, offset).map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => Error::Truncated,
+            _ => Error::Stream { action: "read the encrypted file", source },
+        })
+    }
+}
+
+/// `nonce = counter (11 bytes, big endian) || last flag`
+fn nonce(index: u64, is_last: bool) -> Nonce {
+    let mut nonce = [0; 12];
+    nonce[3..11].copy_from_slice(&index.to_be_bytes());
+    nonce[11] = u8::from(is_last);
+    Nonce::assume_unique_for_key(nonce)
+}
+
+/// A batch of chunks on its way.
+struct Batch {
+    payload: Arc<Payload>,
+    first: u64,
+    buffer: Zeroizing<Vec<u8>>,
+    /// The plaintext length of each chunk, once decrypted.
+    lens: Result<Vec<usize>, Error>,
+}
+
+/// Threads that decrypt; made before a sandbox forbids new ones.
+#[derive(Debug)]
+pub struct Decryptor {
+    jobs: Option<Sender<Batch>>,
+    done: Receiver<Batch>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Decryptor {
+    /// Starts `threads_count` threads (at least one).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Stream`] when a thread cannot be started.
+    pub fn new(threads_count: usize) -> Result<Self, Error> {
+        let (jobs_tx, jobs_rx) = channel::<Batch>();
+        let (done_tx, done_rx) = channel::<Batch>();
+        let jobs_rx = Arc::new(Mutex::new(jobs_rx));
+        let mut threads = Vec::new();
+        for _ in 0..threads_count.max(1) {
+            let (jobs, done) = (Arc::clone(&jobs_rx), done_tx.clone());
+            let thread = thread::Builder::new().name("decrypt".to_owned());
+            let thread = thread
+                .spawn(move || work(&jobs, &done))
+                .map_err(|source| Error::Stream { action: "start a thread", source })?;
+            threads.push(thread);
+        }
+        Ok(Self { jobs: Some(jobs_tx), done: done_rx, threads })
+    }
+
+    /// Decrypts the payload behind `header` and writes it in order; returns its length.
+    ///
+    /// `progress` is called with the plaintext bytes written so far.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Chunk`], [`Error::Truncated`], [`Error::TrailingData`] or [`Error::Stream`]; what
+    /// was written until then must not be used.
+    pub fn decrypt(
+        &mut self,
+        source: Arc<dyn ReadAt>,
+        header: &Header,
+        key: &FileKey,
+        writer: &mut impl Write,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<u64, Error> {
+        let read = |source| Error::Stream { action: "read the encrypted file", source };
+        let file_len_bytes = source.len_bytes().map_err(read)?;
+        let layout = Layout::new(header.len_bytes(), file_len_bytes)?;
+        let mut nonce = [0; 16];
+        source.read_exact_at(&mut nonce, header.len_bytes()).map_err(read)?;
+        let key = derive(key, &nonce, b"payload");
+        let key = UnboundKey::new(&CHACHA20_POLY1305, &*key).expect("the key is 32 bytes");
+        let payload = Arc::new(Payload { source, key: LessSafeKey::new(key), layout });
+        self.run(&payload, writer, progress)
+    }
+
+    fn run(
+        &mut self,
+        payload: &Arc<Payload>,
+        writer: &mut impl Write,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<u64, Error> {
+        let jobs = self.jobs.as_ref().expect("the threads live as long as this value");
+        let mut firsts = (0..payload.layout.chunks_count).step_by(BATCH_COUNT);
+        let mut under_way = 0;
+        for first in firsts.by_ref().take(self.threads.len() * BATCHES_PER_THREAD) {
+            let buffer = Zeroizing::new(vec![0; BATCH_COUNT * SEALED_LEN_BYTES]);
+            let payload = Arc::clone(payload);
+            let batch = Batch { payload, first, buffer, lens: Ok(Vec::new()) };
+            jobs.send(batch).expect("the threads wait for jobs");
+            under_way += 1;
+        }
+        let mut waiting: Vec<Batch> = Vec::new();
+        let mut next = 0;
+        let mut written = Ok(0);
+        while under_way > 0 {
+            waiting.push(self.done.recv().expect("the threads give every batch back"));
+            while let Some(place) = waiting.iter().position(|batch| batch.first == next) {
+                let mut batch = waiting.swap_remove(place);
+                under_way -= 1;
+                next += BATCH_COUNT as u64;
+                written = written.and_then(|before| Ok(before + batch.write(writer)?));
+                let Ok(written_bytes) = written else {
+                    continue;
+                };
+                progress(written_bytes);
+                if let Some(first) = firsts.next() {
+                    batch.first = first;
+                    jobs.send(batch).expect("the threads wait for jobs");
+                    under_way += 1;
+                }
+            }
+        }
+        written
+    }
+}
+
+impl Drop for Decryptor {
+    fn drop(&mut self) {
+        self.jobs = None;
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so; there is nothing to add.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Batch {
+    /// Writes the plaintext; returns its length.
+    fn write(&mut self, writer: &mut impl Write) -> Result<u64, Error> {
+        let lens = std::mem::replace(&mut self.lens, Ok(Vec::new()))?;
+        let mut written_bytes = 0;
+        for (chunk, len) in self.buffer.chunks(SEALED_LEN_BYTES).zip(lens) {
+            let passed = writer.write_all(&chunk[..len]);
+            passed.map_err(|source| Error::Stream { action: "pass the model on", source })?;
+            written_bytes += len as u64;
+        }
+        Ok(written_bytes)
+    }
+}
+
+/// A thread's life: decrypt batches until there are no more.
+fn work(jobs: &Mutex<Receiver<Batch>>, done: &Sender<Batch>) {
+    loop {
+        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(mut batch) = job else {
+            return;
+        };
+        batch.lens = batch.payload.decrypt_batch(batch.first, &mut batch.buffer);
+        if done.send(batch).is_err() {
+            return;
+        }
+    }
+}
