@@ -5,4 +5,4 @@
 
 pub mod formats;
 
-pub use formats::TensorType;
+pub use formats::{TensorType, dequantize};

@@ -95,7 +95,7 @@ fn size_of(ty: TensorType, shape: &[u64], tensor: &Name) -> Result<u64, Error> {
     let len = shape.iter().try_fold(1_u64, |len, &dim| len.checked_mul(dim));
     let len = len.filter(|&len| i64::try_from(len).is_ok()).ok_or_else(too_large)?;
     let block_len = ty.block_len();
-    if shape[0] % block_len as u64 != 0 {
+    if !shape[0].is_multiple_of(block_len as u64) {
         return Err(Error::PartialBlock { tensor: tensor.clone(), cols: shape[0], block_len });
     }
     let size = (len / block_len as u64).checked_mul(ty.block_size() as u64);

@@ -4,7 +4,19 @@
 //! `block_size` bytes, little endian. Formats that hold no weights (plain integers, F64, the
 //! activation formats) and formats that GGML withdrew are known by name but not supported.
 //!
-//! Source: ggml `ggml.h` (`enum ggml_type`) and gguf-py `constants.py`.
+//! The code is our own; values are bit for bit those of gguf-py for every format: products and sums
+//! are rounded one by one, never fused.
+//!
+//! Source: ggml `ggml.h` (`enum ggml_type`), gguf-py `constants.py` and `quants.py`.
+
+mod four_bit;
+mod grids;
+mod k_quants;
+mod lattice;
+mod simple;
+mod ternary;
+#[cfg(test)]
+mod tests;
 
 /// A tensor format that the kernels can read.
 ///
@@ -168,7 +180,7 @@ impl TensorType {
     /// Nothing if the row is not a whole number of blocks or its size overflows.
     pub fn row_size(self, cols: usize) -> Option<usize> {
         let layout = self.layout();
-        if cols % layout.block_len != 0 {
+        if !cols.is_multiple_of(layout.block_len) {
             return None;
         }
         (cols / layout.block_len).checked_mul(layout.block_size)
@@ -185,27 +197,60 @@ pub fn unsupported_name(id: u32) -> Option<&'static str> {
     UNSUPPORTED.iter().find(|(known, _)| *known == id).map(|(_, name)| *name)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_lead_back_to_their_types() {
-        for ty in TensorType::all() {
-            assert_eq!(TensorType::from_id(ty.id()), Some(ty));
-            assert_eq!(format!("{ty:?}"), ty.name());
-            assert_eq!(unsupported_name(ty.id()), None);
-        }
-        for id in 0..200 {
-            assert!(TensorType::from_id(id).is_none() || unsupported_name(id).is_none(), "{id}");
-        }
+/// Writes the values of whole blocks.
+///
+/// Shapes: `blocks: [n * ty.block_size()]`, `out: [n * ty.block_len()]`.
+///
+/// # Panics
+///
+/// Panics if the lengths are otherwise.
+pub fn dequantize(ty: TensorType, blocks: &[u8], out: &mut [f32]) {
+    match ty {
+        TensorType::F32 => each(blocks, out, simple::f32_),
+        TensorType::F16 => each(blocks, out, simple::f16_),
+        TensorType::BF16 => each(blocks, out, simple::bf16_),
+        TensorType::Q4_0 => each(blocks, out, simple::q4_0),
+        TensorType::Q4_1 => each(blocks, out, simple::q4_1),
+        TensorType::Q5_0 => each(blocks, out, simple::q5_0),
+        TensorType::Q5_1 => each(blocks, out, simple::q5_1),
+        TensorType::Q8_0 => each(blocks, out, simple::q8_0),
+        TensorType::Q2_K => each(blocks, out, k_quants::q2_k),
+        TensorType::Q3_K => each(blocks, out, k_quants::q3_k),
+        TensorType::Q4_K => each(blocks, out, k_quants::q4_k),
+        TensorType::Q5_K => each(blocks, out, k_quants::q5_k),
+        TensorType::Q6_K => each(blocks, out, k_quants::q6_k),
+        TensorType::IQ2_XXS => each(blocks, out, lattice::iq2_xxs),
+        TensorType::IQ2_XS => each(blocks, out, lattice::iq2_xs),
+        TensorType::IQ2_S => each(blocks, out, lattice::iq2_s),
+        TensorType::IQ3_XXS => each(blocks, out, lattice::iq3_xxs),
+        TensorType::IQ3_S => each(blocks, out, lattice::iq3_s),
+        TensorType::IQ1_S => each(blocks, out, lattice::iq1_s),
+        TensorType::IQ1_M => each(blocks, out, lattice::iq1_m),
+        TensorType::IQ4_NL => each(blocks, out, four_bit::iq4_nl),
+        TensorType::IQ4_XS => each(blocks, out, four_bit::iq4_xs),
+        TensorType::MXFP4 => each(blocks, out, four_bit::mxfp4),
+        TensorType::NVFP4 => each(blocks, out, four_bit::nvfp4),
+        TensorType::TQ1_0 => each(blocks, out, ternary::tq1_0),
+        TensorType::TQ2_0 => each(blocks, out, ternary::tq2_0),
     }
+}
 
-    #[test]
-    fn a_row_is_whole_blocks_or_nothing() {
-        assert_eq!(TensorType::Q4_K.row_size(512), Some(288));
-        assert_eq!(TensorType::Q4_K.row_size(511), None);
-        assert_eq!(TensorType::F32.row_size(usize::MAX), None);
-        assert_eq!(TensorType::Q8_0.row_size(0), Some(0));
+/// Runs `decode` over each block of `SIZE` bytes and `LEN` values.
+fn each<const SIZE: usize, const LEN: usize>(
+    blocks: &[u8],
+    out: &mut [f32],
+    decode: impl Fn(&[u8; SIZE], &mut [f32; LEN]),
+) {
+    let (blocks, rest) = blocks.as_chunks::<SIZE>();
+    assert!(rest.is_empty(), "the bytes are whole blocks");
+    let (out, rest) = out.as_chunks_mut::<LEN>();
+    assert!(rest.is_empty() && out.len() == blocks.len(), "the output has a place for each value");
+    for (block, out) in blocks.iter().zip(out) {
+        decode(block, out);
     }
+}
+
+/// Returns the 16-bit float at byte `at`.
+fn f16_at(block: &[u8], at: usize) -> f32 {
+    half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
