@@ -4,5 +4,21 @@
 //! meaning of the operation, and every other version is tested against it.
 
 pub mod formats;
+mod gemm;
+#[cfg(test)]
+mod gemm_tests;
+mod isa;
+mod packed;
+mod packed_source;
+mod pool;
+mod quantize;
+mod reference;
 
 pub use formats::{TensorType, dequantize};
+pub use gemm::{Precision, Product, gemm};
+#[cfg(target_arch = "x86_64")]
+pub use isa::{Avx2Fma, Avx512Vnni};
+pub use isa::{Isa, IsaError};
+pub use packed::{Packed, pack, packed_size};
+pub use pool::Pool;
+pub use quantize::Activations;

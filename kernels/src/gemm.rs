@@ -1,0 +1,362 @@
+//! Matrix products: `out[t, r] = Σ_k weights[r, k] * x[t, k]`.
+//!
+//! One product is the sum of one (row, token) in one lane with the columns in order, so it does
+//! not depend on the number of tokens, on the other rows, on threads or on the instruction set.
+//! With [`Precision::Int8`] and an integer format, for each sub-block of columns:
+//!
+//! ```text
+//! dot  = Σ (byte - zero) * quant            exact, in integers
+//! sum  = fma(dot * x_scale, scale, sum)     x_scale: of 32 columns; scale: of the sub-block
+//! sum  = fma(x_scale * Σ quant, minimum, sum)      if the format has minima
+//! ```
+//!
+//! Otherwise `sum = fma(weight, x, sum)` for each column, with the exact weight.
+
+use crate::isa::Isa;
+use crate::packed::{BLOCK_LEN, Form, IntForm, IntTile, Packed, Scales, TILE_ROWS};
+use crate::pool::{Disjoint, Pool};
+use crate::quantize::{Activations, PANEL_TOKENS, Panel, StartsNeeded};
+use crate::reference;
+
+/// How activations take part in a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// As 32-bit floats, against the exact weights: the exact mode.
+    F32,
+    /// As bytes with a scale for 32 columns, where the format of the weights is an integer
+    /// format of the packed layout; as 32-bit floats elsewhere.
+    Int8,
+}
+
+/// One matrix of a call.
+pub struct Product<'a> {
+    /// `[rows, cols]`
+    pub weights: Packed<'a>,
+    /// `[tokens, rows]`
+    pub out: &'a mut [f32],
+}
+
+/// Tiles that are worked on together: a unit. Each activation that is read serves both.
+pub(crate) const UNIT_TILES: usize = 2;
+/// Rows of a unit.
+pub(crate) const UNIT_ROWS: usize = UNIT_TILES * TILE_ROWS;
+/// The sums of one token.
+pub(crate) type Sums = [f32; UNIT_ROWS];
+/// A vector of one value for each row of a tile.
+pub(crate) type Lanes = [f32; TILE_ROWS];
+
+/// Blocks of an [`IntChunk`]: its 16 KB of bytes stay in the first-level cache.
+pub(crate) const INT_CHUNK_BLOCKS: usize = 16;
+/// Columns of a [`FloatChunk`]: at least one block of every format.
+pub(crate) const FLOAT_CHUNK_COLS: usize = 256;
+/// Tokens whose sums are kept while the chunks of a unit go by: 66 KB.
+const TOKENS_MAX: usize = 86 * PANEL_TOKENS;
+/// The same for small batches, where clearing 66 KB would be felt.
+const TOKENS_FEW: usize = 2 * PANEL_TOKENS;
+/// Products that share a parallel region.
+const REGION_PRODUCTS: usize = 8;
+
+/// Unpacked columns of a unit in an integer format.
+#[repr(C, align(64))]
+pub(crate) struct IntChunk {
+    /// `[tile][column / 4][row][4]`
+    pub(crate) bytes: [[[u8; 64]; INT_CHUNK_BLOCKS * 8]; UNIT_TILES],
+    /// `[tile][sub-block]`
+    pub(crate) scales: [[Lanes; INT_CHUNK_BLOCKS * 2]; UNIT_TILES],
+    /// `[tile][block]`
+    pub(crate) mins: [[Lanes; INT_CHUNK_BLOCKS]; UNIT_TILES],
+}
+
+impl IntChunk {
+    pub(crate) fn zeroed() -> Self {
+        Self {
+            bytes: [[[0; 64]; INT_CHUNK_BLOCKS * 8]; UNIT_TILES],
+            scales: [[[0.0; TILE_ROWS]; INT_CHUNK_BLOCKS * 2]; UNIT_TILES],
+            mins: [[[0.0; TILE_ROWS]; INT_CHUNK_BLOCKS]; UNIT_TILES],
+        }
+    }
+}
+
+/// Unpacked columns of a unit as floats.
+#[repr(C, align(64))]
+pub(crate) struct FloatChunk {
+    /// `[tile][column]`
+    pub(crate) weights: [[Lanes; FLOAT_CHUNK_COLS]; UNIT_TILES],
+}
+
+/// A range of the columns of one tile.
+#[derive(Clone, Copy)]
+pub(crate) enum TileCols<'a> {
+    Int(IntTile<'a>),
+    /// `[column][row]`
+    F32(&'a [u8]),
+    /// `[column][row]`
+    F16(&'a [u8]),
+    /// `[column][row]`
+    Bf16(&'a [u8]),
+    /// Matrix, first row, first column.
+    Rows(&'a Packed<'a>, usize, usize),
+}
+
+/// What an instruction set implements. Lengths and shapes are the driver's duty; an
+/// implementation checks those that its pointers rely on.
+pub(crate) trait Kernel: Copy + Sync {
+    /// Unpacks blocks of a tile into `chunk`, as tile `index` of its unit.
+    fn unpack_int(self, tile: &IntTile<'_>, chunk: &mut IntChunk, index: usize);
+
+    /// Adds the first blocks of `chunk` times `panel` to `sums: [panel.width]`.
+    fn multiply_int(
+        self,
+        scales: Scales,
+        tiles: usize,
+        chunk: &IntChunk,
+        panel: &Panel<'_>,
+        sums: &mut [Sums],
+    );
+
+    /// Computes whole tiles for one token, straight from the packed bytes.
+    fn multiply_one(self, tiles: &[IntTile<'_>], panel: &Panel<'_>, sums: &mut Sums);
+
+    /// Unpacks `len` columns of a tile to floats.
+    fn unpack_float(self, tile: &TileCols<'_>, len: usize, chunk: &mut FloatChunk, index: usize);
+
+    /// Adds the first columns of `chunk` times the tokens `x` to `sums: [x.len()]`.
+    fn multiply_float(self, tiles: usize, chunk: &FloatChunk, x: &[&[f32]], sums: &mut [Sums]);
+}
+
+/// Multiplies several matrices by the same activations, in one parallel region.
+///
+/// Shapes: `x: [tokens, cols]`, each `out: [tokens, rows]`.
+/// Allocates nothing.
+///
+/// # Panics
+///
+/// Panics if a shape does not fit or is larger than `scratch` was made for.
+pub fn gemm(
+    pool: &Pool,
+    isa: Isa,
+    precision: Precision,
+    scratch: &mut Activations,
+    x: &[f32],
+    tokens: usize,
+    products: &mut [Product<'_>],
+) {
+    if tokens == 0 || products.is_empty() {
+        return;
+    }
+    let cols = x.len() / tokens;
+    assert_eq!(x.len(), tokens * cols, "x is whole rows");
+    assert!(cols <= scratch.cols_max() && tokens <= scratch.tokens_max(), "scratch is too small");
+    let mut needed = None::<StartsNeeded>;
+    for product in &*products {
+        assert_eq!(product.weights.cols(), cols, "x and the weights have the same columns");
+        assert_eq!(product.out.len(), tokens * product.weights.rows(), "out is [tokens, rows]");
+        if let (Form::Int(form), Precision::Int8) = (product.weights.form(), precision) {
+            needed.get_or_insert_default().add(form);
+        }
+    }
+    if cols == 0 {
+        products.iter_mut().for_each(|product| product.out.fill(0.0));
+        return;
+    }
+    if let Some(needed) = needed {
+        scratch.quantize(pool, needed, x, cols);
+    }
+    let input = Input { precision, quantized: scratch, x, tokens, cols };
+    for products in products.chunks_mut(REGION_PRODUCTS) {
+        let (Isa::Reference | Isa::Avx2(_) | Isa::Avx512(_)) = isa;
+        run_region(pool, reference::Plain, &input, products);
+    }
+}
+
+/// The right-hand side of a call.
+struct Input<'a> {
+    precision: Precision,
+    quantized: &'a Activations,
+    /// `[tokens, cols]`
+    x: &'a [f32],
+    tokens: usize,
+    cols: usize,
+}
+
+/// A product whose output is shared by the threads, cut into tasks.
+struct Target<'a> {
+    weights: Packed<'a>,
+    out: Disjoint<'a, f32>,
+    units_a_task: usize,
+}
+
+impl Target<'_> {
+    fn units(&self) -> usize {
+        self.weights.tiles().div_ceil(UNIT_TILES)
+    }
+
+    fn tasks(&self) -> usize {
+        self.units().div_ceil(self.units_a_task)
+    }
+}
+
+fn run_region<K: Kernel>(pool: &Pool, kernel: K, input: &Input<'_>, products: &mut [Product<'_>]) {
+    let mut targets = [const { None }; REGION_PRODUCTS];
+    for (target, product) in targets.iter_mut().zip(products) {
+        let units = product.weights.tiles().div_ceil(UNIT_TILES);
+        *target = Some(Target {
+            weights: product.weights,
+            out: Disjoint::new(product.out),
+            // Enough tasks to even out the threads, few enough to keep the counter cool.
+            units_a_task: (units / (pool.threads() * 8)).clamp(1, 8),
+        });
+    }
+    let n_tasks = targets.iter().flatten().map(Target::tasks).sum();
+    pool.run(n_tasks, &|mut task| {
+        for target in targets.iter().flatten() {
+            let tasks = target.tasks();
+            if task >= tasks {
+                task -= tasks;
+                continue;
+            }
+            let first = task * target.units_a_task;
+            for unit in first..target.units().min(first + target.units_a_task) {
+                run_unit(kernel, input, target, unit);
+            }
+            return;
+        }
+    });
+}
+
+fn run_unit<K: Kernel>(kernel: K, input: &Input<'_>, target: &Target<'_>, unit: usize) {
+    match (target.weights.form(), input.precision) {
+        (Form::Int(form), Precision::Int8) if input.tokens == 1 => {
+            run_one(kernel, form, input, target, unit);
+        }
+        (Form::Int(form), Precision::Int8) if input.tokens <= TOKENS_FEW => {
+            run_int::<TOKENS_FEW, K>(kernel, form, input, target, unit);
+        }
+        (Form::Int(form), Precision::Int8) => {
+            run_int::<TOKENS_MAX, K>(kernel, form, input, target, unit);
+        }
+        _ if input.tokens <= TOKENS_FEW => run_float::<TOKENS_FEW, K>(kernel, input, target, unit),
+        _ => run_float::<TOKENS_MAX, K>(kernel, input, target, unit),
+    }
+}
+
+/// Returns the integer tiles of a unit, and how many there are.
+fn int_tiles<'a>(weights: &Packed<'a>, unit: usize) -> ([Option<IntTile<'a>>; UNIT_TILES], usize) {
+    let first = unit * UNIT_TILES;
+    let tiles = UNIT_TILES.min(weights.tiles() - first);
+    let tile = |i: usize| if i < tiles { weights.int_tile(first + i) } else { None };
+    (core::array::from_fn(tile), tiles)
+}
+
+/// One token times a unit of integer weights.
+fn run_one<K: Kernel>(
+    kernel: K,
+    form: IntForm,
+    input: &Input<'_>,
+    target: &Target<'_>,
+    unit: usize,
+) {
+    let mut sums = [0.0; UNIT_ROWS];
+    let panel = input.quantized.panel(form, 1, input.cols, 0);
+    match int_tiles(&target.weights, unit) {
+        ([Some(first), Some(second)], _) => {
+            kernel.multiply_one(&[first, second], &panel, &mut sums);
+        }
+        ([Some(first), None], _) => kernel.multiply_one(&[first], &panel, &mut sums),
+        _ => unreachable!("an integer form has integer tiles"),
+    }
+    store(target, unit, 0, &[sums]);
+}
+
+/// Many tokens times a unit of integer weights: each chunk is unpacked once for all of them.
+fn run_int<const TOKENS: usize, K: Kernel>(
+    kernel: K,
+    form: IntForm,
+    input: &Input<'_>,
+    target: &Target<'_>,
+    unit: usize,
+) {
+    let mut chunk = IntChunk::zeroed();
+    let (unit_tiles, tiles) = int_tiles(&target.weights, unit);
+    let blocks = input.cols / BLOCK_LEN;
+    for first_token in (0..input.tokens).step_by(TOKENS) {
+        let mut sums = [[0.0; UNIT_ROWS]; TOKENS];
+        let sums = &mut sums[..TOKENS.min(input.tokens - first_token)];
+        for start in (0..blocks).step_by(INT_CHUNK_BLOCKS) {
+            let len = INT_CHUNK_BLOCKS.min(blocks - start);
+            for (index, tile) in unit_tiles.iter().flatten().enumerate() {
+                kernel.unpack_int(&tile.blocks(start..start + len), &mut chunk, index);
+            }
+            for (i, sums) in sums.chunks_mut(PANEL_TOKENS).enumerate() {
+                let first = first_token + i * PANEL_TOKENS;
+                let panel = input.quantized.panel(form, input.tokens, input.cols, first);
+                let panel = panel.blocks(form.scales, start, len);
+                kernel.multiply_int(form.scales, tiles, &chunk, &panel, sums);
+            }
+        }
+        store(target, unit, first_token, sums);
+    }
+}
+
+/// Any number of tokens as floats times a unit of any weights.
+fn run_float<const TOKENS: usize, K: Kernel>(
+    kernel: K,
+    input: &Input<'_>,
+    target: &Target<'_>,
+    unit: usize,
+) {
+    let cols = input.cols;
+    let mut chunk = FloatChunk { weights: [[[0.0; TILE_ROWS]; FLOAT_CHUNK_COLS]; UNIT_TILES] };
+    let first_tile = unit * UNIT_TILES;
+    let tiles = UNIT_TILES.min(target.weights.tiles() - first_tile);
+    for first_token in (0..input.tokens).step_by(TOKENS) {
+        let mut sums = [[0.0; UNIT_ROWS]; TOKENS];
+        let sums = &mut sums[..TOKENS.min(input.tokens - first_token)];
+        for start in (0..cols).step_by(FLOAT_CHUNK_COLS) {
+            let len = FLOAT_CHUNK_COLS.min(cols - start);
+            for index in 0..tiles {
+                let tile = tile_cols(&target.weights, first_tile + index, start, len);
+                kernel.unpack_float(&tile, len, &mut chunk, index);
+            }
+            for (i, sums) in sums.chunks_mut(PANEL_TOKENS).enumerate() {
+                let first = first_token + i * PANEL_TOKENS;
+                let row = |i: usize| match first + i {
+                    token if i < sums.len() => &input.x[token * cols + start..][..len],
+                    _ => &[],
+                };
+                let x: [&[f32]; PANEL_TOKENS] = core::array::from_fn(row);
+                kernel.multiply_float(tiles, &chunk, &x[..sums.len()], sums);
+            }
+        }
+        store(target, unit, first_token, sums);
+    }
+}
+
+/// Returns a range of the columns of a tile.
+fn tile_cols<'a>(weights: &'a Packed<'a>, tile: usize, start: usize, len: usize) -> TileCols<'a> {
+    let floats = |size: usize| {
+        &weights.tile_bytes(tile)[start * TILE_ROWS * size..][..len * TILE_ROWS * size]
+    };
+    match weights.form() {
+        Form::Int(_) => {
+            let tile = weights.int_tile(tile).expect("the form is an integer form");
+            TileCols::Int(tile.blocks(start / BLOCK_LEN..(start + len) / BLOCK_LEN))
+        }
+        Form::F32 => TileCols::F32(floats(4)),
+        Form::F16 => TileCols::F16(floats(2)),
+        Form::Bf16 => TileCols::Bf16(floats(2)),
+        Form::Rows => TileCols::Rows(weights, tile * TILE_ROWS, start),
+    }
+}
+
+/// Writes the sums of some tokens, without the rows that fill up the last tile.
+fn store(target: &Target<'_>, unit: usize, first_token: usize, sums: &[Sums]) {
+    let rows = target.weights.rows();
+    let first_row = unit * UNIT_ROWS;
+    let len = UNIT_ROWS.min(rows - first_row);
+    for (i, sums) in sums.iter().enumerate() {
+        // SAFETY: a unit is the work of one task, and these are the outputs of its rows alone.
+        let out = unsafe { target.out.part((first_token + i) * rows + first_row, len) };
+        out.copy_from_slice(&sums[..len]);
+    }
+}

@@ -1,0 +1,307 @@
+//! Matrix products: every instruction set gives the bits of the reference, and the reference is
+//! within a derived distance of the exact product.
+
+use crate::formats::dequantize;
+use crate::packed::Form;
+use crate::{
+    Activations, Isa, Packed, Pool, Precision, Product, TensorType, gemm, pack, packed_size,
+};
+
+/// A small generator of test data (PCG's multiplier, upper bits).
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
+        (self.0 >> 32) as u32
+    }
+
+    /// In `-1.0..1.0`.
+    fn unit(&mut self) -> f32 {
+        self.bits() as f32 / 2_147_483_648.0 - 1.0
+    }
+
+    /// Activations as models have them: most small, a few outliers, a block of zeros.
+    fn activations(&mut self, len: usize) -> Vec<f32> {
+        let mut x: Vec<f32> = (0..len)
+            .map(|_| self.unit() * if self.bits().is_multiple_of(64) { 30.0 } else { 1.0 })
+            .collect();
+        if len >= 96 {
+            x[32..64].fill(0.0);
+        }
+        x
+    }
+
+    /// Blocks of any content whose weights are numbers of sane size.
+    fn blocks(&mut self, ty: TensorType, count: usize) -> Vec<u8> {
+        let mut weights = vec![0.0; ty.block_len()];
+        let mut all = Vec::new();
+        while all.len() < count * ty.block_size() {
+            let mut block: Vec<u8> = (0..ty.block_size()).map(|_| self.bits() as u8).collect();
+            self.set_scales(ty, &mut block);
+            dequantize(ty, &block, &mut weights);
+            if weights.iter().all(|weight| weight.abs() < 100.0) {
+                all.extend_from_slice(&block);
+            }
+        }
+        all
+    }
+
+    /// Gives the formats with an integer form scales near 0.01, of either sign.
+    fn set_scales(&mut self, ty: TensorType, block: &mut [u8]) {
+        let Form::Int(form) = Form::of(ty) else { return };
+        let mut set = |at: usize| {
+            let scale = half::f16::from_f32(self.unit() * 0.02);
+            block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+        };
+        set(if ty == TensorType::Q6_K { 208 } else { 0 });
+        if form.scales.has_min() {
+            set(2);
+        }
+    }
+}
+
+struct Matrix {
+    ty: TensorType,
+    rows: usize,
+    cols: usize,
+    source: Vec<u8>,
+    packed: Vec<u8>,
+}
+
+impl Matrix {
+    fn random(random: &mut Random, ty: TensorType, rows: usize, cols: usize) -> Self {
+        let source = random.blocks(ty, rows * cols / ty.block_len());
+        let mut packed = vec![0xAA; packed_size(ty, rows, cols).unwrap()];
+        pack(ty, rows, cols, &source, &mut packed);
+        Self { ty, rows, cols, source, packed }
+    }
+
+    fn view(&self) -> Packed<'_> {
+        Packed::new(self.ty, self.rows, self.cols, &self.packed).unwrap()
+    }
+
+    fn weights(&self) -> Vec<f32> {
+        let mut weights = vec![0.0; self.rows * self.cols];
+        dequantize(self.ty, &self.source, &mut weights);
+        weights
+    }
+
+    fn times(&self, pool: &Pool, isa: Isa, precision: Precision, x: &[f32]) -> Vec<f32> {
+        let tokens = x.len() / self.cols;
+        let mut out = vec![f32::NAN; tokens * self.rows];
+        let mut scratch = Activations::new(self.cols, tokens);
+        let product = Product { weights: self.view(), out: &mut out };
+        gemm(pool, isa, precision, &mut scratch, x, tokens, &mut [product]);
+        out
+    }
+}
+
+fn bits(floats: &[f32]) -> Vec<u32> {
+    floats.iter().map(|float| float.to_bits()).collect()
+}
+
+/// Column counts: one block, a few, and across the border of a chunk.
+fn column_counts(ty: TensorType) -> Vec<usize> {
+    match ty.block_len() {
+        1 => vec![1, 7, 40, 256, 300],
+        256 => vec![256, 768, 1280],
+        len => {
+            vec![len, 3 * len, 544_usize.next_multiple_of(len), 1056_usize.next_multiple_of(len)]
+        }
+    }
+}
+
+#[test]
+fn a_packed_row_unpacks_to_the_weights() {
+    let mut random = Random(1);
+    for ty in TensorType::all() {
+        for cols in column_counts(ty) {
+            for rows in [1, 16, 35] {
+                let matrix = Matrix::random(&mut random, ty, rows, cols);
+                let weights = matrix.weights();
+                for (row, want) in weights.chunks_exact(cols).enumerate() {
+                    let mut got = vec![0.0; cols];
+                    matrix.view().unpack_row(row, &mut got);
+                    assert_eq!(bits(&got), bits(want), "{ty:?} {rows}x{cols} row {row}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_packed_size_is_whole_lines_and_never_overflows() {
+    for ty in TensorType::all() {
+        let cols = ty.block_len() * 3;
+        let size = packed_size(ty, 33, cols).unwrap();
+        assert_eq!(size % 64, 0);
+        assert!(size >= 33 * ty.row_size(cols).unwrap());
+        assert!(Packed::new(ty, 33, cols, &vec![0; size]).is_some());
+        assert!(Packed::new(ty, 33, cols, &vec![0; size - 1]).is_none());
+        assert_eq!(packed_size(ty, usize::MAX, cols), None);
+        assert_eq!(packed_size(ty, 1 << 40, usize::MAX / ty.block_len() * ty.block_len()), None);
+    }
+    assert_eq!(packed_size(TensorType::Q4_K, 16, 255), None);
+}
+
+#[test]
+fn every_instruction_set_gives_the_bits_of_the_reference() {
+    let pools = [Pool::new(1), Pool::new(2), Pool::new(3)];
+    let mut random = Random(2);
+    for ty in TensorType::all() {
+        for (i, cols) in column_counts(ty).into_iter().enumerate() {
+            let rows = [17, 50, 1, 33, 16][i];
+            let matrix = Matrix::random(&mut random, ty, rows, cols);
+            let x = random.activations(33 * cols);
+            for precision in [Precision::Int8, Precision::F32] {
+                let want = matrix.times(&pools[0], Isa::Reference, precision, &x);
+                for isa in Isa::available() {
+                    for tokens in (1..=9).chain([33]) {
+                        let got =
+                            matrix.times(&pools[tokens % 3], isa, precision, &x[..tokens * cols]);
+                        // Every batch is the start of the largest: nothing depends on the batch.
+                        assert_eq!(
+                            bits(&got),
+                            bits(&want[..tokens * rows]),
+                            "{ty:?} {rows}x{cols} {precision:?} {} tokens {tokens}",
+                            isa.name()
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_larger_than_a_chunk_of_tokens_is_the_same() {
+    let mut random = Random(3);
+    for ty in [TensorType::Q5_0, TensorType::Q4_1, TensorType::F16] {
+        let matrix = Matrix::random(&mut random, ty, 18, 64);
+        let x = random.activations(520 * 64);
+        for precision in [Precision::Int8, Precision::F32] {
+            let want = matrix.times(&Pool::new(1), Isa::Reference, precision, &x);
+            let last = matrix.times(&Pool::new(1), Isa::Reference, precision, &x[519 * 64..]);
+            assert_eq!(bits(&last), bits(&want[519 * 18..]));
+            for isa in Isa::available() {
+                let got = matrix.times(&Pool::new(2), isa, precision, &x);
+                assert_eq!(bits(&got), bits(&want), "{ty:?} {}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn many_products_of_mixed_formats_share_a_region() {
+    let mut random = Random(4);
+    let pool = Pool::new(2);
+    let matrices: Vec<Matrix> =
+        TensorType::all().map(|ty| Matrix::random(&mut random, ty, 20, 256)).collect();
+    let x = random.activations(2 * 256);
+    for isa in Isa::available() {
+        let mut outs = vec![vec![f32::NAN; 2 * 20]; matrices.len()];
+        let mut products: Vec<Product<'_>> = matrices
+            .iter()
+            .zip(&mut outs)
+            .map(|(matrix, out)| Product { weights: matrix.view(), out })
+            .collect();
+        let mut scratch = Activations::new(256, 2);
+        gemm(&pool, isa, Precision::Int8, &mut scratch, &x, 2, &mut products);
+        for (matrix, out) in matrices.iter().zip(&outs) {
+            let want = matrix.times(&pool, Isa::Reference, Precision::Int8, &x);
+            assert_eq!(bits(out), bits(&want), "{:?} {}", matrix.ty, isa.name());
+        }
+    }
+}
+
+#[test]
+fn a_reused_scratch_leaves_nothing_behind() {
+    let mut random = Random(5);
+    let pool = Pool::new(1);
+    let mut scratch = Activations::new(512, 9);
+    for isa in Isa::available() {
+        for (cols, tokens) in [(512, 9), (256, 1), (512, 2), (256, 8)] {
+            let matrix = Matrix::random(&mut random, TensorType::Q6_K, 19, cols);
+            let x = random.activations(tokens * cols);
+            let mut out = vec![f32::NAN; tokens * 19];
+            let product = Product { weights: matrix.view(), out: &mut out };
+            gemm(&pool, isa, Precision::Int8, &mut scratch, &x, tokens, &mut [product]);
+            assert_eq!(bits(&out), bits(&matrix.times(&pool, isa, Precision::Int8, &x)));
+        }
+    }
+}
+
+/// The distance to the exact product is at most what rounding activations to bytes can cost, plus
+/// what rounding each fold can.
+#[test]
+fn products_are_within_the_derived_distance_of_the_exact_ones() {
+    let mut random = Random(6);
+    let pool = Pool::new(1);
+    for ty in TensorType::all() {
+        let (rows, cols) = (21, if ty.block_len() == 1 { 320 } else { 1280 });
+        let matrix = Matrix::random(&mut random, ty, rows, cols);
+        let weights = matrix.weights();
+        let x = random.activations(2 * cols);
+        for precision in [Precision::F32, Precision::Int8] {
+            let got = matrix.times(&pool, Isa::Reference, precision, &x);
+            let is_int = precision == Precision::Int8 && matches!(Form::of(ty), Form::Int(_));
+            for (i, got) in got.iter().enumerate() {
+                let (x, w) = (&x[i / rows * cols..][..cols], &weights[i % rows * cols..][..cols]);
+                let exact: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                let bound = if is_int {
+                    int8_bound(&matrix, i % rows, x, w)
+                } else {
+                    let sum: f64 = x.iter().zip(w).map(|(x, w)| f64::from((x * w).abs())).sum();
+                    cols as f64 * f64::from(f32::EPSILON) * sum
+                };
+                let error = (f64::from(*got) - exact).abs();
+                assert!(error <= bound, "{ty:?} {precision:?} {i}: {error} over {bound}");
+            }
+        }
+    }
+}
+
+/// Half a step of each activation times its weight, and half an ulp of all terms for each fold.
+fn int8_bound(matrix: &Matrix, row: usize, x: &[f32], weights: &[f32]) -> f64 {
+    let view = matrix.view();
+    let tile = view.int_tile(row / 16).unwrap();
+    let sub_len = tile.form.scales.sub_len();
+    let (mut steps, mut terms) = (0.0, 0.0);
+    for (block, (x, weights)) in x.chunks_exact(32).zip(weights.chunks_exact(32)).enumerate() {
+        let largest = x.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+        // The scale is rounded up to 16 bits.
+        let step = f64::from(largest) / 127.0 * (1.0 + 2.0_f64.powi(-15));
+        for (i, (x, weight)) in x.iter().zip(weights).enumerate() {
+            let (_, min) = tile.scale_and_min(row % 16, (block * 32 + i) / sub_len);
+            steps += step * 0.500_01 * f64::from(weight.abs());
+            terms += (f64::from(x.abs()) + step) * f64::from((weight - min).abs() + min.abs());
+        }
+    }
+    let folds = x.len() / sub_len * 3 + 3;
+    steps + folds as f64 * 2.0_f64.powi(-24) * terms
+}
+
+#[test]
+fn outliers_of_one_block_do_not_reach_the_next() {
+    let pool = Pool::new(1);
+    let mut random = Random(7);
+    let matrix = Matrix::random(&mut random, TensorType::Q4_K, 16, 512);
+    let mut x = vec![0.001; 512];
+    let small = matrix.times(&pool, Isa::detect(), Precision::Int8, &x);
+    x[0] = f32::NAN;
+    let poisoned = matrix.times(&pool, Isa::detect(), Precision::Int8, &x);
+    assert!(small.iter().all(|value| value.is_finite()));
+    assert!(poisoned.iter().all(|value| value.is_nan()));
+}
+
+#[test]
+#[should_panic(expected = "x and the weights have the same columns")]
+fn a_wrong_shape_is_a_programming_error() {
+    let matrix = Matrix::random(&mut Random(8), TensorType::Q8_0, 16, 64);
+    let mut out = vec![0.0; 16];
+    let product = Product { weights: matrix.view(), out: &mut out };
+    let mut scratch = Activations::new(64, 1);
+    let x = [0.0; 32];
+    gemm(&Pool::new(1), Isa::Reference, Precision::Int8, &mut scratch, &x, 1, &mut [product]);
+}

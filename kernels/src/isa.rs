@@ -1,0 +1,143 @@
+//! Which instruction set the kernels may use.
+
+use core::fmt;
+
+/// An instruction set, chosen once when the engine starts.
+///
+/// Variants other than `Reference` hold a proof that the CPU has the features,
+/// so a kernel that takes the proof is out of reach on a CPU that lacks them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// Plain Rust; runs everywhere.
+    Reference,
+    /// AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2Fma),
+    /// AVX-512 with byte operations and VNNI.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512Vnni),
+}
+
+/// Why an instruction set cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IsaError {
+    /// No instruction set has this name.
+    Unknown,
+    /// This CPU lacks it.
+    Unavailable(&'static str),
+}
+
+impl fmt::Display for IsaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => write!(f, "unknown instruction set; known: {}", Isa::NAMES.join(", ")),
+            Self::Unavailable(name) => write!(f, "this CPU lacks the instruction set {name}"),
+        }
+    }
+}
+
+impl core::error::Error for IsaError {}
+
+impl Isa {
+    /// The names that [`Isa::by_name`] knows, slowest first.
+    pub const NAMES: [&'static str; 3] = ["reference", "avx2", "avx512"];
+
+    /// Returns the fastest instruction set of this CPU.
+    #[must_use]
+    pub fn detect() -> Self {
+        Self::available().pop().unwrap_or(Self::Reference)
+    }
+
+    /// Returns every instruction set of this CPU, slowest first.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        Self::NAMES.iter().filter_map(|name| Self::by_name(name).ok()).collect()
+    }
+
+    /// Returns the instruction set of that name.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the name is unknown or this CPU lacks it.
+    pub fn by_name(name: &str) -> Result<Self, IsaError> {
+        match name {
+            "reference" => Ok(Self::Reference),
+            #[cfg(target_arch = "x86_64")]
+            "avx2" => Avx2Fma::detect().map(Self::Avx2).ok_or(IsaError::Unavailable("avx2")),
+            #[cfg(target_arch = "x86_64")]
+            "avx512" => {
+                Avx512Vnni::detect().map(Self::Avx512).ok_or(IsaError::Unavailable("avx512"))
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            "avx2" => Err(IsaError::Unavailable("avx2")),
+            #[cfg(not(target_arch = "x86_64"))]
+            "avx512" => Err(IsaError::Unavailable("avx512")),
+            _ => Err(IsaError::Unknown),
+        }
+    }
+
+    /// Returns the name, as [`Isa::by_name`] takes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reference => "reference",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => "avx512",
+        }
+    }
+}
+
+/// Proof that the CPU has AVX2, FMA and F16C.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx2Fma(());
+
+#[cfg(target_arch = "x86_64")]
+impl Avx2Fma {
+    fn detect() -> Option<Self> {
+        (is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c"))
+        .then_some(Self(()))
+    }
+}
+
+/// Proof that the CPU has AVX-512 F, BW, VL, DQ and VNNI, and all that [`Avx2Fma`] proves.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx512Vnni(());
+
+#[cfg(target_arch = "x86_64")]
+impl Avx512Vnni {
+    fn detect() -> Option<Self> {
+        let wide = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vnni");
+        (wide && Avx2Fma::detect().is_some()).then_some(Self(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_available_set_is_found_by_its_name() {
+        let available = Isa::available();
+        assert_eq!(available[0], Isa::Reference);
+        assert_eq!(available.last(), Some(&Isa::detect()));
+        for isa in available {
+            assert_eq!(Isa::by_name(isa.name()), Ok(isa));
+        }
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused() {
+        assert_eq!(Isa::by_name("sse9"), Err(IsaError::Unknown));
+        assert_eq!(Isa::by_name(""), Err(IsaError::Unknown));
+    }
+}

@@ -1,0 +1,297 @@
+//! Activations as signed bytes: what a fast product reads instead of the floats.
+//!
+//! Each 32 columns of a token share a scale: `x ≈ scale * quant`, `quant` in `-127..=127`. Tokens
+//! lie in panels of [`PANEL_TOKENS`] (the last one narrower), and inside a panel everything that
+//! a step of a kernel reads for the panel's tokens is contiguous.
+
+use crate::packed::{BLOCK_LEN, IntForm, Scales};
+use crate::pool::{Disjoint, Pool};
+
+/// Tokens that a kernel works on at a time: with two row vectors they fill 24 of 32 registers.
+pub(crate) const PANEL_TOKENS: usize = 6;
+
+/// 1.5 × 2^23. A float whose bits are `MAGIC_BITS + i` has the value `MAGIC + i` for
+/// `|i| < 2^22`, so an integer sum that starts at `MAGIC_BITS` needs no conversion: the fused
+/// `sum * scale - MAGIC * scale` is `i * scale` rounded once, because a scale has 16 significant
+/// bits and `MAGIC * scale` is therefore exact.
+pub(crate) const MAGIC: f32 = 12_582_912.0;
+/// The bits of [`MAGIC`].
+pub(crate) const MAGIC_BITS: i32 = 0x4B40_0000;
+
+/// A block whose largest magnitude is below this is all zeros.
+const MAGNITUDE_MIN: f32 = 1e-30;
+/// A block whose largest magnitude is not below this, or that holds a NaN, has the scale NaN.
+const MAGNITUDE_MAX: f32 = 1e30;
+
+/// Which values an integer sum starts from: `MAGIC_BITS - zero * sum of the quants`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StartKind {
+    zero: i32,
+    sub_len: usize,
+}
+
+/// One for each form of weights with a zero byte, in the order of `Activations::starts`.
+const START_KINDS: [StartKind; 4] = [
+    StartKind { zero: 8, sub_len: BLOCK_LEN },
+    StartKind { zero: 16, sub_len: BLOCK_LEN },
+    StartKind { zero: 128, sub_len: BLOCK_LEN },
+    StartKind { zero: 32, sub_len: BLOCK_LEN / 2 },
+];
+
+/// Which of `Activations::starts` a set of products reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct StartsNeeded([bool; START_KINDS.len()]);
+
+impl StartsNeeded {
+    pub(crate) fn add(&mut self, form: IntForm) {
+        if let Some(index) = start_index(form) {
+            self.0[index] = true;
+        }
+    }
+}
+
+/// Returns which starts a form reads; nothing if its bytes have no zero.
+fn start_index(form: IntForm) -> Option<usize> {
+    let kind = StartKind { zero: i32::from(form.zero), sub_len: form.scales.sub_len() };
+    START_KINDS.iter().position(|known| *known == kind)
+}
+
+/// Buffers for the activations of one call, allocated once and reused.
+pub struct Activations {
+    cols_max: usize,
+    tokens_max: usize,
+    /// `[panels][cols / 4][panel tokens][4]`
+    quants: Vec<i8>,
+    /// `[panels][blocks][panel tokens]`
+    scales: Vec<f32>,
+    /// `-MAGIC * scale`, laid out as `scales`
+    biases: Vec<f32>,
+    /// `scale * sum of the quants`, laid out as `scales`
+    sums: Vec<f32>,
+    /// For each of `START_KINDS`: `[panels][cols / sub_len][panel tokens]`
+    starts: [Vec<i32>; START_KINDS.len()],
+}
+
+/// Some blocks of the tokens of one panel.
+#[derive(Clone, Copy)]
+pub(crate) struct Panel<'a> {
+    /// Tokens in the panel, `1..=PANEL_TOKENS`.
+    pub(crate) width: usize,
+    /// `[blocks * 8][width][4]`
+    pub(crate) quants: &'a [i8],
+    /// `[blocks][width]`
+    pub(crate) scales: &'a [f32],
+    /// `[blocks][width]`
+    pub(crate) biases: &'a [f32],
+    /// `[blocks][width]`
+    pub(crate) sums: &'a [f32],
+    /// `[blocks * BLOCK_LEN / sub_len][width]`; empty if the weights have a minimum
+    pub(crate) starts: &'a [i32],
+}
+
+impl Activations {
+    /// Allocates for rows of up to `cols_max` columns and up to `tokens_max` tokens.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the buffers' size overflows.
+    #[must_use]
+    pub fn new(cols_max: usize, tokens_max: usize) -> Self {
+        let blocks = cols_max / BLOCK_LEN;
+        let len = blocks.checked_mul(BLOCK_LEN * tokens_max).expect("the buffers' size is sane");
+        let starts = START_KINDS.map(|kind| vec![0; len / kind.sub_len]);
+        let floats = || vec![0.0; len / BLOCK_LEN];
+        Self {
+            cols_max,
+            tokens_max,
+            quants: vec![0; len],
+            scales: floats(),
+            biases: floats(),
+            sums: floats(),
+            starts,
+        }
+    }
+
+    /// Returns the most columns that a row may have.
+    #[must_use]
+    pub fn cols_max(&self) -> usize {
+        self.cols_max
+    }
+
+    /// Returns the most tokens of one call.
+    #[must_use]
+    pub fn tokens_max(&self) -> usize {
+        self.tokens_max
+    }
+
+    /// Overwrites the buffers with zeros, so that nothing of the last input stays.
+    pub fn erase(&mut self) {
+        self.quants.fill(0);
+        for floats in [&mut self.scales, &mut self.biases, &mut self.sums] {
+            floats.fill(0.0);
+        }
+        self.starts.iter_mut().for_each(|starts| starts.fill(0));
+    }
+
+    /// Quantises `x: [tokens, cols]`, whole blocks of columns.
+    pub(crate) fn quantize(&mut self, pool: &Pool, needed: StartsNeeded, x: &[f32], cols: usize) {
+        let blocks = cols / BLOCK_LEN;
+        let starts = self.starts.each_mut().map(|starts| Disjoint::new(starts));
+        let quants = Disjoint::new(&mut self.quants);
+        let floats = [&mut self.scales, &mut self.biases, &mut self.sums];
+        let floats = floats.map(|floats| Disjoint::new(floats));
+        let panels = x.len().div_ceil(PANEL_TOKENS * cols);
+        pool.run(panels, &|panel| {
+            let first = panel * PANEL_TOKENS;
+            let x = &x[first * cols..x.len().min((first + PANEL_TOKENS) * cols)];
+            let width = x.len() / cols;
+            // SAFETY: each task has a panel of its own, and panels do not overlap.
+            let quants = unsafe { quants.part(first * cols, width * cols) };
+            let [scales, biases, sums] = floats.each_ref().map(|floats| {
+                // SAFETY: as above.
+                unsafe { floats.part(first * blocks, width * blocks) }
+            });
+            for (token, x) in x.chunks_exact(cols).enumerate() {
+                for (block, x) in x.chunks_exact(BLOCK_LEN).enumerate() {
+                    let x = x.first_chunk().expect("chunks_exact gives whole blocks");
+                    let (scale, bytes) = quantize_block(x);
+                    let sum: i32 = bytes.iter().map(|&byte| i32::from(byte)).sum();
+                    let at = block * width + token;
+                    (scales[at], biases[at], sums[at]) =
+                        (scale, -MAGIC * scale, scale * sum as f32);
+                    for (group, bytes) in bytes.chunks_exact(4).enumerate() {
+                        let at = ((block * 8 + group) * width + token) * 4;
+                        quants[at..at + 4].copy_from_slice(bytes);
+                    }
+                }
+            }
+            for ((kind, starts), _) in
+                START_KINDS.iter().zip(&starts).zip(needed.0).filter(|(_, needed)| *needed)
+            {
+                let subs = cols / kind.sub_len;
+                // SAFETY: as above.
+                let starts = unsafe { starts.part(first * subs, width * subs) };
+                write_starts(*kind, width, quants, starts);
+            }
+        });
+    }
+
+    /// Returns all blocks of a panel, for weights of a form that `quantize` was told of.
+    pub(crate) fn panel(
+        &self,
+        form: IntForm,
+        tokens: usize,
+        cols: usize,
+        first: usize,
+    ) -> Panel<'_> {
+        let width = PANEL_TOKENS.min(tokens - first);
+        let blocks = cols / BLOCK_LEN;
+        let floats = first * blocks..(first + width) * blocks;
+        let starts = start_index(form).map_or(&[][..], |index| {
+            let subs = cols / START_KINDS[index].sub_len;
+            &self.starts[index][first * subs..(first + width) * subs]
+        });
+        Panel {
+            width,
+            quants: &self.quants[first * cols..(first + width) * cols],
+            scales: &self.scales[floats.clone()],
+            biases: &self.biases[floats.clone()],
+            sums: &self.sums[floats],
+            starts,
+        }
+    }
+}
+
+impl<'a> Panel<'a> {
+    /// Returns a range of the blocks.
+    pub(crate) fn blocks(&self, scales: Scales, start: usize, len: usize) -> Self {
+        let subs = BLOCK_LEN / scales.sub_len() * self.width;
+        let floats = |all: &'a [f32]| &all[start * self.width..][..len * self.width];
+        let starts = match self.starts {
+            [] => &[][..],
+            starts => &starts[start * subs..][..len * subs],
+        };
+        Self {
+            width: self.width,
+            quants: &self.quants[start * BLOCK_LEN * self.width..][..len * BLOCK_LEN * self.width],
+            scales: floats(self.scales),
+            biases: floats(self.biases),
+            sums: floats(self.sums),
+            starts,
+        }
+    }
+}
+
+/// Fills the starts of a panel from its quants.
+fn write_starts(kind: StartKind, width: usize, quants: &[i8], starts: &mut [i32]) {
+    let subs = quants.chunks_exact(kind.sub_len * width).zip(starts.chunks_exact_mut(width));
+    for (quants, starts) in subs {
+        starts.fill(MAGIC_BITS);
+        for groups in quants.chunks_exact(4 * width) {
+            for (start, group) in starts.iter_mut().zip(groups.chunks_exact(4)) {
+                let sum: i32 = group.iter().map(|&quant| i32::from(quant)).sum();
+                *start -= kind.zero * sum;
+            }
+        }
+    }
+}
+
+/// Returns scale and quants of a block.
+fn quantize_block(x: &[f32; BLOCK_LEN]) -> (f32, [i8; BLOCK_LEN]) {
+    // A NaN must not get lost in the maximum: compared as bits it is above every number.
+    let magnitude = x.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7FFF_FFFF));
+    let magnitude = f32::from_bits(magnitude);
+    if magnitude < MAGNITUDE_MIN {
+        return (0.0, [0; BLOCK_LEN]);
+    }
+    if magnitude.is_nan() || magnitude >= MAGNITUDE_MAX {
+        return (f32::NAN, [0; BLOCK_LEN]);
+    }
+    // Rounded up to 16 significant bits (see `MAGIC`), so that no quant is above 127.
+    let scale = f32::from_bits((magnitude / 127.0).to_bits().wrapping_add(0xFF) & !0xFF);
+    let inverse = 1.0 / scale;
+    // Adding `MAGIC` rounds to the nearest integer, ties to even, into the low bits.
+    let quants = x.map(|x| ((x * inverse + MAGIC).to_bits() as i32).wrapping_sub(MAGIC_BITS) as i8);
+    (scale, quants)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_is_within_half_a_step_and_its_largest_value_is_127_steps() {
+        for exponent in [-90, -20, 0, 3, 90] {
+            let unit = 2.0_f32.powi(exponent);
+            let x: [f32; 32] = core::array::from_fn(|i| unit * ((i * 37 % 32) as f32 - 15.3));
+            let (scale, quants) = quantize_block(&x);
+            assert_eq!(scale.to_bits() & 0xFF, 0);
+            assert_eq!(quants.iter().map(|quant| quant.unsigned_abs()).max(), Some(127));
+            for (x, quant) in x.iter().zip(quants) {
+                let error = f64::from(*x) - f64::from(scale) * f64::from(quant);
+                assert!(error.abs() <= f64::from(scale) * 0.500_01, "{x} {quant} {scale}");
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_stay_zero_and_what_cannot_be_told_is_poisoned() {
+        assert_eq!(quantize_block(&[0.0; 32]), (0.0, [0; 32]));
+        assert_eq!(quantize_block(&[1e-40; 32]), (0.0, [0; 32]));
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e31] {
+            let mut x = [1.0; 32];
+            x[17] = bad;
+            assert!(quantize_block(&x).0.is_nan());
+        }
+    }
+
+    #[test]
+    fn every_largest_value_gives_127() {
+        let mut bits = 1.0_f32.to_bits();
+        while bits < 2.0_f32.to_bits() {
+            let (_, quants) = quantize_block(&[-f32::from_bits(bits); 32]);
+            assert_eq!(quants, [-127; 32]);
+            bits += 997;
+        }
+    }
+}
