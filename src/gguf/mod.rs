@@ -35,7 +35,7 @@ pub use tensors::TensorInfo;
 use reader::Reader;
 
 /// Longest header, in bytes; the largest vocabularies of today take 12 MB.
-pub const HEADER_SIZE_MAX: u64 = 256 << 20;
+pub const HEADER_SIZE_MAX: u64 = 128 << 20;
 /// Most metadata entries; models have about fifty.
 pub const KEY_COUNT_MAX: u64 = 1 << 16;
 /// Longest metadata key, in bytes.
@@ -71,6 +71,8 @@ pub struct Header {
     pub metadata: Metadata,
     /// The tensors, in the order of the file.
     pub tensors: Vec<TensorInfo>,
+    /// Indices of `tensors`, ordered by name.
+    by_name: Vec<u32>,
     /// Where tensor data starts, in bytes from the file's start.
     pub data_offset: u64,
 }
@@ -78,7 +80,9 @@ pub struct Header {
 impl Header {
     /// Returns the tensor of this name.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.tensors.iter().find(|tensor| tensor.name == name)
+        let name_of = |index: &u32| self.tensors[*index as usize].name.as_str();
+        let place = self.by_name.binary_search_by(|index| name_of(index).cmp(name)).ok()?;
+        Some(&self.tensors[self.by_name[place] as usize])
     }
 
     /// Returns where in the file the tensor's bytes lie.
@@ -106,9 +110,10 @@ pub fn parse(bytes: &[u8], file_len: u64) -> Result<Header, Error> {
     let metadata = Metadata::read(&mut reader, key_count)?;
     let alignment = read_alignment(&metadata)?;
     let tensors = tensors::read(&mut reader, tensor_count)?;
+    let by_name = tensors::order_by_name(&tensors)?;
     let data_offset = reader.position().next_multiple_of(u64::from(alignment));
     tensors::check_places(&tensors, alignment, file_len.saturating_sub(data_offset))?;
-    Ok(Header { version, alignment, metadata, tensors, data_offset })
+    Ok(Header { version, alignment, metadata, tensors, by_name, data_offset })
 }
 
 fn read_version(reader: &mut Reader) -> Result<u32, Error> {

@@ -46,17 +46,23 @@ impl TensorInfo {
     }
 }
 
-/// Reads the table of `count` tensors and refuses two of the same name.
+/// Reads the table of `count` tensors.
 pub(super) fn read(reader: &mut Reader, count: usize) -> Result<Vec<TensorInfo>, Error> {
     let mut tensors = Vec::with_capacity(count);
     for index in 0..count {
         tensors.push(read_info(reader, index as u64)?);
     }
-    let mut names: Vec<&str> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
-    names.sort_unstable();
-    match names.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(Error::DuplicateTensor { tensor: Name::new(pair[0]) }),
-        None => Ok(tensors),
+    Ok(tensors)
+}
+
+/// Returns the indices of the tensors ordered by name; refuses two of the same name.
+pub(super) fn order_by_name(tensors: &[TensorInfo]) -> Result<Vec<u32>, Error> {
+    let name_of = |index: u32| tensors[index as usize].name.as_str();
+    let mut by_name: Vec<u32> = (0..).take(tensors.len()).collect();
+    by_name.sort_by_key(|&index| name_of(index));
+    match by_name.windows(2).find(|pair| name_of(pair[0]) == name_of(pair[1])) {
+        Some(pair) => Err(Error::DuplicateTensor { tensor: Name::new(name_of(pair[0])) }),
+        None => Ok(by_name),
     }
 }
 

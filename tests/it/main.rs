@@ -2,4 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod gguf;
+mod gguf_file;
+mod quants;
 mod support;

@@ -17,7 +17,7 @@ pub(super) fn tq1_0(block: &[u8; 54], out: &mut [f32; 256]) {
         let mut power = 1_u8;
         for out in out.chunks_mut(bytes.len()) {
             for (value, byte) in out.iter_mut().zip(bytes) {
-                let digit = u16::from(byte.wrapping_mul(power)) * 3 >> 8;
+                let digit = (u16::from(byte.wrapping_mul(power)) * 3) >> 8;
                 *value = scale * (f32::from(digit) - 1.0);
             }
             power = power.wrapping_mul(3);
