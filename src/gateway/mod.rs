@@ -1,7 +1,145 @@
 //! The network-facing process: TLS, HTTP, limits, streaming; holds no weights and no key.
+//!
+//! It accepts on inherited listeners, asks the supervisor before any work, and passes text to a
+//! worker and back. It never opens a file, binds or connects, and one thread is all it has.
+
+pub mod api;
+mod auth;
+mod control;
+mod error;
+mod http;
+mod link;
+mod listener;
+mod param;
+mod queue;
+mod reply;
+mod stream;
+mod tls;
+
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+
+pub use self::error::{ApiError, Error, JsonFault, Rule};
+pub use self::param::Param;
+
+use self::control::{Control, Notice};
+use self::http::Shared;
+use self::link::Workers;
+use self::listener::{Connections, Listener};
+use crate::ipc::Channel;
+use crate::ipc::message::{FromGateway, GatewayConfig, ListenerKind, ToGateway};
 
 /// Runs the program.
 pub fn main() -> ExitCode {
     ExitCode::from(2)
+}
+
+/// Serves until the supervisor says to stop; `seal` gives up every power but those of serving.
+///
+/// # Errors
+///
+/// The step that failed, or that the supervisor is gone.
+pub fn run(channel: Channel, seal: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+    // 1. What will be served, and how.
+    let (config, descriptors) = receive_config(&channel)?;
+    // 2. The runtime of one thread, the listeners, TLS: all that needs the system.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::Io { action: "start the runtime", source })?;
+    let entered = runtime.enter();
+    let control = Arc::new(Control::new(channel)?);
+    let (stop, draining) = watch::channel(false);
+    let mut listeners = Vec::with_capacity(descriptors.len());
+    for (kind, fd) in config.listeners.iter().zip(descriptors) {
+        listeners.push(Listener::new(*kind, fd)?);
+    }
+    let connections = Arc::new(prepare(&config, &control, draining)?);
+    drop(entered);
+    // 3. Give up every power.
+    seal()?;
+    // 4. Serve.
+    runtime.block_on(serve(&control, listeners, &connections, &stop))
+}
+
+fn receive_config(channel: &Channel) -> Result<(GatewayConfig, Vec<OwnedFd>), Error> {
+    let (message, descriptors) = channel.recv::<ToGateway>().map_err(Error::Control)?;
+    let ToGateway::Config(config) = message else {
+        return Err(Error::Protocol("the first message is not the configuration"));
+    };
+    let (named, received) = (config.listeners.len(), descriptors.len());
+    if named != received {
+        return Err(Error::ListenersMismatch { named, received });
+    }
+    Ok((config, descriptors))
+}
+
+fn prepare(
+    config: &GatewayConfig,
+    control: &Arc<Control>,
+    draining: watch::Receiver<bool>,
+) -> Result<Connections, Error> {
+    let tls = if config.listeners.contains(&ListenerKind::Tls) {
+        let control = Arc::clone(control);
+        let server = tls::server_config(&config.certificates, config.tls_scheme, control)?;
+        Some(TlsAcceptor::from(server))
+    } else {
+        None
+    };
+    let shared = Shared {
+        control: Arc::clone(control),
+        workers: Arc::default(),
+        requests: Arc::new(Semaphore::new(usize::from(config.requests_max))),
+        body_len_max_bytes: config.body_len_max_bytes as usize,
+        read_deadline: Duration::from_millis(u64::from(config.read_deadline_ms)),
+    };
+    Ok(Connections {
+        shared: Arc::new(shared),
+        tls,
+        room: Arc::new(Semaphore::new(usize::from(config.connections_max))),
+        connections_max: u32::from(config.connections_max),
+        write_deadline: Duration::from_millis(u64::from(config.write_deadline_ms)),
+        draining,
+    })
+}
+
+async fn serve(
+    control: &Arc<Control>,
+    listeners: Vec<Listener>,
+    connections: &Arc<Connections>,
+    stop: &watch::Sender<bool>,
+) -> Result<(), Error> {
+    control.send(&FromGateway::Ready).await?;
+    tokio::spawn(listener::accept(listeners, Arc::clone(connections)));
+    let heed = heed_supervisor(control, &connections.shared.workers, stop);
+    tokio::select! {
+        result = heed => result,
+        () = connections.drained() => Ok(()),
+    }
+}
+
+/// Does what the supervisor says, until it is gone.
+async fn heed_supervisor(
+    control: &Arc<Control>,
+    workers: &Arc<Workers>,
+    stop: &watch::Sender<bool>,
+) -> Result<(), Error> {
+    loop {
+        match control.next_notice().await? {
+            Notice::WorkerUp { model, info, data } => workers.up(model, info, data)?,
+            Notice::WorkerDown { model } => workers.down(model),
+            // Sending fails only without connections, which hold a receiver.
+            Notice::Drain => stop.send(true).unwrap_or_default(),
+        }
+    }
+}
+
+/// Locks what one thread alone ever locks: it never waits, and no panic leaves it half changed.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
