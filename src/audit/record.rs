@@ -222,6 +222,12 @@ pub enum MissingCause {
     SupervisorGone,
     /// The deadline passed.
     Deadline,
+    /// The gateway gave the request up before the worker was asked.
+    Abandoned,
+    /// The log failed just after the begin became durable: the request was denied.
+    LogUnavailable,
+    /// The worker's report came, but the principal's key was not to be had.
+    KeyUnavailable,
 }
 
 /// Why requests were refused.

@@ -9,8 +9,8 @@ use zeroize::Zeroizing;
 pub const CONTROL_FRAME_LEN_MAX_BYTES: usize = 64 << 10;
 /// Longest frame on the data channel (gateway to worker), in bytes; a full body of text.
 pub const DATA_FRAME_LEN_MAX_BYTES: usize = 16 << 20;
-/// Most messages in one chat, so that their digests fit one control frame.
-pub const MESSAGES_COUNT_MAX: usize = 1024;
+/// Most messages in one chat, so that their digests fit one control frame and one audit record.
+pub const MESSAGES_COUNT_MAX: usize = 512;
 /// Longest model name, in bytes.
 pub const NAME_LEN_MAX_BYTES: usize = 128;
 /// Most stop strings of a request.

@@ -1,0 +1,259 @@
+//! `cloister.toml`: read once, strictly, by the supervisor only; every default and limit is here.
+//!
+//! An unknown key, a wrong type or a value out of range is an error that names file, line, key
+//! and what to do. Children get what they need by message; nothing else reads this file.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::{fmt, fs};
+
+use serde::Deserialize;
+mod error;
+mod text;
+
+pub use self::error::{Error, Fault};
+
+/// Where the configuration is without `--config`.
+pub const DEFAULT_FILE: &str = "/etc/cloister/cloister.toml";
+/// Longest configuration file, in bytes.
+const FILE_LEN_MAX_BYTES: u64 = 1 << 20;
+/// Most models of one appliance; each has a worker, a uid and two channels.
+pub const MODELS_COUNT_MAX: usize = 16;
+/// Most listeners: they travel as descriptors of one message.
+pub const LISTENERS_COUNT_MAX: usize = 8;
+
+/// Which protections hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// Started by root: own uids, namespaces, everything in SECURITY.md.
+    Full,
+    /// Started by a plain user: loopback and Unix sockets only, and `status` lists what is missing.
+    Evaluation,
+}
+
+impl Profile {
+    /// The name as written in the file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Evaluation => "evaluation",
+        }
+    }
+}
+
+/// Where the gateway listens.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Listen {
+    /// A TCP address.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// How weights' activations are held during the arithmetic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activations {
+    /// Quantised per block; fast.
+    Int8,
+    /// The exact mode.
+    F32,
+}
+
+/// The whole configuration, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file it came from.
+    pub file: PathBuf,
+    /// Which protections hold.
+    pub profile: Profile,
+    /// Where the gateway listens, in order.
+    pub listen: Vec<Listen>,
+    /// The certificate chain (PEM); `None` without TLS.
+    pub certificate: Option<PathBuf>,
+    /// Limits of requests and connections.
+    pub limits: Limits,
+    /// The models, in the order of the file; the first is the default.
+    pub models: Vec<Model>,
+    /// Where keys are.
+    pub keys: Keys,
+    /// The audit log's folder.
+    pub audit_folder: PathBuf,
+    /// The log's name in its checkpoints.
+    pub audit_origin: String,
+    /// The token table.
+    pub tokens_file: PathBuf,
+    /// The control socket.
+    pub control_socket: PathBuf,
+    /// How workers compute.
+    pub worker: Worker,
+    /// The user ids of the parts; used by profile `full` only.
+    pub users: Users,
+}
+
+/// Limits of requests and connections.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Longest request body, in bytes.
+    pub body_len_max_bytes: u32,
+    /// Time for a whole request to arrive, in milliseconds.
+    pub read_deadline_ms: u32,
+    /// Time a client may leave its answer unread, in milliseconds.
+    pub write_deadline_ms: u32,
+    /// Most connections at once.
+    pub connections_max: u16,
+    /// Most requests at once.
+    pub requests_max: u16,
+    /// Most requests of one key at once.
+    pub requests_per_key_max: u16,
+    /// Time from ticket to end, in milliseconds.
+    pub request_deadline_ms: u32,
+    /// Most tokens of one answer; 0 leaves it to the context.
+    pub completion_tokens_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_len_max_bytes: 4 << 20,
+            read_deadline_ms: 30_000,
+            write_deadline_ms: 60_000,
+            connections_max: 256,
+            requests_max: 32,
+            requests_per_key_max: 8,
+            request_deadline_ms: 600_000,
+            completion_tokens_max: 0,
+        }
+    }
+}
+
+/// One model.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Model {
+    /// Name in the API.
+    pub name: String,
+    /// The `.gguf` or `.gguf.age` file.
+    pub file: PathBuf,
+    /// The signature bundle.
+    pub signature: PathBuf,
+    /// Whether it is served although no signature holds: an override that is recorded.
+    pub allow_unsigned: bool,
+}
+
+impl Model {
+    /// Whether the file is an age file.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.file.extension().is_some_and(|extension| extension == "age")
+    }
+}
+
+/// Where keys are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Keys {
+    /// Folder of public keys whose signatures on models are believed.
+    pub trust_folder: PathBuf,
+    /// The age identity that opens `.gguf.age` files.
+    pub identity: PathBuf,
+    /// The Ed25519 key that signs the audit log's checkpoints.
+    pub audit: PathBuf,
+    /// The P-256 key of the TLS certificate.
+    pub tls: Option<PathBuf>,
+}
+
+/// How workers compute.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Worker {
+    /// Compute threads of each worker; 0 shares the machine's among the models.
+    pub threads: u16,
+    /// How activations are held.
+    pub activations: Activations,
+    /// Longest context, in tokens; 0 takes the model's own.
+    pub context: u32,
+    /// Most requests computed at once, per model.
+    pub sequences: u16,
+}
+
+impl Default for Worker {
+    fn default() -> Self {
+        Self { threads: 0, activations: Activations::Int8, context: 8192, sequences: 4 }
+    }
+}
+
+/// The user ids (and equal group ids) of the parts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Users {
+    /// The supervisor after start.
+    pub supervisor: u32,
+    /// The gateway.
+    pub gateway: u32,
+    /// The opener.
+    pub opener: u32,
+    /// The loader.
+    pub loader: u32,
+    /// The first worker; each further model's worker has the next one.
+    pub worker_first: u32,
+}
+
+impl Default for Users {
+    /// From a range that systemd's allocation table leaves unused (60706 to 61183).
+    fn default() -> Self {
+        Self {
+            supervisor: 60_800,
+            gateway: 60_801,
+            opener: 60_802,
+            loader: 60_803,
+            worker_first: 60_810,
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks `file`; `is_root` chooses the profile.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] names the file, the line, the key and what to do.
+    pub fn read(file: &Path, is_root: bool) -> Result<Self, Error> {
+        let io = |error| Error {
+            file: file.to_owned(),
+            line: 0,
+            key: String::new(),
+            fault: Fault::Io(error),
+        };
+        let len = fs::metadata(file).map_err(io)?.len();
+        if len > FILE_LEN_MAX_BYTES {
+            return Err(Error {
+                file: file.to_owned(),
+                line: 0,
+                key: String::new(),
+                fault: Fault::TooLong,
+            });
+        }
+        let text = fs::read_to_string(file).map_err(io)?;
+        let credentials = credentials_folder();
+        Self::parse(file, &text, is_root, credentials.as_deref())
+    }
+}
+
+/// The folder of systemd credentials, if the service has one.
+fn credentials_folder() -> Option<PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+//! Each way a configuration can be wrong, with the line and key that the error must name.
+
+use super::*;
+
+const SMALLEST: &str = "[[model]]\nfile = \"m.gguf\"\n";
+
+fn parse(text: &str) -> Result<Config, Error> {
+    Config::parse(Path::new("/c/cloister.toml"), text, true, None)
+}
+
+/// Line, key and message of the refusal of `text`.
+fn refused(text: &str) -> (usize, String, String) {
+    let error = parse(text).unwrap_err();
+    (error.line, error.key.clone(), error.to_string())
+}
+
+fn refuses(text: &str, line: usize, key: &str, says: &str) {
+    let (at, name, message) = refused(text);
+    assert_eq!((at, name.as_str()), (line, key), "{message}");
+    assert!(message.contains(says), "{message}");
+    assert!(message.starts_with("/c/cloister.toml"), "{message}");
+}
+
+#[test]
+fn the_smallest_file_has_working_defaults() {
+    let config = parse(SMALLEST).unwrap();
+    assert_eq!(config.profile, Profile::Full);
+    assert_eq!(config.listen, [Listen::Tcp(([127, 0, 0, 1], 8443).into())]);
+    assert_eq!(config.models[0].name, "m");
+    assert_eq!(config.models[0].file, Path::new("/c/m.gguf"));
+    assert_eq!(config.models[0].signature, Path::new("/c/m.gguf.sig"));
+    assert!(!config.models[0].is_encrypted() && !config.models[0].allow_unsigned);
+    assert_eq!(config.keys.trust_folder, Path::new("/c/trust"));
+    assert_eq!(config.audit_folder, Path::new("/var/lib/cloister/audit"));
+    assert_eq!(config.tokens_file, Path::new("/c/tokens.toml"));
+    assert_eq!(config.limits, Limits::default());
+}
+
+#[test]
+fn the_commented_default_file_is_a_configuration() {
+    let text = include_str!("../../../systemd/cloister.toml");
+    let config = parse(text).unwrap();
+    assert_eq!(config.limits, Limits::default());
+    assert_eq!(config.worker, Worker::default());
+    assert_eq!(config.users, Users::default());
+    // Every commented key is a known key with a right value.
+    let uncommented: String = text
+        .lines()
+        .map(|line| line.strip_prefix("#! ").unwrap_or(line))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    assert_ne!(uncommented, text);
+    let config = parse(&uncommented).unwrap();
+    assert_eq!(config.limits, Limits::default());
+    assert_eq!(config.worker, Worker::default());
+    assert_eq!(config.users, Users::default());
+}
+
+#[test]
+fn encrypted_models_and_unix_sockets_are_taken() {
+    let text = "[server]\nlisten = [\"unix:run/s\", \"[::1]:1\"]\n\
+                [[model]]\nfile = \"/m/a.gguf.age\"\nname = \"org/a:1\"\n\
+                [[model]]\nfile = \"b.gguf\"\nsignature = \"b.sig\"\nallow_unsigned = true\n";
+    let config = parse(text).unwrap();
+    assert_eq!(config.listen[0], Listen::Unix("/c/run/s".into()));
+    assert_eq!(config.models[0].signature, Path::new("/m/a.gguf.sig"));
+    assert!(config.models[0].is_encrypted());
+    assert_eq!(config.models[1].signature, Path::new("/c/b.sig"));
+    assert!(config.models[1].allow_unsigned);
+}
+
+#[test]
+fn unknown_keys_and_wrong_types_name_their_line() {
+    refuses("\n[server]\nlisten_on = []\n", 3, "listen_on", "unknown field");
+    refuses("[sever]\n", 1, "", "unknown field");
+    refuses("[limits]\nrequests_max = \"many\"\n", 2, "requests_max", "invalid type");
+    refuses("[limits]\nrequests_max = 70000\n", 2, "requests_max", "invalid value");
+    refuses("[server\n", 1, "", "unclosed");
+    refuses("[worker]\nactivations = \"int4\"\n", 2, "activations", "unknown variant");
+    refuses("profile = \"best\"\n", 1, "profile", "unknown variant");
+}
+
+#[test]
+fn models_are_checked() {
+    refuses("", 0, "model", "add a [[model]]");
+    refuses("[[model]]\nname = \"x\"\n", 1, "", "missing field `file`");
+    refuses("[[model]]\nfile = \"m.bin\"\n", 2, "model.file", ".gguf");
+    refuses("[[model]]\nfile = \"m.gguf\"\nname = \"a b\"\n", 3, "model.name", "letters");
+    refuses("[[model]]\nfile = \"m.gguf\"\nname = \"\"\n", 3, "model.name", "letters");
+    let twice = format!("{SMALLEST}[[model]]\nname = \"m\"\nfile = \"n.gguf\"\n");
+    refuses(&twice, 4, "model.name", "rename one");
+    let many: String = (0..17).map(|i| format!("[[model]]\nfile = \"{i}.gguf\"\n")).collect();
+    refuses(&many, 33, "model", "more than 16");
+}
+
+#[test]
+fn addresses_that_others_reach_need_tls() {
+    let at = |listen: &str| format!("[server]\nlisten = [\"{listen}\"]\n{SMALLEST}");
+    refuses(&at("0.0.0.0:8443"), 2, "server.listen", "needs TLS");
+    refuses(&at("localhost"), 2, "server.listen", "127.0.0.1:8443");
+    refuses(&format!("[server]\nlisten = []\n{SMALLEST}"), 2, "server.listen", "1 to 8");
+    let half = format!("[server]\ncertificate = \"c.pem\"\n{SMALLEST}");
+    refuses(&half, 2, "server.certificate", "both");
+    refuses(&format!("[keys]\ntls = \"k.pem\"\n{SMALLEST}"), 2, "keys.tls", "both");
+    let tls = "[server]\nlisten = [\"0.0.0.0:8443\"]\ncertificate = \"c.pem\"\n\
+               [keys]\ntls = \"k.pem\"\n";
+    parse(&format!("{tls}{SMALLEST}")).unwrap();
+    let plain_user = Config::parse(Path::new("c"), &format!("{tls}{SMALLEST}"), false, None);
+    let error = plain_user.unwrap_err();
+    assert!(matches!(error.fault, Fault::EvaluationNotLoopback), "{error}");
+}
+
+#[test]
+fn the_profile_follows_the_user() {
+    let evaluation = format!("profile = \"evaluation\"\n{SMALLEST}");
+    refuses(&evaluation, 1, "profile", "root gets the full profile");
+    let full = format!("profile = \"full\"\n{SMALLEST}");
+    let error = Config::parse(Path::new("c"), &full, false, None).unwrap_err();
+    assert!(matches!(error.fault, Fault::FullNeedsRoot));
+    let config = Config::parse(Path::new("c"), SMALLEST, false, None).unwrap();
+    assert_eq!(config.profile, Profile::Evaluation);
+}
+
+#[test]
+fn numbers_have_ranges() {
+    let limits = format!("{SMALLEST}[limits]\nrequests_max = 5\nread_deadline_ms = 1\n");
+    refuses(&limits, 5, "limits.read_deadline_ms", "from 100 to 600000");
+    let body = format!("{SMALLEST}[limits]\nbody_len_max_bytes = 16777216\n");
+    refuses(&body, 4, "limits.body_len_max_bytes", "to 8388608");
+    refuses(&format!("{SMALLEST}[worker]\nsequences = 0\n"), 4, "worker.sequences", "from 1");
+}
+
+#[test]
+fn users_are_distinct_and_not_root() {
+    let users = |text: &str| format!("{SMALLEST}[users]\n{text}\n");
+    for text in
+        ["gateway = 0", "gateway = 60802", "worker_first = 60803", "worker_first = 4294967295"]
+    {
+        let (_, key, message) = refused(&users(text));
+        assert_eq!(key, "users", "{message}");
+    }
+    parse(&users("gateway = 7")).unwrap();
+}
+
+#[test]
+fn credentials_come_from_systemd() {
+    let text = format!("[keys]\nidentity = \"credential:age\"\n{SMALLEST}");
+    refuses(&text, 2, "keys.identity", "LoadCredential");
+    let folder = Path::new("/run/credentials/cloister.service");
+    let config = Config::parse(Path::new("/c/c"), &text, true, Some(folder)).unwrap();
+    assert_eq!(config.keys.identity, folder.join("age"));
+}
+
+#[test]
+fn a_missing_or_endless_file_is_named() {
+    let error = Config::read(Path::new("/nonexistent/cloister.toml"), true).unwrap_err();
+    assert!(error.to_string().contains("/nonexistent/cloister.toml"), "{error}");
+    assert!(matches!(error.fault, Fault::Io(_)));
+}

@@ -1,0 +1,445 @@
+//! Every order of messages: what is allowed, what is recorded first, what kills.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use ring::signature::Ed25519KeyPair;
+
+use super::*;
+use crate::audit::{Log, PrincipalKeys, Signer};
+use crate::ipc::message::Endpoint;
+use crate::supervisor::tokens::{Role, token_digest};
+
+const MODEL: ModelIndex = ModelIndex(0);
+const OTHER: ModelIndex = ModelIndex(1);
+
+/// A dispatch with two models, a real log, and one valid token.
+struct Appliance {
+    dispatch: Dispatch,
+    ledger: Ledger,
+    now: Now,
+    key: Digest,
+    folder: PathBuf,
+}
+
+impl Drop for Appliance {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn appliance(name: &str) -> Appliance {
+    let unique = format!("cloister-dispatch-{name}-{}", std::process::id());
+    let folder = std::env::temp_dir().join(unique);
+    let _ = fs::remove_dir_all(&folder);
+    let der = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
+    let text = base64::engine::general_purpose::STANDARD.encode(der.as_ref());
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n");
+    let signer = Signer::from_pem("test/log", pem.as_bytes()).unwrap();
+    let (log, _) = Log::open(&folder.join("log"), signer).unwrap();
+    let ledger = Ledger::new(log, PrincipalKeys::open(&folder.join("principals")).unwrap());
+    let mut tokens = TokenTable::default();
+    let token = tokens.add("alice", Role::User, 0, Some(1000)).unwrap();
+    let models = ["first", "second"].map(|name| (name.to_owned(), Digest([1; 32])));
+    let limits = Limits {
+        requests_max: 3,
+        requests_per_key_max: 2,
+        request_deadline_ms: 60_000,
+        ..Limits::default()
+    };
+    let dispatch = Dispatch::new(limits, tokens, None, models.into()).unwrap();
+    let now = Now { wall_s: 100, instant: Instant::now() };
+    Appliance { dispatch, ledger, now, key: token_digest(&token), folder }
+}
+
+/// An appliance whose gateway and workers serve.
+fn serving(name: &str) -> Appliance {
+    let mut it = appliance(name);
+    it.dispatch.worker_started(MODEL);
+    it.dispatch.worker_started(OTHER);
+    it.worker(MODEL, ready()).unwrap();
+    it.worker(OTHER, ready()).unwrap();
+    it.dispatch.gateway_started();
+    it.gateway(FromGateway::Ready).unwrap();
+    let effects = it.dispatch.take_effects();
+    assert!(matches!(
+        effects[..],
+        [Effect::WorkerReady(MODEL, 64), Effect::WorkerReady(OTHER, 64), Effect::GatewayReady]
+    ));
+    it
+}
+
+fn ready() -> WorkerReport {
+    WorkerReport::Ready { context_len_tokens: 64, engine: "avx2, 1 thread".into() }
+}
+
+fn end(request: RequestId) -> EndReport {
+    EndReport {
+        request,
+        outcome: Outcome::Stop,
+        messages: vec![Digest([2; 32])],
+        answer: Digest([3; 32]),
+        prompt_tokens: 5,
+        completion_tokens: 9,
+    }
+}
+
+impl Appliance {
+    fn gateway(&mut self, message: FromGateway) -> Result<(), Fault> {
+        self.dispatch.from_gateway(message, &mut self.ledger, self.now)
+    }
+
+    fn worker(&mut self, model: ModelIndex, report: WorkerReport) -> Result<(), Fault> {
+        self.dispatch.from_worker(model, report, &mut self.ledger, self.now)
+    }
+
+    fn ask(&mut self, model: &str) -> Result<(), Fault> {
+        self.gateway(FromGateway::Begin {
+            correlation: 7,
+            key: self.key,
+            endpoint: Endpoint::Chat,
+            model: model.into(),
+            max_tokens: 20,
+            stream: true,
+        })
+    }
+
+    fn turn(&mut self) -> Vec<Effect> {
+        self.dispatch.expire(&mut self.ledger, self.now);
+        self.dispatch.commit(&mut self.ledger, self.now);
+        self.dispatch.take_effects()
+    }
+
+    /// A begun request.
+    fn begun(&mut self) -> RequestId {
+        self.ask("").unwrap();
+        let effects = self.turn();
+        let [Effect::Worker(MODEL, ToWorkerControl::Ticket(ticket)), Effect::Gateway(begun)] =
+            &effects[..]
+        else {
+            panic!("{effects:?}");
+        };
+        let ToGateway::Begun { correlation: 7, request, model: MODEL } = begun else {
+            panic!("{begun:?}");
+        };
+        assert_eq!(ticket.request, *request);
+        *request
+    }
+
+    fn denied(&mut self) -> Denial {
+        let effects = self.turn();
+        match &effects[..] {
+            [Effect::Gateway(ToGateway::Denied { correlation: 7, reason })] => *reason,
+            _ => panic!("{effects:?}"),
+        }
+    }
+}
+
+/// The journal is not all UTF-8; read it leniently.
+fn journal(folder: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(folder.join("log/journal")).unwrap()).into_owned()
+}
+
+#[test]
+fn a_request_goes_from_begin_to_end_and_the_ticket_comes_first() {
+    let mut it = serving("whole");
+    let request = it.begun();
+    let text = journal(&it.folder);
+    assert!(text.contains("\"begin\"") && !text.contains("alice"), "{text}");
+    it.worker(MODEL, WorkerReport::End(end(request))).unwrap();
+    assert!(it.turn().is_empty());
+    assert_eq!(it.dispatch.open_count(), 0);
+    let text = journal(&it.folder);
+    assert!(text.contains("\"end\"") && text.contains("\"completion_tokens_max\":16"), "{text}");
+    // The worker's digest stands in the log keyed only.
+    assert!(!text.contains(&"03".repeat(32)));
+}
+
+#[test]
+fn the_begin_record_is_durable_before_anything_is_sent() {
+    let mut it = serving("durable");
+    it.ask("").unwrap();
+    assert!(it.dispatch.take_effects().is_empty());
+    assert!(!journal(&it.folder).contains("\"begin\""));
+    it.turn();
+    assert!(journal(&it.folder).contains("\"begin\""));
+}
+
+#[test]
+fn begins_of_one_turn_share_a_commit() {
+    let mut it = serving("group");
+    it.ask("").unwrap();
+    it.ask("second").unwrap();
+    let effects = it.turn();
+    assert_eq!(effects.len(), 4);
+    assert!(matches!(effects[2], Effect::Worker(OTHER, ToWorkerControl::Ticket(_))));
+}
+
+#[test]
+fn tickets_bind_the_limits_and_one_principal_has_one_cache_domain() {
+    let mut it = serving("ticket");
+    let mut tickets = Vec::new();
+    for max_tokens in [20, 0] {
+        let begin = FromGateway::Begin {
+            correlation: 1,
+            key: it.key,
+            endpoint: Endpoint::Completion,
+            model: "first".into(),
+            max_tokens,
+            stream: false,
+        };
+        it.gateway(begin).unwrap();
+        for effect in it.turn() {
+            if let Effect::Worker(_, ToWorkerControl::Ticket(ticket)) = effect {
+                tickets.push(ticket);
+            }
+        }
+    }
+    assert_eq!(tickets.iter().map(|ticket| ticket.max_tokens).collect::<Vec<_>>(), [20, 64]);
+    assert_eq!(tickets[0].cache_domain, tickets[1].cache_domain);
+    assert_ne!(tickets[0].request, tickets[1].request);
+}
+
+#[test]
+fn denials_have_reasons() {
+    let mut it = serving("denials");
+    it.ask("third").unwrap();
+    assert_eq!(it.denied(), Denial::ModelUnknown);
+    let good = std::mem::replace(&mut it.key, Digest([0; 32]));
+    it.ask("").unwrap();
+    assert_eq!(it.denied(), Denial::KeyInvalid);
+    it.key = good;
+    it.now.wall_s = 1000;
+    it.ask("").unwrap();
+    assert_eq!(it.denied(), Denial::KeyInvalid);
+    it.now.wall_s = 999;
+    it.begun();
+    it.begun();
+    it.ask("second").unwrap();
+    assert_eq!(it.denied(), Denial::TooManyRequests);
+    it.dispatch.worker_gone(MODEL, &mut it.ledger);
+    it.turn();
+    it.ask("").unwrap();
+    assert_eq!(it.denied(), Denial::ModelUnavailable);
+    it.dispatch.stop();
+    it.ask("second").unwrap();
+    assert_eq!(it.denied(), Denial::Stopping);
+}
+
+#[test]
+fn refusals_are_counted_so_that_a_flood_is_few_records() {
+    let mut it = serving("flood");
+    it.key = Digest([0; 32]);
+    for _ in 0..500 {
+        it.ask("").unwrap();
+        it.turn();
+    }
+    it.now.instant += Duration::from_secs(11);
+    it.turn();
+    let text = journal(&it.folder);
+    assert_eq!(text.matches("\"refused\":").count(), 2, "{text}");
+    assert!(text.contains("\"count\":1}") && text.contains("\"count\":499}"), "{text}");
+}
+
+#[test]
+fn a_log_that_cannot_be_written_grants_nothing_and_cuts_what_runs() {
+    let mut it = serving("log");
+    let running = it.begun();
+    let (log, away) = (it.folder.join("log"), it.folder.join("away"));
+    fs::rename(&log, &away).unwrap();
+    fs::write(&log, "in the way").unwrap();
+    it.ask("").unwrap();
+    let effects = it.turn();
+    assert!(effects.iter().any(|effect| matches!(
+        effect,
+        Effect::Gateway(ToGateway::Denied { reason: Denial::LogUnavailable, .. })
+    )));
+    assert!(effects.iter().any(|effect| matches!(
+        effect,
+        Effect::Worker(MODEL, ToWorkerControl::Revoke { request }) if *request == running
+    )));
+    assert!(!effects.iter().any(|effect| matches!(
+        effect,
+        Effect::Worker(_, ToWorkerControl::Ticket(_)) | Effect::Gateway(ToGateway::Begun { .. })
+    )));
+    let report = EndReport { outcome: Outcome::Cancelled, ..end(running) };
+    it.worker(MODEL, WorkerReport::End(report)).unwrap();
+    it.turn();
+    assert!(it.ledger.is_failing());
+    // Once it can be written again, the end that waited is in it and work goes on.
+    fs::remove_file(&log).unwrap();
+    fs::rename(&away, &log).unwrap();
+    it.begun();
+    let text = journal(&it.folder);
+    let count = |what: &str| text.matches(what).count();
+    assert_eq!(count("\"end\":"), 1, "{text}");
+    // A begin that became durable although its commit failed has an end too.
+    assert_eq!(count("\"begin\":"), 2 + count("log_unavailable\"}}"), "{text}");
+}
+
+#[test]
+fn messages_at_the_wrong_moment_kill() {
+    let mut it = appliance("moment");
+    assert_eq!(it.gateway(FromGateway::Ready), Err(Fault::Moment(Kind::GatewayReady)));
+    it.dispatch.gateway_started();
+    assert_eq!(it.ask(""), Err(Fault::Moment(Kind::Begin)));
+    let abandoned = FromGateway::Abandoned { request: RequestId([0; 16]) };
+    assert_eq!(it.gateway(abandoned), Err(Fault::Moment(Kind::Abandoned)));
+    assert_eq!(it.worker(MODEL, ready()), Err(Fault::Moment(Kind::WorkerReady)));
+    it.dispatch.worker_started(MODEL);
+    let report = WorkerReport::End(end(RequestId([0; 16])));
+    assert_eq!(it.worker(MODEL, report), Err(Fault::Moment(Kind::End)));
+}
+
+#[test]
+fn repeated_messages_kill() {
+    let mut it = serving("repeated");
+    assert_eq!(it.gateway(FromGateway::Ready), Err(Fault::Repeated(Kind::GatewayReady)));
+    assert_eq!(it.worker(MODEL, ready()), Err(Fault::Repeated(Kind::WorkerReady)));
+    let request = it.begun();
+    it.gateway(FromGateway::Abandoned { request }).unwrap();
+    let again = it.gateway(FromGateway::Abandoned { request });
+    assert_eq!(again, Err(Fault::Repeated(Kind::Abandoned)));
+    it.worker(MODEL, WorkerReport::End(end(request))).unwrap();
+    let again = it.worker(MODEL, WorkerReport::End(end(request)));
+    assert_eq!(again, Err(Fault::Repeated(Kind::End)));
+    let panic = || WorkerReport::Panicked { file: "src/engine/mod.rs".into(), line: 3 };
+    it.worker(MODEL, panic()).unwrap();
+    assert_eq!(it.worker(MODEL, panic()), Err(Fault::Repeated(Kind::Panicked)));
+}
+
+#[test]
+fn forged_messages_kill() {
+    let mut it = serving("forged");
+    let unknown = RequestId([9; 16]);
+    let abandoned = it.gateway(FromGateway::Abandoned { request: unknown });
+    assert_eq!(abandoned, Err(Fault::UnknownRequest(Kind::Abandoned)));
+    let report = it.worker(MODEL, WorkerReport::End(end(unknown)));
+    assert_eq!(report, Err(Fault::UnknownRequest(Kind::End)));
+    let sign = FromGateway::Sign { correlation: 1, scheme: 0x0403, message: vec![0; 9] };
+    assert_eq!(it.gateway(sign), Err(Fault::Moment(Kind::Sign)));
+    let request = it.begun();
+    // Another model's worker ends a request that it was never given.
+    let report = it.worker(OTHER, WorkerReport::End(end(request)));
+    assert_eq!(report, Err(Fault::UnknownRequest(Kind::End)));
+    let impossible = [
+        EndReport { completion_tokens: 21, ..end(request) },
+        EndReport { prompt_tokens: 65, ..end(request) },
+        EndReport { messages: vec![Digest([0; 32]); MESSAGES_COUNT_MAX + 1], ..end(request) },
+    ];
+    for report in impossible {
+        let report = it.worker(MODEL, WorkerReport::End(report));
+        assert_eq!(report, Err(Fault::Value(Kind::End)));
+    }
+    let panic = WorkerReport::Panicked { file: "line\nfeed".into(), line: 3 };
+    assert_eq!(it.worker(MODEL, panic), Err(Fault::Value(Kind::Panicked)));
+}
+
+#[test]
+fn only_handshakes_are_signed() {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    let key = crate::secret::Secret::new(made.signing_key.serialize_pem().into_bytes());
+    let (key, _) = TlsKey::read(&key, made.cert.pem().as_bytes()).unwrap();
+    let mut it = serving("sign");
+    it.dispatch.tls = Some(key);
+    let context = [&[b' '; 64][..], b"TLS 1.3, server CertificateVerify\0", &[0; 32]].concat();
+    let sign = |message| FromGateway::Sign { correlation: 1, scheme: 0x0403, message };
+    it.gateway(sign(context.clone())).unwrap();
+    let effects = it.turn();
+    assert!(matches!(&effects[..], [Effect::Gateway(ToGateway::Signature { signature, .. })]
+        if !signature.is_empty()));
+    assert!(journal(&it.folder).contains("\"key_used\""));
+    let forged = it.gateway(sign(context[1..].to_vec()));
+    assert_eq!(forged, Err(Fault::Value(Kind::Sign)));
+}
+
+#[test]
+fn a_gone_worker_leaves_end_missing_and_the_gateway_hears_of_it() {
+    let mut it = serving("worker-gone");
+    it.begun();
+    let panic = WorkerReport::Panicked { file: "src/engine/mod.rs".into(), line: 3 };
+    it.worker(MODEL, panic).unwrap();
+    let cause = it.dispatch.worker_gone(MODEL, &mut it.ledger);
+    assert_eq!(cause.as_deref(), Some("declared a panic at src/engine/mod.rs:3"));
+    let effects = it.turn();
+    assert!(matches!(effects[..], [Effect::Gateway(ToGateway::WorkerDown { model: MODEL })]));
+    assert!(journal(&it.folder).contains("worker_gone"));
+    assert_eq!(it.dispatch.open_count(), 0);
+    it.dispatch.worker_started(MODEL);
+    it.worker(MODEL, ready()).unwrap();
+    it.turn();
+    it.begun();
+}
+
+#[test]
+fn a_gone_gateway_leaves_end_missing_for_what_ran_and_what_just_began() {
+    let mut it = serving("gateway-gone");
+    it.begun();
+    it.ask("second").unwrap();
+    it.dispatch.gateway_gone(&mut it.ledger);
+    it.turn();
+    assert!(it.turn().is_empty());
+    let text = journal(&it.folder);
+    assert_eq!(text.matches("\"begin\":").count(), 2, "{text}");
+    assert_eq!(text.matches("gateway_gone").count(), 2, "{text}");
+    assert_eq!(it.dispatch.open_count(), 0);
+}
+
+#[test]
+fn a_request_past_its_deadline_is_revoked_then_given_up_with_its_worker() {
+    let mut it = serving("deadline");
+    let request = it.begun();
+    it.now.instant += Duration::from_secs(61);
+    let effects = it.turn();
+    assert!(matches!(effects[..], [Effect::Worker(MODEL, ToWorkerControl::Revoke { .. })]));
+    it.now.instant += Duration::from_secs(9);
+    assert!(it.turn().is_empty());
+    it.now.instant += Duration::from_secs(2);
+    let effects = it.turn();
+    assert!(matches!(effects[..], [Effect::WorkerStuck(MODEL)]), "{effects:?}");
+    assert!(journal(&it.folder).contains("\"cause\":\"deadline\""));
+    let late = it.worker(MODEL, WorkerReport::End(end(request)));
+    assert_eq!(late, Err(Fault::Repeated(Kind::End)));
+}
+
+#[test]
+fn an_abandoned_request_is_closed_without_killing_anyone() {
+    let mut it = serving("abandoned");
+    let request = it.begun();
+    it.gateway(FromGateway::Abandoned { request }).unwrap();
+    let effects = it.turn();
+    assert!(matches!(effects[..], [Effect::Worker(MODEL, ToWorkerControl::Revoke { .. })]));
+    it.now.instant += Duration::from_secs(3);
+    assert!(it.turn().is_empty());
+    assert!(journal(&it.folder).contains("\"abandoned\""));
+    // The gateway's word may also cross the worker's.
+    let request = it.begun();
+    it.worker(MODEL, WorkerReport::End(end(request))).unwrap();
+    it.gateway(FromGateway::Abandoned { request }).unwrap();
+    assert!(it.turn().is_empty());
+}
+
+#[test]
+fn revoking_a_token_ends_its_requests() {
+    let mut it = serving("revoked");
+    let request = it.begun();
+    it.dispatch.set_tokens(TokenTable::default(), &mut it.ledger, it.now);
+    let effects = it.turn();
+    assert!(matches!(
+        effects[..],
+        [Effect::Worker(MODEL, ToWorkerControl::Revoke { request: it })] if it == request
+    ));
+    assert!(journal(&it.folder).contains("\"tokens_loaded\""));
+    it.ask("").unwrap();
+    assert_eq!(it.denied(), Denial::KeyInvalid);
+}
+
+#[test]
+fn a_request_without_a_ticket_is_recorded() {
+    let mut it = serving("no-ticket");
+    it.worker(MODEL, WorkerReport::NoTicket { request: RequestId([5; 16]) }).unwrap();
+    it.turn();
+    let text = journal(&it.folder);
+    assert!(text.contains("\"ticket_missing\"") && text.contains(&"05".repeat(16)), "{text}");
+}

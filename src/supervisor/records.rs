@@ -1,0 +1,69 @@
+//! Messages as records and reasons: the words that stand in the log.
+
+use std::time::Duration;
+
+use super::ledger::{Ledger, request_name};
+use crate::audit::Event;
+use crate::audit::record::{EndFacts, MissingCause, RefusalReason, bucket};
+use crate::ipc::message::{Denial, EndReport, Endpoint, Outcome};
+
+/// The record of an end; the digests are keyed here.
+pub(super) fn end_event(
+    report: &EndReport,
+    principal: &str,
+    duration: Duration,
+    ledger: &mut Ledger,
+) -> Event {
+    let name = request_name(report.request);
+    let cause = MissingCause::KeyUnavailable;
+    let missing = Event::EndMissing { request: name.clone(), cause };
+    let messages: Result<Vec<_>, _> =
+        report.messages.iter().map(|digest| ledger.keyed(principal, digest)).collect();
+    let answer = ledger.keyed(principal, &report.answer);
+    let (Ok(messages), Ok(answer)) = (messages, answer) else { return missing };
+    Event::End {
+        request: name,
+        duration_s_max: bucket(duration.as_secs()),
+        declared: EndFacts {
+            outcome: outcome_name(report.outcome).to_owned(),
+            messages,
+            answer,
+            prompt_tokens_max: bucket(report.prompt_tokens.into()),
+            completion_tokens_max: bucket(report.completion_tokens.into()),
+        },
+    }
+}
+
+/// Whether a child's label is printable ASCII, so that no record or line can be forged with it.
+pub(super) fn is_plain(label: &str) -> bool {
+    label.len() <= 256 && label.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+}
+
+pub(super) fn endpoint_name(endpoint: Endpoint) -> &'static str {
+    match endpoint {
+        Endpoint::Chat => "chat",
+        Endpoint::Completion => "completion",
+    }
+}
+
+pub(super) fn outcome_name(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Stop => "stop",
+        Outcome::Length => "length",
+        Outcome::Cancelled => "cancelled",
+        Outcome::Refused => "refused",
+        Outcome::Failed => "failed",
+    }
+}
+
+pub(super) fn refusal_reason(denial: Denial) -> RefusalReason {
+    match denial {
+        Denial::KeyInvalid => RefusalReason::KeyInvalid,
+        Denial::RoleForbids => RefusalReason::RoleForbids,
+        Denial::ModelUnknown => RefusalReason::ModelUnknown,
+        Denial::ModelUnavailable => RefusalReason::ModelUnavailable,
+        Denial::LogUnavailable => RefusalReason::LogUnavailable,
+        Denial::TooManyRequests => RefusalReason::TooManyRequests,
+        Denial::Stopping => RefusalReason::Stopping,
+    }
+}

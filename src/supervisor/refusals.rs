@@ -1,0 +1,72 @@
+//! Events that strangers can cause at will, counted, so that they cannot fill the log.
+//!
+//! The first of a kind is recorded at once; those that follow are summed and recorded at most
+//! every [`INTERVAL`].
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::ledger::Ledger;
+use crate::audit::Event;
+use crate::audit::record::{KeyRole, RefusalReason};
+
+/// Time between two records of one kind.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// Most refused tickets that are recorded one by one in an interval.
+const TICKETS_COUNT_MAX: usize = 64;
+
+/// Counts since the last records.
+#[derive(Default)]
+pub(super) struct Refusals {
+    counts: HashMap<(RefusalReason, Option<String>), u64>,
+    key_uses: HashMap<KeyRole, u64>,
+    tickets: Vec<Event>,
+    flushed: Option<Instant>,
+}
+
+impl Refusals {
+    /// Counts a denied request; `principal` is its name, never its key.
+    pub(super) fn refused(&mut self, reason: RefusalReason, principal: Option<String>) {
+        *self.counts.entry((reason, principal)).or_default() += 1;
+    }
+
+    /// Counts a use of a long-term key.
+    pub(super) fn key_used(&mut self, key: KeyRole) {
+        *self.key_uses.entry(key).or_default() += 1;
+    }
+
+    /// Notes that a worker refused a request without a ticket.
+    pub(super) fn ticket_missing(&mut self, model: &str, request: &str) {
+        if self.tickets.len() < TICKETS_COUNT_MAX {
+            let (model, request) = (model.to_owned(), request.to_owned());
+            self.tickets.push(Event::TicketMissing { model, request });
+        }
+    }
+
+    /// Appends the records that are due.
+    pub(super) fn flush(&mut self, ledger: &mut Ledger, now: Instant) {
+        let is_empty =
+            self.counts.is_empty() && self.key_uses.is_empty() && self.tickets.is_empty();
+        let is_early =
+            self.flushed.is_some_and(|last| now.saturating_duration_since(last) < INTERVAL);
+        if is_empty || is_early {
+            return;
+        }
+        self.flush_now(ledger);
+        self.flushed = Some(now);
+    }
+
+    /// Appends all records.
+    pub(super) fn flush_now(&mut self, ledger: &mut Ledger) {
+        for ((reason, principal), count) in self.counts.drain() {
+            let principal = principal.and_then(|name| ledger.pseudonym(&name).ok());
+            ledger.append(Event::Refused { reason, count, principal });
+        }
+        for (key, count) in self.key_uses.drain() {
+            ledger.append(Event::KeyUsed { key, count });
+        }
+        for event in self.tickets.drain(..) {
+            ledger.append(event);
+        }
+    }
+}

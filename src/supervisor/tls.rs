@@ -1,0 +1,198 @@
+//! Signing TLS handshakes for the gateway: only what a server must sign, never anything else.
+//!
+//! A compromised gateway may ask for any signature; the form check leaves it nothing but TLS 1.3
+//! `CertificateVerify` of a server (RFC 8446, 4.4.3) and TLS 1.2 `ServerKeyExchange` parameters
+//! (RFC 8422, 5.4), so the key cannot be made to sign a certificate or another protocol's text.
+
+use std::fmt;
+
+use pki_types::pem::PemObject as _;
+use pki_types::{CertificateDer, PrivateKeyDer};
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
+
+use crate::secret::Secret;
+
+/// TLS `SignatureScheme` `ecdsa_secp256r1_sha256`.
+pub(super) const ECDSA_P256_SHA256: u16 = 0x0403;
+/// What precedes the transcript hash of a TLS 1.3 server's `CertificateVerify`.
+const CONTEXT_TLS13: &[u8] = b"TLS 1.3, server CertificateVerify\0";
+/// Spaces before that context.
+const PAD_LEN: usize = 64;
+/// Client random and server random.
+const RANDOMS_LEN: usize = 64;
+/// `ECCurveType` `named_curve`.
+const NAMED_CURVE: u8 = 3;
+
+/// Why the TLS key or certificate is of no use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Error {
+    /// The key is not a P-256 key in PKCS#8 PEM.
+    Key,
+    /// The certificate file holds no certificate, or something else.
+    Certificate,
+    /// The certificate is not of this key.
+    Mismatch,
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key => write!(f, "not a P-256 private key in PKCS#8 PEM"),
+            Self::Certificate => write!(f, "not a chain of certificates in PEM"),
+            Self::Mismatch => write!(f, "the certificate is not of this key"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// The TLS key.
+pub(super) struct TlsKey {
+    pair: EcdsaKeyPair,
+    random: SystemRandom,
+}
+
+impl TlsKey {
+    /// Reads a key and the chain of its certificate, leaf first.
+    pub(super) fn read(key: &Secret, chain_pem: &[u8]) -> Result<(Self, Vec<Vec<u8>>), Error> {
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain_pem).collect();
+        let chain = chain.map_err(|_| Error::Certificate)?;
+        let leaf = chain.first().ok_or(Error::Certificate)?;
+        let der = PrivateKeyDer::from_pem_slice(key.expose()).map_err(|_| Error::Key)?;
+        let PrivateKeyDer::Pkcs8(der) = der else { return Err(Error::Key) };
+        let random = SystemRandom::new();
+        let kind = &ECDSA_P256_SHA256_ASN1_SIGNING;
+        let pair = EcdsaKeyPair::from_pkcs8(kind, der.secret_pkcs8_der(), &random);
+        let pair = pair.map_err(|_| Error::Key)?;
+        // A certificate of this key holds the key's uncompressed point.
+        let point = pair.public_key().as_ref();
+        if !leaf.as_ref().windows(point.len()).any(|window| window == point) {
+            return Err(Error::Mismatch);
+        }
+        Ok((Self { pair, random }, chain.iter().map(|one| one.as_ref().to_vec()).collect()))
+    }
+
+    /// Signs a handshake message of the right form; `None` for any other.
+    pub(super) fn sign(&self, scheme: u16, message: &[u8]) -> Option<Vec<u8>> {
+        if scheme != ECDSA_P256_SHA256 || !is_handshake(message) {
+            return None;
+        }
+        self.pair.sign(&self.random, message).ok().map(|signature| signature.as_ref().to_vec())
+    }
+}
+
+/// Whether a TLS server signs messages of this form.
+fn is_handshake(message: &[u8]) -> bool {
+    is_certificate_verify(message) || is_server_key_exchange(message)
+}
+
+/// 64 spaces, the server's context, a SHA-256 or SHA-384 transcript hash.
+fn is_certificate_verify(message: &[u8]) -> bool {
+    let Some((pad, rest)) = message.split_at_checked(PAD_LEN) else { return false };
+    let Some(hash) = rest.strip_prefix(CONTEXT_TLS13) else { return false };
+    pad.iter().all(|&byte| byte == b' ') && matches!(hash.len(), 32 | 48)
+}
+
+/// Both randoms, a named curve, a point of that curve's length.
+fn is_server_key_exchange(message: &[u8]) -> bool {
+    let Some((_, rest)) = message.split_at_checked(RANDOMS_LEN) else { return false };
+    let [NAMED_CURVE, high, low, point_len, point @ ..] = rest else { return false };
+    let want = match u16::from_be_bytes([*high, *low]) {
+        0x0017 => 65,
+        0x0018 => 97,
+        0x001d => 32,
+        _ => return false,
+    };
+    usize::from(*point_len) == want && point.len() == want
+}
+
+#[cfg(test)]
+mod tests {
+    use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+
+    use super::*;
+
+    fn certificate_verify(hash_len: usize) -> Vec<u8> {
+        [&[b' '; PAD_LEN][..], CONTEXT_TLS13, &vec![7; hash_len]].concat()
+    }
+
+    fn server_key_exchange(curve: u16, point_len: u8) -> Vec<u8> {
+        let [high, low] = curve.to_be_bytes();
+        let head = [NAMED_CURVE, high, low, point_len];
+        [&[9; RANDOMS_LEN][..], &head, &vec![4; point_len.into()]].concat()
+    }
+
+    fn key() -> (TlsKey, Vec<u8>, Vec<u8>) {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        let key = Secret::new(made.signing_key.serialize_pem().into_bytes());
+        let (key, chain) = TlsKey::read(&key, made.cert.pem().as_bytes()).unwrap();
+        assert_eq!(chain, [made.cert.der().to_vec()]);
+        let public = key.pair.public_key().as_ref().to_vec();
+        (key, public, made.cert.pem().into_bytes())
+    }
+
+    #[test]
+    fn signs_what_a_tls_server_signs() {
+        let (key, public, _) = key();
+        let messages = [
+            certificate_verify(32),
+            certificate_verify(48),
+            server_key_exchange(0x0017, 65),
+            server_key_exchange(0x0018, 97),
+            server_key_exchange(0x001d, 32),
+        ];
+        for message in messages {
+            let signature = key.sign(ECDSA_P256_SHA256, &message).unwrap();
+            let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &public);
+            public.verify(&message, &signature).unwrap();
+            assert!(key.sign(0x0804, &message).is_none());
+        }
+    }
+
+    #[test]
+    fn signs_nothing_else() {
+        let mut client = certificate_verify(32);
+        client[PAD_LEN + 9..PAD_LEN + 15].copy_from_slice(b"client");
+        let mut short_pad = certificate_verify(32);
+        short_pad.remove(0);
+        let mut not_spaces = certificate_verify(32);
+        not_spaces[63] = 0;
+        let mut long = server_key_exchange(0x001d, 32);
+        long.push(0);
+        let mut explicit_curve = server_key_exchange(0x001d, 32);
+        explicit_curve[RANDOMS_LEN] = 1;
+        let refused = [
+            Vec::new(),
+            b"-----BEGIN CERTIFICATE REQUEST-----".to_vec(),
+            vec![b' '; 200],
+            certificate_verify(0),
+            certificate_verify(31),
+            certificate_verify(33),
+            certificate_verify(64),
+            client,
+            short_pad,
+            not_spaces,
+            server_key_exchange(0x001d, 33),
+            server_key_exchange(0x0017, 33),
+            server_key_exchange(0x0019, 133),
+            server_key_exchange(0x001d, 32)[..RANDOMS_LEN + 10].to_vec(),
+            long,
+            explicit_curve,
+        ];
+        let (key, ..) = key();
+        for (i, message) in refused.iter().enumerate() {
+            assert!(key.sign(ECDSA_P256_SHA256, message).is_none(), "message {i}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_of_another_key_is_refused() {
+        let other = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        let other = Secret::new(other.signing_key.serialize_pem().into_bytes());
+        let (.., chain) = key();
+        assert_eq!(TlsKey::read(&other, &chain).err(), Some(Error::Mismatch));
+        assert_eq!(TlsKey::read(&other, b"").err(), Some(Error::Certificate));
+        assert_eq!(TlsKey::read(&Secret::new(chain.clone()), &chain).err(), Some(Error::Key));
+    }
+}
