@@ -5,6 +5,8 @@
 
 pub mod audit;
 pub mod fetch;
+pub mod status;
+pub mod token;
 
 use std::error::Error;
 use std::io::Write as _;
@@ -37,6 +39,11 @@ enum Command {
     /// Verify or list the audit log.
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Show what the running supervisor says of itself.
+    Status(status::Arguments),
+    /// Make, list and revoke API tokens.
+    #[command(subcommand)]
+    Token(token::Command),
 }
 
 /// Runs the program.
@@ -44,6 +51,8 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Command::Audit(command) => audit::run(command),
+        Command::Status(arguments) => status::run(&arguments),
+        Command::Token(command) => token::run(&command),
     };
     match outcome {
         Ok(Verdict::Holds) => ExitCode::SUCCESS,

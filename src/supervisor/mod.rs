@@ -2,6 +2,7 @@
 use std::process::ExitCode;
 
 pub mod config;
+pub mod control;
 mod dispatch;
 mod ledger;
 mod records;
