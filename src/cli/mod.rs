@@ -5,6 +5,8 @@
 
 pub mod audit;
 pub mod fetch;
+pub mod model;
+pub mod model_inspect;
 pub mod status;
 pub mod token;
 
@@ -39,6 +41,9 @@ enum Command {
     /// Verify or list the audit log.
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Look into model files.
+    #[command(subcommand)]
+    Model(model::Command),
     /// Show what the running supervisor says of itself.
     Status(status::Arguments),
     /// Make, list and revoke API tokens.
@@ -51,6 +56,7 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Command::Audit(command) => audit::run(command),
+        Command::Model(command) => model::run(&command),
         Command::Status(arguments) => status::run(&arguments),
         Command::Token(command) => token::run(&command),
     };

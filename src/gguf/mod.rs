@@ -25,12 +25,14 @@ mod reader;
 mod tensors;
 #[cfg(test)]
 mod tests;
+mod value;
 
 use std::ops::Range;
 
 pub use error::{Error, Field, Name};
-pub use metadata::{Metadata, Strings, ValueRef, ValueType, required};
+pub use metadata::{Metadata, required};
 pub use tensors::TensorInfo;
+pub use value::{Strings, ValueRef, ValueType};
 
 use reader::Reader;
 

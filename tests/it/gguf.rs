@@ -66,6 +66,7 @@ fn all_fixtures() -> Vec<Fixture> {
 }
 
 /// Counts and lengths of published vulnerabilities, by their names.
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn advisories() -> Vec<Fixture> {
     let too_many = |field, count, max| Error::TooMany { field, count, max };
     let key_max = gguf::KEY_COUNT_MAX;

@@ -1,8 +1,10 @@
 //! The one integration binary: each module proves one promise.
 
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::tests_outside_test_module, reason = "an integration test has no such module")]
 
 mod gguf;
 mod gguf_file;
+mod inspect;
 mod quants;
 mod support;
