@@ -3,6 +3,8 @@
 //! Every operation has a plain version in `reference`; that version is the
 //! meaning of the operation, and every other version is tested against it.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 pub mod formats;
 mod gemm;
 #[cfg(test)]
