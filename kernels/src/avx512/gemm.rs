@@ -112,8 +112,10 @@ fn panel_times_unit<const WIDTH: usize, const TILES: usize, const SUBS: usize, c
             }
             let groups = 8 / SUBS;
             for group in sub * groups..(sub + 1) * groups {
-                let bytes: [__m512i; TILES] =
-                    core::array::from_fn(|tile| load(&chunk.bytes[tile][group]));
+                let mut bytes = [_mm512_setzero_si512(); TILES];
+                for (bytes, chunk) in bytes.iter_mut().zip(&chunk.bytes) {
+                    *bytes = load(&chunk[group]);
+                }
                 for (dots, quants) in dots.iter_mut().zip(&quants[group % 8]) {
                     let quants = broadcast(quants);
                     for (dot, bytes) in dots.iter_mut().zip(bytes) {
@@ -153,9 +155,14 @@ fn broadcast(quants: &[i8; 4]) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn load_sums<const WIDTH: usize, const TILES: usize>(sums: &[Sums]) -> [[__m512; TILES]; WIDTH] {
-    core::array::from_fn(|token| {
-        core::array::from_fn(|tile| load_lanes(&sums[token].as_chunks().0[tile]))
-    })
+    let sums: &[Sums; WIDTH] = sums.first_chunk().expect("each token of a panel has its sums");
+    let mut totals = [[_mm512_setzero_ps(); TILES]; WIDTH];
+    for token in 0..WIDTH {
+        for tile in 0..TILES {
+            totals[token][tile] = load_lanes(&sums[token].as_chunks().0[tile]);
+        }
+    }
+    totals
 }
 
 #[inline]
@@ -164,9 +171,11 @@ fn store_sums<const WIDTH: usize, const TILES: usize>(
     totals: &[[__m512; TILES]; WIDTH],
     sums: &mut [Sums],
 ) {
-    for (totals, sums) in totals.iter().zip(sums) {
-        for (total, sums) in totals.iter().zip(sums.as_chunks_mut().0) {
-            store_lanes(sums, *total);
+    let sums: &mut [Sums; WIDTH] =
+        sums.first_chunk_mut().expect("each token of a panel has its sums");
+    for token in 0..WIDTH {
+        for tile in 0..TILES {
+            store_lanes(&mut sums[token].as_chunks_mut().0[tile], totals[token][tile]);
         }
     }
 }
@@ -211,9 +220,10 @@ fn token_times_unit<const TILES: usize, const BITS: u32, const SUPER: bool, cons
     let step_blocks = step_cols / BLOCK_LEN;
     let mut totals = [_mm512_setzero_ps(); TILES];
     for (step, quants) in quants.chunks_exact(step_blocks).enumerate() {
-        let scales: [StepScales<'_>; TILES] = core::array::from_fn(|tile| {
-            StepScales::read::<SUPER, MIN>(&tiles[tile].scales[step * size..][..size])
-        });
+        let mut scales = [StepScales::zero(); TILES];
+        for (scales, tile) in scales.iter_mut().zip(tiles) {
+            *scales = StepScales::read::<SUPER, MIN>(&tile.scales[step * size..][..size]);
+        }
         for (i, quants) in quants.iter().enumerate() {
             let block = step * step_blocks + i;
             let (x_scale, x_bias) = (panel.scales[block], panel.biases[block]);
@@ -277,10 +287,13 @@ fn floats_times_unit<const WIDTH: usize, const TILES: usize>(
     let weights: [_; TILES] = core::array::from_fn(|tile| &chunk.weights[tile][..len]);
     let mut totals = load_sums::<WIDTH, TILES>(sums);
     for col in 0..len {
-        let weights = weights.map(|weights| load_lanes(&weights[col]));
+        let mut lanes = [_mm512_setzero_ps(); TILES];
+        for (lanes, weights) in lanes.iter_mut().zip(weights) {
+            *lanes = load_lanes(&weights[col]);
+        }
         for (totals, x) in totals.iter_mut().zip(x) {
             let x = _mm512_set1_ps(x[col]);
-            for (total, weights) in totals.iter_mut().zip(weights) {
+            for (total, weights) in totals.iter_mut().zip(lanes) {
                 *total = _mm512_fmadd_ps(weights, x, *total);
             }
         }

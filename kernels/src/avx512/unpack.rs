@@ -12,29 +12,31 @@ use crate::packed::{BLOCK_LEN, IntTile, Scales};
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn block_bytes<const BITS: u32>(low: &[[u8; 64]], high: &[[u8; 64]]) -> [__m512i; 8] {
     let nibble = _mm512_set1_epi8(15);
-    core::array::from_fn(
-        #[inline(always)]
-        |group| {
-            if BITS == 8 {
-                return load(&low[group]);
-            }
-            let pair = load(&low[group / 2]);
-            let shifted = if group % 2 == 0 { pair } else { _mm512_srli_epi16::<4>(pair) };
-            let byte = _mm512_and_si512(shifted, nibble);
-            match BITS {
-                5 => {
-                    let bit = shift_to_bit_4(load(&high[0]), group);
-                    // a | (b & c)
-                    _mm512_ternarylogic_epi64::<0xF8>(byte, bit, _mm512_set1_epi8(0x10))
-                }
-                6 => {
-                    let bits = shift_to_bit_4(load(&high[group / 4]), group % 4 * 2);
-                    _mm512_ternarylogic_epi64::<0xF8>(byte, bits, _mm512_set1_epi8(0x30))
-                }
-                _ => byte,
-            }
-        },
-    )
+    let mut bytes = [_mm512_setzero_si512(); 8];
+    for (group, bytes) in bytes.iter_mut().enumerate() {
+        if BITS == 8 {
+            *bytes = load(&low[group]);
+            continue;
+        }
+        let pair = load(&low[group / 2]);
+        let shifted = if group % 2 == 0 { pair } else { _mm512_srli_epi16::<4>(pair) };
+        *bytes = _mm512_and_si512(shifted, nibble);
+        if BITS == 5 {
+            let bit = shift_to_bit_4(load(&high[0]), group);
+            *bytes = or_masked(*bytes, bit, _mm512_set1_epi8(0x10));
+        } else if BITS == 6 {
+            let bits = shift_to_bit_4(load(&high[group / 4]), group % 4 * 2);
+            *bytes = or_masked(*bytes, bits, _mm512_set1_epi8(0x30));
+        }
+    }
+    bytes
+}
+
+/// Returns `bytes | (bits & mask)`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn or_masked(bytes: __m512i, bits: __m512i, mask: __m512i) -> __m512i {
+    _mm512_ternarylogic_epi64::<0xF8>(bytes, bits, mask)
 }
 
 /// Shifts so that bit `from` of each byte becomes bit 4; other bits are left to be masked.
@@ -63,6 +65,12 @@ pub(super) struct StepScales<'a> {
 }
 
 impl<'a> StepScales<'a> {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn zero() -> Self {
+        Self { scale: _mm512_setzero_ps(), min: _mm512_setzero_ps(), bytes: &[] }
+    }
+
     /// Reads the floats of a step.
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
