@@ -6,5 +6,6 @@
 mod gguf;
 mod gguf_file;
 mod inspect;
+mod package;
 mod quants;
 mod support;
