@@ -10,6 +10,7 @@ mod gemm;
 #[cfg(test)]
 mod gemm_tests;
 mod isa;
+pub mod ops;
 mod packed;
 mod packed_source;
 mod pool;
