@@ -19,7 +19,6 @@ mod error;
 pub mod files;
 mod json;
 pub mod keys;
-pub mod open;
 pub mod seal;
 pub mod signature;
 pub mod statement;

@@ -1,4 +1,0 @@
-//! AVX-512 kernels. A function here can only be entered with the proof [`crate::Avx512Vnni`].
-
-mod gemm;
-mod unpack;
