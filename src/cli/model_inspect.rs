@@ -155,33 +155,28 @@ pub fn read_header(path: &Path) -> Result<(Header, u64), Error> {
 ///
 /// [`Error`] if the file cannot be read. A header that is read and found wrong is a verdict.
 pub fn run(arguments: &Arguments) -> Outcome {
-    let (header, file_len) = match read_header(&arguments.file) {
-        Ok(read) => read,
+    match inspect(arguments) {
+        Ok(description) => {
+            print(description.trim_end());
+            Ok(Verdict::Holds)
+        }
         Err(error @ (Error::Gguf { .. } | Error::Sealed { .. })) => {
             if arguments.json {
-                print(
-                    &json!({ "file": shown_path(arguments), "error": error.to_string() })
-                        .to_string(),
-                );
+                let said = json!({ "file": shown_path(arguments), "error": error.to_string() });
+                print(&said.to_string());
             }
             tell(&format!("cloister: {error}"));
-            return Ok(Verdict::Refused);
+            Ok(Verdict::Refused)
         }
-        Err(error) => return Err(error.into()),
-    };
-    let summary = match Summary::new(&header, file_len) {
-        Ok(summary) => summary,
-        Err(source) => {
-            tell(&format!("cloister: {}", Error::Gguf { path: arguments.file.clone(), source }));
-            return Ok(Verdict::Refused);
-        }
-    };
-    if arguments.json {
-        print(&summary.json(arguments).to_string());
-    } else {
-        print(summary.text(arguments).trim_end());
+        Err(error) => Err(error.into()),
     }
-    Ok(Verdict::Holds)
+}
+
+fn inspect(arguments: &Arguments) -> Result<String, Error> {
+    let (header, file_len) = read_header(&arguments.file)?;
+    let summary = Summary::new(&header, file_len)
+        .map_err(|source| Error::Gguf { path: arguments.file.clone(), source })?;
+    Ok(if arguments.json { summary.json(arguments).to_string() } else { summary.text(arguments) })
 }
 
 fn shown_path(arguments: &Arguments) -> String {

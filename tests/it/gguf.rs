@@ -747,6 +747,26 @@ fn no_changed_byte_makes_the_reader_panic() {
 }
 
 #[test]
+fn no_mix_of_changed_bytes_makes_the_reader_panic() {
+    let bytes = right_file(3);
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state % below as u64).unwrap()
+    };
+    for _ in 0..50_000 {
+        let mut changed = bytes.clone();
+        for _ in 0..=random(4) {
+            changed[random(bytes.len())] = u8::try_from(random(256)).unwrap();
+        }
+        changed.truncate(bytes.len() - random(8) / 7 * random(bytes.len()));
+        let _ = gguf::parse(&changed, changed.len() as u64);
+    }
+}
+
+#[test]
 fn an_error_shows_a_hostile_name_harmlessly() {
     let name = "\u{1b}[2J\n\u{202e}`";
     let bytes = File::new(1, 0).tensor(name, &[0], T_F32, 0).bytes();
