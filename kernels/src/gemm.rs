@@ -164,8 +164,10 @@ pub fn gemm(
     }
     let input = Input { precision, quantized: scratch, x, tokens, cols };
     for products in products.chunks_mut(REGION_PRODUCTS) {
-        let (Isa::Reference | Isa::Avx2(_) | Isa::Avx512(_)) = isa;
-        run_region(pool, reference::Plain, &input, products);
+        match isa {
+            Isa::Avx512(proof) => run_region(pool, proof, &input, products),
+            _ => run_region(pool, reference::Plain, &input, products),
+        }
     }
 }
 

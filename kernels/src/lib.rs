@@ -3,11 +3,14 @@
 //! Every operation has a plain version in `reference`; that version is the
 //! meaning of the operation, and every other version is tested against it.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 pub mod formats;
 mod gemm;
 #[cfg(test)]
 mod gemm_tests;
 mod isa;
+pub mod ops;
 mod packed;
 mod packed_source;
 mod pool;

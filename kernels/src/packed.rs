@@ -45,7 +45,7 @@ pub(crate) enum Scales {
 
 impl Scales {
     /// Bytes in the scale plane, and the columns that they are for.
-    const fn step(self) -> (usize, usize) {
+    pub(crate) const fn step(self) -> (usize, usize) {
         match self {
             Self::Plain => (32, BLOCK_LEN),
             Self::Min => (64, BLOCK_LEN),
@@ -157,6 +157,11 @@ impl<'a> IntTile<'a> {
             high: part(self.high, self.form.high_step()),
             scales: &self.scales[range.start / per_step * step..range.end / per_step * step],
         }
+    }
+
+    /// Returns the number of blocks of 32 columns.
+    pub(crate) fn blocks_len(&self) -> usize {
+        self.low.len() / self.form.low_step()
     }
 
     /// Returns the byte of a weight.

@@ -5,8 +5,13 @@
 
 pub mod audit;
 pub mod fetch;
+pub mod keygen;
 pub mod model;
 pub mod model_inspect;
+mod model_report;
+pub mod model_seal;
+pub mod model_sign;
+pub mod model_verify;
 pub mod status;
 pub mod token;
 
@@ -41,7 +46,10 @@ enum Command {
     /// Verify or list the audit log.
     #[command(subcommand)]
     Audit(audit::Command),
-    /// Look into model files.
+    /// Make keys: for signing, opening, the audit log, TLS.
+    #[command(subcommand)]
+    Keygen(keygen::Command),
+    /// Inspect, sign, seal and verify model files.
     #[command(subcommand)]
     Model(model::Command),
     /// Show what the running supervisor says of itself.
@@ -56,6 +64,7 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Command::Audit(command) => audit::run(command),
+        Command::Keygen(command) => keygen::run(&command),
         Command::Model(command) => model::run(&command),
         Command::Status(arguments) => status::run(&arguments),
         Command::Token(command) => token::run(&command),

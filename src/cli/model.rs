@@ -2,13 +2,19 @@
 
 use clap::Subcommand;
 
-use super::{Outcome, model_inspect};
+use super::{Outcome, model_inspect, model_seal, model_sign, model_verify};
 
 /// Subcommands of `cloister model`.
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Say what a GGUF file contains, or why it is refused.
     Inspect(model_inspect::Arguments),
+    /// Sign a model file (OpenSSF Model Signing).
+    Sign(model_sign::Arguments),
+    /// Encrypt a model file (age).
+    Seal(model_seal::Arguments),
+    /// Check signature and encryption of a model file, without loading it.
+    Verify(model_verify::Arguments),
 }
 
 /// Runs `cloister model`.
@@ -19,5 +25,8 @@ pub enum Command {
 pub fn run(command: &Command) -> Outcome {
     match command {
         Command::Inspect(arguments) => model_inspect::run(arguments),
+        Command::Sign(arguments) => model_sign::run(arguments),
+        Command::Seal(arguments) => model_seal::run(arguments),
+        Command::Verify(arguments) => model_verify::run(arguments),
     }
 }

@@ -117,6 +117,15 @@ pub enum Error {
         /// What it was to hold.
         what: &'static str,
     },
+    /// A private key that everybody may read.
+    KeyExposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The file is encrypted and no identity was given.
+    IdentityMissing,
     /// The trust folder holds more files than the limit.
     TrustTooMany {
         /// The limit.
@@ -216,6 +225,8 @@ impl Error {
                 | Self::Stream { .. }
                 | Self::Exists { .. }
                 | Self::Key { .. }
+                | Self::KeyExposed { .. }
+                | Self::IdentityMissing
                 | Self::TrustEmpty { .. }
                 | Self::TrustTooMany { .. }
                 | Self::NotX25519 { .. }
@@ -235,6 +246,8 @@ impl Error {
             Self::Key { .. } => {
                 "make one with `cloister keygen`, or convert: openssl pkcs8 -topk8 -nocrypt -in KEY -out NEW"
             }
+            Self::KeyExposed { .. } => "keep it to its owner: chmod 600",
+            Self::IdentityMissing => "give the age identity that opens it: --identity FILE",
             Self::TrustEmpty { .. } | Self::UnknownKey => {
                 "put the signer's public key (PEM) into the trust folder, if you trust it"
             }
@@ -336,6 +349,10 @@ impl fmt::Display for Error {
                 write!(f, "the {what} is longer than {limit_bytes} bytes")
             }
             Self::Key { path, what } => write!(f, "{} holds no {what}", path.display()),
+            Self::KeyExposed { path, mode } => {
+                write!(f, "{} holds a secret and has mode {mode:03o}", path.display())
+            }
+            Self::IdentityMissing => f.write_str("the file is encrypted and there is no identity"),
             Self::TrustTooMany { limit } => {
                 write!(f, "the trust folder holds more than {limit} files")
             }

@@ -4,6 +4,7 @@
 //! an error or of `Debug`.
 
 use std::fmt;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::str::FromStr as _;
 
@@ -21,7 +22,7 @@ use ring::signature::{
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::Error;
-use super::files::read_small;
+use super::files::{io_error, open_regular, read_small_open};
 use super::trust::{Curve, PublicKey};
 use crate::secret::Secret;
 
@@ -94,17 +95,15 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-/// Makes an Ed25519 key, as the audit log signs with; returns its PKCS#8 PEM and the public key.
+/// Makes an Ed25519 key, as the audit log signs with; returns its PKCS#8 PEM text.
 ///
 /// # Errors
 ///
 /// [`Error::Generate`] when the system has no randomness.
-pub fn generate_ed25519() -> Result<(Secret, [u8; 32]), Error> {
-    let failed = || Error::Generate { what: "Ed25519 key" };
-    let der = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).map_err(|_| failed())?;
-    let pair = Ed25519KeyPair::from_pkcs8(der.as_ref()).map_err(|_| failed())?;
-    let public = pair.public_key().as_ref().try_into().map_err(|_| failed())?;
-    Ok((Secret::new(pem("PRIVATE KEY", der.as_ref()).as_bytes().to_vec()), public))
+pub fn generate_ed25519() -> Result<Secret, Error> {
+    let der = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new());
+    let der = der.map_err(|_| Error::Generate { what: "Ed25519 key" })?;
+    Ok(Secret::new(pem("PRIVATE KEY", der.as_ref()).as_bytes().to_vec()))
 }
 
 /// Reads the DER of a PKCS#8 PEM file.
@@ -113,7 +112,7 @@ pub fn generate_ed25519() -> Result<(Secret, [u8; 32]), Error> {
 ///
 /// [`Error::Key`] when it holds no such block; I/O errors.
 pub fn read_pkcs8(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
-    let text = read_small(path, "private key file", KEY_LEN_MAX_BYTES)?;
+    let text = read_private(path, "private key file")?;
     match <(SectionKind, Vec<u8>)>::from_pem_slice(&text) {
         Ok((SectionKind::PrivateKey, der)) => Ok(Zeroizing::new(der)),
         Ok((_, mut der)) => {
@@ -122,6 +121,17 @@ pub fn read_pkcs8(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
         }
         Err(_) => Err(Error::Key { path: path.to_owned(), what: "private key in PKCS#8 PEM" }),
     }
+}
+
+/// Reads a file that must not be readable by everybody.
+fn read_private(path: &Path, what: &'static str) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let file = open_regular(path)?;
+    let mode = file.metadata().map_err(io_error("look at", path))?.mode() & 0o7777;
+    // Group may read: systemd shows the access list of a credential in these bits.
+    if mode & 0o027 != 0 {
+        return Err(Error::KeyExposed { path: path.to_owned(), mode });
+    }
+    read_small_open(&file, path, what, KEY_LEN_MAX_BYTES)
 }
 
 /// Writes a PEM block: base64 in lines of 64 columns.
@@ -184,7 +194,7 @@ impl Identity {
     ///
     /// [`Error::Key`] when it holds no X25519 identity or several; I/O errors.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let text = read_small(path, "identity file", KEY_LEN_MAX_BYTES)?;
+        let text = read_private(path, "identity file")?;
         let what = "single X25519 identity (AGE-SECRET-KEY-1...)";
         Self::parse(&text).ok_or_else(|| Error::Key { path: path.to_owned(), what })
     }

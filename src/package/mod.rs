@@ -19,6 +19,7 @@ mod error;
 pub mod files;
 mod json;
 pub mod keys;
+pub mod open;
 pub mod seal;
 pub mod signature;
 pub mod statement;

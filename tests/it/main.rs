@@ -3,9 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![expect(clippy::tests_outside_test_module, reason = "an integration test has no such module")]
 
+mod gateway;
 mod gguf;
 mod gguf_file;
 mod inspect;
+mod package;
 mod quants;
 mod support;
 mod tokenizer;

@@ -122,7 +122,7 @@ const LAYOUTS: [Layout; 26] = [
 ];
 
 /// Formats that GGML knows or once knew and that no weight matrix here may have.
-const UNSUPPORTED: [(u32, &str); 19] = [
+const UNSUPPORTED: [(u32, &str); 17] = [
     (4, "Q4_2 (withdrawn)"),
     (5, "Q4_3 (withdrawn)"),
     (9, "Q8_1"),
@@ -140,8 +140,6 @@ const UNSUPPORTED: [(u32, &str); 19] = [
     (38, "IQ4_NL_8_8 (withdrawn)"),
     (41, "Q1_0"),
     (42, "Q2_0"),
-    (138, "IQ4_K"),
-    (139, "IQ5_K"),
 ];
 
 impl TensorType {

@@ -16,7 +16,7 @@ pub(crate) struct Plain;
 impl Kernel for Plain {
     fn unpack_int(self, tile: &IntTile<'_>, chunk: &mut IntChunk, index: usize) {
         let scales = tile.form.scales;
-        let cols = tile.low.len() / if tile.form.bits == 8 { TILE_ROWS } else { TILE_ROWS / 2 };
+        let cols = tile.blocks_len() * BLOCK_LEN;
         for row in 0..TILE_ROWS {
             for col in 0..cols {
                 chunk.bytes[index][col / 4][row * 4 + col % 4] = tile.byte(row, col);

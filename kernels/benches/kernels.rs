@@ -1,0 +1,288 @@
+//! Speed of the matrix products against this machine's limits.
+//!
+//! `cargo bench -p kernels -- [--quick] [--threads N] [--isa NAME] [--format NAME]`
+//!
+//! Decode (one token) is held against the read bandwidth over a weight set larger than any
+//! cache, prefill (512 tokens) against the peak of the 8-bit dot product instruction. Each
+//! figure is the best of several runs: neighbours on the machine only ever make one slower.
+
+#![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use kernels::{
+    Activations, Isa, Packed, Pool, Precision, Product, TensorType, gemm, pack, packed_size,
+};
+
+/// Weights of a decode run, in bytes: more than twice the largest cache of today's machines.
+const DECODE_SIZE: usize = 640 << 20;
+/// The same with `--quick`.
+const DECODE_SIZE_QUICK: usize = 64 << 20;
+/// Rows and columns of a matrix: the feed-forward of a small model.
+const SHAPE: (usize, usize) = (8960, 1536);
+/// The same for prefill.
+const SHAPE_PREFILL: (usize, usize) = (1536, 1536);
+
+const FORMATS: [TensorType; 12] = [
+    TensorType::Q4_K,
+    TensorType::Q5_K,
+    TensorType::Q6_K,
+    TensorType::Q8_0,
+    TensorType::Q4_0,
+    TensorType::Q4_1,
+    TensorType::Q5_0,
+    TensorType::Q5_1,
+    TensorType::F16,
+    TensorType::BF16,
+    TensorType::F32,
+    TensorType::IQ4_NL,
+];
+
+struct Options {
+    is_quick: bool,
+    threads: usize,
+    isa: Option<String>,
+    format: Option<String>,
+}
+
+fn main() {
+    let options = options();
+    let pool = Pool::new(options.threads);
+    let bandwidth = read_bandwidth(&pool, options.is_quick);
+    let peak = dot_peak(&pool);
+    println!("threads {}", pool.threads());
+    println!("read bandwidth {:.1} GB/s", bandwidth / 1e9);
+    println!("8-bit dot product peak {:.0} G MAC/s", peak / 1e9);
+    println!("{:28} {:>7} {:>10} {:>9} {:>6}", "kernel", "format", "isa", "rate", "share");
+    let isas = Isa::available().into_iter().rev();
+    for isa in isas.filter(|isa| options.isa.as_deref().unwrap_or(isa.name()) == isa.name()) {
+        for ty in FORMATS {
+            if options.format.as_deref().is_some_and(|name| name != ty.name()) {
+                continue;
+            }
+            let is_slow = isa == Isa::Reference;
+            if is_slow && options.isa.is_none() {
+                continue;
+            }
+            decode(&pool, isa, ty, options.is_quick || is_slow, bandwidth);
+            for (tokens, precision) in
+                [(4, Precision::Int8), (512, Precision::Int8), (512, Precision::F32)]
+            {
+                prefill(&pool, isa, ty, (tokens, precision), peak);
+            }
+        }
+    }
+}
+
+fn options() -> Options {
+    let mut options = Options { is_quick: false, threads: 2, isa: None, format: None };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().unwrap_or_default();
+        match argument.as_str() {
+            "--quick" => options.is_quick = true,
+            "--threads" => options.threads = value().parse().unwrap_or(2),
+            "--isa" => options.isa = Some(value()),
+            "--format" => options.format = Some(value()),
+            _ => {}
+        }
+    }
+    options
+}
+
+/// One token through a weight set of many matrices.
+fn decode(pool: &Pool, isa: Isa, ty: TensorType, is_quick: bool, bandwidth: f64) {
+    let (rows, cols) = SHAPE;
+    let matrix = matrix(ty, rows, cols);
+    let size = if is_quick { DECODE_SIZE_QUICK } else { DECODE_SIZE };
+    let count = size.div_ceil(matrix.len());
+    let weights = Aligned::new(&matrix, count);
+    let x = activations(cols);
+    let mut scratch = Activations::new(cols, 1);
+    let mut out = vec![0.0; rows];
+    let seconds = best_of(5, || {
+        for bytes in weights.bytes().chunks_exact(matrix.len()) {
+            let weights = Packed::new(ty, rows, cols, bytes).expect("it was packed so");
+            let product = Product { weights, out: &mut out };
+            gemm(pool, isa, Precision::Int8, &mut scratch, &x, 1, &mut [product]);
+        }
+        black_box(&mut out);
+    });
+    let rate = weights.bytes().len() as f64 / seconds;
+    report("decode 1 token", ty, isa, (rate, "GB/s"), rate / bandwidth);
+}
+
+/// Many tokens through one matrix.
+fn prefill(
+    pool: &Pool,
+    isa: Isa,
+    ty: TensorType,
+    (tokens, precision): (usize, Precision),
+    peak: f64,
+) {
+    let (rows, cols) = SHAPE_PREFILL;
+    let matrix = Aligned::new(&matrix(ty, rows, cols), 1);
+    let weights = Packed::new(ty, rows, cols, matrix.bytes()).expect("it was packed so");
+    let x = activations(tokens * cols);
+    let mut scratch = Activations::new(cols, tokens);
+    let mut out = vec![0.0; tokens * rows];
+    let runs = if isa == Isa::Reference { 1 } else { 40 };
+    let seconds = best_of(runs, || {
+        let product = Product { weights, out: &mut out };
+        gemm(pool, isa, precision, &mut scratch, &x, tokens, &mut [product]);
+        black_box(&mut out);
+    });
+    let rate = (rows * cols * tokens) as f64 / seconds;
+    let name = format!("prefill {tokens} tokens {precision:?}");
+    report(&name, ty, isa, (rate, "GMAC/s"), rate / peak);
+}
+
+fn report(kernel: &str, ty: TensorType, isa: Isa, (rate, unit): (f64, &str), share: f64) {
+    let (name, isa) = (ty.name(), isa.name());
+    let (rate, share) = (rate / 1e9, share * 100.0);
+    println!("{kernel:28} {name:>7} {isa:>10} {rate:7.1} {unit:6} {share:5.1} %");
+}
+
+/// Returns the seconds of the fastest of some runs.
+fn best_of(runs: usize, mut run: impl FnMut()) -> f64 {
+    let time = |_| {
+        let start = Instant::now();
+        run();
+        start.elapsed().as_secs_f64()
+    };
+    (0..runs).map(time).fold(f64::INFINITY, f64::min)
+}
+
+/// Copies of a packed matrix at a 64-byte border.
+struct Aligned {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Aligned {
+    fn new(matrix: &[u8], count: usize) -> Self {
+        let mut bytes = vec![0; matrix.len() * count + 4096];
+        let start = bytes.as_ptr().align_offset(4096);
+        for target in bytes[start..].chunks_exact_mut(matrix.len()).take(count) {
+            target.copy_from_slice(matrix);
+        }
+        bytes.truncate(start + matrix.len() * count);
+        Self { bytes, start }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+}
+
+/// A packed matrix of pseudo-random blocks.
+fn matrix(ty: TensorType, rows: usize, cols: usize) -> Vec<u8> {
+    let row_size = ty.row_size(cols).expect("the shapes are whole blocks");
+    let mut state = 1_u32;
+    let source: Vec<u8> = (0..rows * row_size)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // No exponent is all ones or all zeros: every float is a normal number.
+            (state >> 24) as u8 & 0xBF | 0x10
+        })
+        .collect();
+    let mut packed = vec![0; packed_size(ty, rows, cols).expect("the size is sane")];
+    pack(ty, rows, cols, &source, &mut packed);
+    packed
+}
+
+fn activations(len: usize) -> Vec<f32> {
+    (0..len).map(|i| (i * 37 % 255) as f32 / 128.0 - 1.0).collect()
+}
+
+/// Returns the bytes per second that all threads together read from memory.
+fn read_bandwidth(pool: &Pool, is_quick: bool) -> f64 {
+    let size = if is_quick { DECODE_SIZE_QUICK } else { DECODE_SIZE };
+    let words = vec![1_u64; size / 8];
+    const TASK_WORDS: usize = 1 << 17;
+    let seconds = best_of(8, || {
+        pool.run(words.len() / TASK_WORDS, &|task| {
+            let words = &words[task * TASK_WORDS..][..TASK_WORDS];
+            black_box(sum(words));
+        });
+    });
+    size as f64 / seconds
+}
+
+fn sum(words: &[u64]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: the line above found AVX2.
+        return unsafe { sum_avx2(words) };
+    }
+    words.iter().fold(0, |sum, word| sum ^ word)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn sum_avx2(words: &[u64]) -> u64 {
+    words.iter().fold(0, |sum, word| sum ^ word)
+}
+
+/// Returns the multiply-adds of bytes per second that all threads together reach.
+fn dot_peak(pool: &Pool) -> f64 {
+    const STEPS: usize = 1_000_000;
+    const TASKS: usize = 16;
+    let mut macs_a_step = 0;
+    let run = |_: usize| {
+        black_box(dot_steps(STEPS));
+    };
+    macs_a_step += dot_steps(0).1;
+    let seconds = best_of(5, || pool.run(TASKS, &run));
+    (STEPS * TASKS * macs_a_step) as f64 / seconds
+}
+
+/// Runs `steps` steps of independent dot products; returns a value and the products of a step.
+fn dot_steps(steps: usize) -> (i32, usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if matches!(Isa::detect(), Isa::Avx512(_)) {
+            // SAFETY: `Isa::Avx512` proves AVX-512 F and VNNI.
+            return (unsafe { dot_steps_avx512(steps) }, 24 * 64);
+        }
+        if matches!(Isa::detect(), Isa::Avx2(_)) {
+            // SAFETY: `Isa::Avx2` proves AVX2.
+            return (unsafe { dot_steps_avx2(steps) }, 8 * 32);
+        }
+    }
+    (steps as i32, 1)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn dot_steps_avx512(steps: usize) -> i32 {
+    use core::arch::x86_64::*;
+    let bytes = black_box(_mm512_set1_epi8(1));
+    let mut sums = [_mm512_setzero_si512(); 24];
+    for _ in 0..steps {
+        for sum in &mut sums {
+            *sum = _mm512_dpbusd_epi32(*sum, bytes, bytes);
+        }
+    }
+    let total = sums.into_iter().fold(_mm512_setzero_si512(), |a, b| _mm512_add_epi32(a, b));
+    _mm512_reduce_add_epi32(total)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn dot_steps_avx2(steps: usize) -> i32 {
+    use core::arch::x86_64::*;
+    let bytes = black_box(_mm256_set1_epi8(1));
+    let ones = black_box(_mm256_set1_epi16(1));
+    let mut sums = [_mm256_setzero_si256(); 8];
+    for _ in 0..steps {
+        for sum in &mut sums {
+            let pairs =
+                _mm256_maddubs_epi16(_mm256_castps_si256(_mm256_castsi256_ps(bytes)), bytes);
+            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
+        }
+    }
+    let total = sums.into_iter().fold(_mm256_setzero_si256(), |a, b| _mm256_add_epi32(a, b));
+    _mm256_extract_epi32::<0>(total)
+}

@@ -1,0 +1,4 @@
+//! AVX-512 kernels. A function here can only be entered with the proof [`crate::Avx512Vnni`].
+
+mod gemm;
+mod unpack;

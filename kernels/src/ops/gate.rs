@@ -1,0 +1,52 @@
+//! The gates of feed-forward layers: `out = activation(gate) * up`.
+
+use super::lanes::{self, Vector};
+use super::{over_rows, per_isa};
+use crate::isa::Isa;
+use crate::pool::Pool;
+
+/// Which activation a gate has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// `x / (1 + e^-x)`: SwiGLU.
+    Silu,
+    /// `x / (1 + e^-2y)`, `y = √(2/π) (x + 0.044715 x³)`, which is `x (1 + tanh y) / 2`: GeGLU.
+    GeluTanh,
+}
+
+/// `2 √(2/π)`.
+const GELU_SCALE: f32 = 1.595_769_1;
+const GELU_CUBE: f32 = 0.044_715;
+
+/// Computes `gate = activation(gate) * up`.
+///
+/// # Panics
+///
+/// Panics if the lengths differ.
+pub fn gate(pool: &Pool, isa: Isa, kind: Gate, up: &[f32], gate: &mut [f32]) {
+    assert_eq!(up.len(), gate.len(), "both have the same shape");
+    over_rows(pool, gate, 1, &|first, gate| {
+        let up = &up[first..][..gate.len()];
+        match kind {
+            Gate::Silu => per_isa!(isa, silu, up: &[f32], gate: &mut [f32]),
+            Gate::GeluTanh => per_isa!(isa, gelu, up: &[f32], gate: &mut [f32]),
+        }
+    });
+}
+
+#[inline(always)]
+fn silu<V: Vector>(_: V, up: &[f32], gate: &mut [f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        let x = *gate;
+        *gate = x / (1.0 + lanes::exp(-x)) * up;
+    }
+}
+
+#[inline(always)]
+fn gelu<V: Vector>(_: V, up: &[f32], gate: &mut [f32]) {
+    for (gate, up) in gate.iter_mut().zip(up) {
+        let x = *gate;
+        let y = GELU_SCALE * (GELU_CUBE * x * x).mul_add(x, x);
+        *gate = x / (1.0 + lanes::exp(-y)) * up;
+    }
+}

@@ -1,0 +1,256 @@
+//! Every operation, on every instruction set, against its definition in 64 bits.
+
+use half::f16;
+
+use super::attention::PAGE_LEN;
+use super::*;
+use crate::isa::Isa;
+
+/// A plain generator of values around 0, the same in every run.
+struct Values(u64);
+
+impl Values {
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let bits = u32::try_from(self.0 >> 40).unwrap();
+        bits as f32 / (1 << 23) as f32 - 1.0
+    }
+
+    fn many(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.next()).collect()
+    }
+}
+
+/// Runs `compute` on every instruction set and with 1 and 3 threads; the bits must agree.
+fn same_everywhere(compute: impl Fn(&Pool, Isa) -> Vec<f32>) -> Vec<f32> {
+    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    let first = compute(&Pool::new(1), Isa::Reference);
+    for threads in [1, 3] {
+        let pool = Pool::new(threads);
+        for isa in Isa::available() {
+            let other = compute(&pool, isa);
+            assert!(bits(&first) == bits(&other), "{} with {threads} threads differs", isa.name());
+        }
+    }
+    first
+}
+
+#[test]
+fn exp_is_right_to_two_ulps_and_never_denormal() {
+    let mut x = -86.9_f32;
+    while x < 87.9 {
+        let (got, want) = (lanes::exp(x), f64::from(x).exp());
+        let error = (f64::from(got) - want).abs() / want;
+        assert!(error < 2.0 * f64::from(f32::EPSILON), "exp({x}) = {got}, not {want}");
+        x += 0.013;
+    }
+    assert_eq!(lanes::exp(0.0), 1.0);
+    assert_eq!(lanes::exp(-87.1), 0.0);
+    assert_eq!(lanes::exp(f32::NEG_INFINITY), 0.0);
+    assert!(lanes::exp(f32::INFINITY).is_finite());
+    assert!(lanes::exp(f32::NAN).is_nan());
+}
+
+#[test]
+fn rms_norm_is_its_formula() {
+    for n in [1, 15, 16, 17, 576, 640] {
+        let mut values = Values(n as u64);
+        let (x, weight) = (values.many(3 * n), values.many(n));
+        let out = same_everywhere(|pool, isa| {
+            let mut out = vec![0.0; 3 * n];
+            rms_norm(pool, isa, &x, &weight, 1e-5, &mut out);
+            out
+        });
+        for (row, x) in out.chunks(n).zip(x.chunks(n)) {
+            let squares: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            let scale = 1.0 / (squares / n as f64 + 1e-5).sqrt();
+            for i in 0..n {
+                let want = f64::from(x[i]) * scale * f64::from(weight[i]);
+                assert!((f64::from(row[i]) - want).abs() <= 2e-6 * want.abs() + 1e-9);
+            }
+        }
+    }
+}
+
+#[test]
+fn gates_are_their_formulas() {
+    let mut values = Values(7);
+    let up = values.many(40_001);
+    let x: Vec<f32> = values.many(40_001).iter().map(|x| x * 12.0).collect();
+    for kind in [Gate::Silu, Gate::GeluTanh] {
+        let out = same_everywhere(|pool, isa| {
+            let mut out = x.clone();
+            gate(pool, isa, kind, &up, &mut out);
+            out
+        });
+        for i in 0..x.len() {
+            let (x, up) = (f64::from(x[i]), f64::from(up[i]));
+            let activated = match kind {
+                Gate::Silu => x / (1.0 + (-x).exp()),
+                Gate::GeluTanh => {
+                    let y = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
+                    0.5 * x * (1.0 + y.tanh())
+                }
+            };
+            let want = activated * up;
+            assert!((f64::from(out[i]) - want).abs() <= 4e-6 * want.abs() + 1e-7, "{x} {up}");
+        }
+    }
+}
+
+#[test]
+fn sums_and_scales_are_exact_over_task_borders() {
+    let pool = Pool::new(2);
+    let n = VALUES_A_TASK * 2 + 5;
+    let mut out = vec![1.0; n];
+    let x: Vec<f32> = (0..n).map(|i| (i % 1000) as f32).collect();
+    add(&pool, &x, &mut out);
+    scale(&pool, 2.0, &mut out);
+    assert!(out.iter().zip(&x).all(|(out, x)| *out == (x + 1.0) * 2.0));
+    let mut rows = vec![0.5; 6 * 7001];
+    let bias: Vec<f32> = (0..7001).map(|i| i as f32).collect();
+    add_bias(&pool, &bias, &mut rows);
+    assert!(rows.chunks(7001).all(|row| row.iter().zip(&bias).all(|(x, b)| *x == b + 0.5)));
+}
+
+#[test]
+fn rope_turns_pairs_and_leaves_the_rest() {
+    let pool = Pool::new(1);
+    let factors = [1.0, 4.0];
+    for pairs in [RopePairs::Neighbours, RopePairs::Halves] {
+        let mut rope = Rope::new(pairs, 4, 100.0, Some(&factors), 2);
+        rope.set_positions([0, 3].into_iter());
+        let mut x: Vec<f32> = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].repeat(4);
+        rope.apply(&pool, 2, 6, &mut x);
+        assert_eq!(x[..12], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].repeat(2)[..], "position 0 stays");
+        assert_eq!(x[12..18], x[18..], "every head turns alike");
+        let (i, j) = if pairs == RopePairs::Neighbours { (2, 3) } else { (1, 3) };
+        let angle = 3.0_f64 * 0.1 / 4.0;
+        let (a, b) = if pairs == RopePairs::Neighbours { (3.0, 4.0) } else { (2.0, 4.0) };
+        assert!((f64::from(x[12 + i]) - (a * angle.cos() - b * angle.sin())).abs() < 1e-6);
+        assert!((f64::from(x[12 + j]) - (a * angle.sin() + b * angle.cos())).abs() < 1e-6);
+        assert_eq!(x[16..18], [5.0, 6.0]);
+    }
+}
+
+/// A cache with the pages of one sequence in a shuffled order.
+struct Cache {
+    shape: AttentionShape,
+    tables: Vec<u32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    f32s: Vec<f32>,
+    f16s: Vec<f16>,
+}
+
+impl Cache {
+    fn new(shape: AttentionShape, len: usize) -> Self {
+        let mut values = Values(len as u64 + 99);
+        let row = shape.n_kv_heads * shape.head_dim;
+        // Values that 16 bits hold exactly, so that both stores have one meaning.
+        let mut exact =
+            |n| values.many(n).iter().map(|x| f16::from_f32(*x).to_f32()).collect::<Vec<_>>();
+        let (k, v) = (exact(len * row), exact(len * row));
+        let n_pages = len.div_ceil(PAGE_LEN);
+        let tables: Vec<u32> = (0..u32::try_from(n_pages).unwrap()).rev().collect();
+        let size = n_pages * 2 * PAGE_LEN * row;
+        let places = places(0..len);
+        let mut cache =
+            Self { shape, tables, k, v, f32s: vec![0.0; size], f16s: vec![f16::ZERO; size] };
+        let Cache { tables, k, v, f32s, f16s, .. } = &mut cache;
+        store_kv(&shape, KvPagesMut::F32(f32s), tables, &places, k, v);
+        store_kv(&shape, KvPagesMut::F16(f16s), tables, &places, k, v);
+        cache
+    }
+
+    fn attend(&self, pool: &Pool, isa: Isa, f16: bool, places: &[Place], q: &[f32]) -> Vec<f32> {
+        let mut out = vec![f32::NAN; q.len()];
+        let pages = if f16 { KvPages::F16(&self.f16s) } else { KvPages::F32(&self.f32s) };
+        attention(pool, isa, &self.shape, pages, &self.tables, places, q, &mut out);
+        out
+    }
+
+    /// The definition, in 64 bits.
+    fn define(&self, position: usize, head: usize, q: &[f32]) -> Vec<f64> {
+        let AttentionShape { n_heads, n_kv_heads, head_dim: dim, scale, window } = self.shape;
+        let start = window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let kv_head = head / (n_heads / n_kv_heads);
+        let at = |p: usize| (p * n_kv_heads + kv_head) * dim;
+        let dot = |p: usize| -> f64 {
+            q.iter().zip(&self.k[at(p)..]).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum()
+        };
+        let weights: Vec<f64> =
+            (start..=position).map(|p| (dot(p) * f64::from(scale)).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let value = |d: usize| {
+            let part = |(i, w): (usize, &f64)| w * f64::from(self.v[at(start + i) + d]);
+            weights.iter().enumerate().map(part).sum::<f64>() / total
+        };
+        (0..dim).map(value).collect()
+    }
+}
+
+fn places(positions: core::ops::Range<usize>) -> Vec<Place> {
+    positions.map(|position| Place { table: 0, position }).collect()
+}
+
+#[test]
+fn attention_is_its_formula_for_every_grouping_and_window() {
+    for (n_heads, n_kv_heads, head_dim) in [(1, 1, 16), (9, 3, 32), (12, 2, 64), (7, 1, 48)] {
+        for window in [None, Some(1), Some(16), Some(40)] {
+            let shape = AttentionShape { n_heads, n_kv_heads, head_dim, scale: 0.3, window };
+            let len = 75;
+            let cache = Cache::new(shape, len);
+            let q = Values(5).many(len * n_heads * head_dim);
+            let all = places(0..len);
+            let out = same_everywhere(|pool, isa| cache.attend(pool, isa, false, &all, &q));
+            let out_f16 = same_everywhere(|pool, isa| cache.attend(pool, isa, true, &all, &q));
+            assert_eq!(out, out_f16);
+            for (i, (out, q)) in out.chunks(head_dim).zip(q.chunks(head_dim)).enumerate() {
+                let want = cache.define(i / n_heads, i % n_heads, q);
+                for (out, want) in out.iter().zip(want) {
+                    assert!((f64::from(*out) - want).abs() < 2e-6, "{out} {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_of_a_token_does_not_depend_on_its_chunk() {
+    for window in [None, Some(20)] {
+        let shape = AttentionShape { n_heads: 6, n_kv_heads: 2, head_dim: 32, scale: 0.5, window };
+        let len = 70;
+        let cache = Cache::new(shape, len);
+        let row = 6 * 32;
+        let q = Values(3).many(len * row);
+        let pool = Pool::new(2);
+        for isa in Isa::available() {
+            let whole = cache.attend(&pool, isa, true, &places(0..len), &q);
+            for chunk in [1, 3, 32, 33] {
+                for start in (0..len).step_by(chunk) {
+                    let end = (start + chunk).min(len);
+                    let (from, to) = (start * row, end * row);
+                    let part = cache.attend(&pool, isa, true, &places(start..end), &q[from..to]);
+                    assert_eq!(part, whole[from..to]);
+                }
+            }
+            // Tokens of a batch need not be neighbours.
+            let mixed = [Place { table: 0, position: 69 }, Place { table: 0, position: 2 }];
+            let q_mixed = [&q[69 * row..], &q[2 * row..3 * row]].concat();
+            let out = cache.attend(&pool, isa, true, &mixed, &q_mixed);
+            assert_eq!(out, [&whole[69 * row..], &whole[2 * row..3 * row]].concat());
+        }
+    }
+}
+
+#[test]
+fn sixteen_bits_saturate() {
+    let shape =
+        AttentionShape { n_heads: 1, n_kv_heads: 1, head_dim: 16, scale: 1.0, window: None };
+    let mut pages = vec![f16::ZERO; 2 * PAGE_LEN * 16];
+    let (k, v) = ([1e9; 16], [-1e9; 16]);
+    store_kv(&shape, KvPagesMut::F16(&mut pages), &[0], &places(0..1), &k, &v);
+    assert_eq!(pages[0], f16::MAX);
+    assert_eq!(pages[PAGE_LEN * 16], f16::MIN);
+}
