@@ -5,4 +5,7 @@
 
 #![expect(unsafe_code, reason = "system calls that nix lacks")]
 
+pub mod fork;
+pub mod memory;
+pub mod process;
 pub mod socket;

@@ -1,0 +1,124 @@
+//! Landlock: no file for a child, its own folders for the supervisor; never best effort.
+//!
+//! All rights that kernel and crate know are handled, so that what no rule grants is denied. TCP
+//! and scopes come with newer kernels; the network namespace and seccomp deny the same on older
+//! ones, and `Sandboxed` says what landlock added.
+
+use std::path::Path;
+
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, Scope,
+};
+
+use super::{AtStep, Error, Role, Step};
+use crate::sys::process::landlock_abi;
+
+/// The oldest ABI that is served under (Linux 5.19): files cannot be moved between folders.
+pub const LANDLOCK_ABI_FLOOR: u32 = 2;
+
+/// What the supervisor may do below a path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Read files and folders.
+    Read,
+    /// Read, write, make and remove files, folders and sockets.
+    Write,
+}
+
+/// One path that the supervisor keeps.
+#[derive(Clone, Copy, Debug)]
+pub struct Allow<'a> {
+    /// A folder, with all below it, or a file.
+    pub path: &'a Path,
+    /// What for.
+    pub access: Access,
+}
+
+/// What landlock does here.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts {
+    pub(super) abi: u32,
+    pub(super) denies_tcp: bool,
+    pub(super) scopes: bool,
+}
+
+/// Restricts this thread, and those it will make, to `allowed`.
+pub(super) fn restrict(role: Role, allowed: &[Allow<'_>]) -> Result<Facts, Error> {
+    let kernel_abi = landlock_abi().at(Step::LandlockAbi)?;
+    if kernel_abi < LANDLOCK_ABI_FLOOR {
+        return Err(Error::LandlockTooOld { abi: kernel_abi, floor: LANDLOCK_ABI_FLOOR });
+    }
+    let abi = known_abi(kernel_abi);
+    let facts = Facts { abi: kernel_abi, denies_tcp: abi >= ABI::V4, scopes: abi >= ABI::V6 };
+    let handled = handled_rights(role, abi);
+    let mut ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(handled)
+        .map_err(Error::Landlock)?;
+    if facts.denies_tcp {
+        ruleset = ruleset.handle_access(AccessNet::from_all(abi)).map_err(Error::Landlock)?;
+    }
+    if facts.scopes {
+        ruleset = ruleset.scope(scopes(role)).map_err(Error::Landlock)?;
+    }
+    let mut created = ruleset.create().map_err(Error::Landlock)?;
+    for allow in allowed {
+        let path = PathFd::new(allow.path).map_err(Error::Path)?;
+        let mut rights = rights(allow.access) & handled;
+        if !allow.path.is_dir() {
+            rights &= AccessFs::from_file(abi);
+        }
+        created = created.add_rule(PathBeneath::new(path, rights)).map_err(Error::Landlock)?;
+    }
+    // Also sets `no_new_privs`.
+    created.restrict_self().map_err(Error::Landlock)?;
+    Ok(facts)
+}
+
+fn known_abi(kernel_abi: u32) -> ABI {
+    match kernel_abi {
+        0 | 1 => ABI::V1,
+        2 => ABI::V2,
+        3 => ABI::V3,
+        4 => ABI::V4,
+        5 => ABI::V5,
+        6 => ABI::V6,
+        7 => ABI::V7,
+        8 => ABI::V8,
+        _ => ABI::V9,
+    }
+}
+
+fn handled_rights(role: Role, abi: ABI) -> BitFlags<AccessFs> {
+    match role {
+        // The supervisor connects to the service manager's notification socket, wherever it is.
+        Role::Supervisor => AccessFs::from_all(abi.min(ABI::V8)),
+        _ => AccessFs::from_all(abi),
+    }
+}
+
+fn scopes(role: Role) -> BitFlags<Scope> {
+    match role {
+        // That socket may be an abstract one.
+        Role::Supervisor => Scope::Signal.into(),
+        _ => Scope::AbstractUnixSocket | Scope::Signal,
+    }
+}
+
+fn rights(access: Access) -> BitFlags<AccessFs> {
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    match access {
+        Access::Read => read,
+        Access::Write => {
+            read | AccessFs::WriteFile
+                | AccessFs::Truncate
+                | AccessFs::MakeReg
+                | AccessFs::MakeDir
+                | AccessFs::MakeSock
+                | AccessFs::RemoveFile
+                | AccessFs::RemoveDir
+                | AccessFs::Refer
+        }
+    }
+}
