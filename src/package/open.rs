@@ -1,7 +1,8 @@
 //! Opening a file of a package: from its bytes, encrypted or not, to its plaintext.
 
 use std::fs::File;
-use std::io::{BufReader, Read, Seek as _, Write};
+use std::io::{self, BufReader, Read, Write};
+use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use zeroize::Zeroizing;
@@ -46,7 +47,7 @@ pub fn open_age(
     writer: &mut impl Write,
     progress: &mut dyn FnMut(u64),
 ) -> Result<u64, Error> {
-    let header = Header::read(&mut BufReader::new(&file))?;
+    let header = Header::read(&mut BufReader::new(FromStart::new(&file)))?;
     let key = find_key(&header, holder)?;
     decryptor.decrypt(Arc::new(file), &header, &key, writer, progress)
 }
@@ -78,12 +79,12 @@ pub fn copy_plain(file: &File, writer: &mut impl Write) -> Result<u64, Error> {
     // Private memory, not splice: pages of the file's cache could change under the reader.
     let mut buffer = Zeroizing::new(vec![0; BUFFER_LEN_BYTES]);
     let mut copied_bytes = 0;
-    let mut file = file;
+    let mut file = FromStart::new(file);
     loop {
         let n = match file.read(&mut buffer) {
             Ok(0) => return Ok(copied_bytes),
             Ok(n) => n,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(source) => return Err(Error::Stream { action: "read the model", source }),
         };
         let passed = writer.write_all(&buffer[..n]);
@@ -92,16 +93,35 @@ pub fn copy_plain(file: &File, writer: &mut impl Write) -> Result<u64, Error> {
     }
 }
 
-/// Returns whether a file begins like an age file; leaves it at its start.
+/// Returns whether a file begins like an age file.
 ///
 /// # Errors
 ///
 /// [`Error::Stream`].
 pub fn is_age(file: &File) -> Result<bool, Error> {
-    let error = |source| Error::Stream { action: "read the model", source };
     let mut start = Vec::new();
-    let mut file = file;
-    file.take(AGE_MAGIC.len() as u64).read_to_end(&mut start).map_err(error)?;
-    file.rewind().map_err(error)?;
+    let read = FromStart::new(file).take(AGE_MAGIC.len() as u64).read_to_end(&mut start);
+    read.map_err(|source| Error::Stream { action: "read the model", source })?;
     Ok(start == AGE_MAGIC)
+}
+
+/// Reads a file from its start, whatever the descriptor's own place is: a descriptor that was
+/// passed on shares that place with its sender.
+struct FromStart<'f> {
+    file: &'f File,
+    offset: u64,
+}
+
+impl<'f> FromStart<'f> {
+    fn new(file: &'f File) -> Self {
+        Self { file, offset: 0 }
+    }
+}
+
+impl Read for FromStart<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.file.read_at(buffer, self.offset)?;
+        self.offset += n as u64;
+        Ok(n)
+    }
 }

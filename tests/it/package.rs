@@ -3,6 +3,7 @@
 mod age_files;
 mod bundles;
 mod commands;
+mod opener;
 mod peers;
 mod trust;
 
