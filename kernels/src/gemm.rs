@@ -13,7 +13,7 @@
 //! Otherwise `sum = fma(weight, x, sum)` for each column, with the exact weight.
 
 use crate::isa::Isa;
-use crate::packed::{BLOCK_LEN, Form, IntForm, IntTile, Packed, Scales, TILE_ROWS};
+use crate::packed::{BLOCK_LEN, Form, IntForm, IntTile, Packed, TILE_ROWS};
 use crate::pool::{Disjoint, Pool};
 use crate::quantize::{Activations, PANEL_TOKENS, Panel, StartsNeeded};
 use crate::reference;
@@ -107,7 +107,7 @@ pub(crate) trait Kernel: Copy + Sync {
     /// Adds the first blocks of `chunk` times `panel` to `sums: [panel.width]`.
     fn multiply_int(
         self,
-        scales: Scales,
+        form: IntForm,
         tiles: usize,
         chunk: &IntChunk,
         panel: &Panel<'_>,
@@ -165,8 +165,11 @@ pub fn gemm(
     let input = Input { precision, quantized: scratch, x, tokens, cols };
     for products in products.chunks_mut(REGION_PRODUCTS) {
         match isa {
+            Isa::Reference => run_region(pool, reference::Plain, &input, products),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(proof) => run_region(pool, proof, &input, products),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512(proof) => run_region(pool, proof, &input, products),
-            _ => run_region(pool, reference::Plain, &input, products),
         }
     }
 }
@@ -293,7 +296,7 @@ fn run_int<const TOKENS: usize, K: Kernel>(
                 let first = first_token + i * PANEL_TOKENS;
                 let panel = input.quantized.panel(form, input.tokens, input.cols, first);
                 let panel = panel.blocks(form.scales, start, len);
-                kernel.multiply_int(form.scales, tiles, &chunk, &panel, sums);
+                kernel.multiply_int(form, tiles, &chunk, &panel, sums);
             }
         }
         store(target, unit, first_token, sums);

@@ -174,6 +174,36 @@ fn every_instruction_set_gives_the_bits_of_the_reference() {
     }
 }
 
+/// The largest bytes against the largest quants: no partial sum may saturate or wrap.
+#[test]
+fn extreme_weights_and_activations_do_not_overflow() {
+    let mut random = Random(9);
+    let pool = Pool::new(1);
+    for ty in TensorType::all().filter(|ty| matches!(Form::of(*ty), Form::Int(_))) {
+        for fill in [0x00, 0xFF, 0x80, 0x7F] {
+            let mut block = vec![fill; ty.block_size()];
+            random.set_scales(ty, &mut block);
+            let source = block.repeat(16 * 512 / ty.block_len());
+            let mut packed = vec![0; packed_size(ty, 16, 512).unwrap()];
+            pack(ty, 16, 512, &source, &mut packed);
+            let matrix = Matrix { ty, rows: 16, cols: 512, source, packed };
+            for sign in [1.0, -1.0] {
+                let x = vec![sign; 7 * 512];
+                let want = matrix.times(&pool, Isa::Reference, Precision::Int8, &x);
+                let exact = f64::from(sign)
+                    * matrix.weights()[..512].iter().map(|w| f64::from(*w)).sum::<f64>();
+                assert!((f64::from(want[0]) - exact).abs() <= 1e-3 * exact.abs().max(1.0));
+                for isa in Isa::available() {
+                    for tokens in [1, 7] {
+                        let got = matrix.times(&pool, isa, Precision::Int8, &x[..tokens * 512]);
+                        assert_eq!(bits(&got), bits(&want[..tokens * 16]), "{ty:?} {fill} {isa:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_batch_larger_than_a_chunk_of_tokens_is_the_same() {
     let mut random = Random(3);

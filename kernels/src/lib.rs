@@ -4,6 +4,8 @@
 //! meaning of the operation, and every other version is tested against it.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 pub mod formats;
 mod gemm;

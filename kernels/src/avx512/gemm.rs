@@ -4,6 +4,8 @@
 //! registers. Integer sums start at `MAGIC_BITS`, so that one fused multiply-add turns them into
 //! floats and applies the activation scale (see [`crate::quantize::MAGIC`]).
 
+#![expect(clippy::needless_range_loop, reason = "one index for several arrays of registers")]
+
 use core::arch::x86_64::*;
 
 use super::unpack::{
@@ -11,7 +13,7 @@ use super::unpack::{
 };
 use crate::gemm::{FloatChunk, IntChunk, Kernel, Sums, TileCols};
 use crate::isa::Avx512Vnni;
-use crate::packed::{BLOCK_LEN, IntTile, Scales};
+use crate::packed::{BLOCK_LEN, IntForm, IntTile, Scales};
 use crate::quantize::{MAGIC_BITS, Panel};
 use crate::reference::Plain;
 
@@ -23,14 +25,14 @@ impl Kernel for Avx512Vnni {
 
     fn multiply_int(
         self,
-        scales: Scales,
+        form: IntForm,
         tiles: usize,
         chunk: &IntChunk,
         panel: &Panel<'_>,
         sums: &mut [Sums],
     ) {
         // SAFETY: `Avx512Vnni` proves that the CPU has the features.
-        unsafe { multiply_int(scales, tiles, chunk, panel, sums) }
+        unsafe { multiply_int(form, tiles, chunk, panel, sums) }
     }
 
     fn multiply_one(self, tiles: &[IntTile<'_>], panel: &Panel<'_>, sums: &mut Sums) {
@@ -55,13 +57,13 @@ impl Kernel for Avx512Vnni {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn multiply_int(
-    scales: Scales,
+    form: IntForm,
     tiles: usize,
     chunk: &IntChunk,
     panel: &Panel<'_>,
     sums: &mut [Sums],
 ) {
-    match (scales, tiles) {
+    match (form.scales, tiles) {
         (Scales::Plain, 1) => by_width::<1, 1, false>(chunk, panel, sums),
         (Scales::Plain, _) => by_width::<2, 1, false>(chunk, panel, sums),
         (Scales::SuperPlain, 1) => by_width::<1, 2, false>(chunk, panel, sums),
@@ -279,12 +281,17 @@ fn floats_by_width<const TILES: usize>(chunk: &FloatChunk, x: &[&[f32]], sums: &
 #[target_feature(enable = "avx512f")]
 fn floats_times_unit<const WIDTH: usize, const TILES: usize>(
     chunk: &FloatChunk,
-    x: [&[f32]; WIDTH],
+    mut x: [&[f32]; WIDTH],
     sums: &mut [Sums],
 ) {
     let len = x[0].len();
-    let x = x.map(|x| &x[..len]);
-    let weights: [_; TILES] = core::array::from_fn(|tile| &chunk.weights[tile][..len]);
+    for x in &mut x {
+        *x = &x[..len];
+    }
+    let mut weights = [&chunk.weights[0][..len]; TILES];
+    for tile in 0..TILES {
+        weights[tile] = &chunk.weights[tile][..len];
+    }
     let mut totals = load_sums::<WIDTH, TILES>(sums);
     for col in 0..len {
         let mut lanes = [_mm512_setzero_ps(); TILES];

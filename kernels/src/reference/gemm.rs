@@ -6,7 +6,7 @@ use crate::formats::dequantize;
 use crate::gemm::{
     FLOAT_CHUNK_COLS, FloatChunk, INT_CHUNK_BLOCKS, IntChunk, Kernel, Lanes, Sums, TileCols,
 };
-use crate::packed::{BLOCK_LEN, IntTile, Scales, TILE_ROWS};
+use crate::packed::{BLOCK_LEN, IntForm, IntTile, Scales, TILE_ROWS};
 use crate::quantize::{MAGIC_BITS, Panel};
 
 /// The reference instruction set.
@@ -33,7 +33,7 @@ impl Kernel for Plain {
 
     fn multiply_int(
         self,
-        scales: Scales,
+        form: IntForm,
         tiles: usize,
         chunk: &IntChunk,
         panel: &Panel<'_>,
@@ -42,7 +42,7 @@ impl Kernel for Plain {
         for (token, sums) in sums.iter_mut().enumerate() {
             for (lane, sum) in sums[..tiles * TILE_ROWS].iter_mut().enumerate() {
                 for block in 0..panel.scales.len() / panel.width {
-                    add_block(scales, lane, chunk, panel, (block, token), sum);
+                    add_block(form.scales, lane, chunk, panel, (block, token), sum);
                 }
             }
         }
@@ -59,7 +59,7 @@ impl Kernel for Plain {
             }
             let panel = panel.blocks(form.scales, start, len);
             let sums = core::slice::from_mut(sums);
-            self.multiply_int(form.scales, tiles.len(), &chunk, &panel, sums);
+            self.multiply_int(form, tiles.len(), &chunk, &panel, sums);
         }
     }
 

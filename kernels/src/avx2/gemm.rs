@@ -1,0 +1,373 @@
+//! Matrix products with AVX2; see [`crate::gemm()`] for the formula.
+//!
+//! Half a tile (8 rows) times a panel of six tokens. `maddubs` adds two products of an unsigned
+//! and a signed byte in 16 bits; as many of them are added in 16 bits as cannot overflow, given
+//! the bits of the weights. Bytes of 8 bits are multiplied nibble by nibble.
+
+#![expect(clippy::needless_range_loop, reason = "one index for several arrays of registers")]
+
+use core::arch::x86_64::*;
+
+use super::unpack::{
+    self, HalfLanes, HalfLine, StepScales, block_bytes, high_part, load, load_lanes, low_part,
+    store_lanes,
+};
+use crate::gemm::{FloatChunk, IntChunk, Kernel, Lanes, Sums, TileCols};
+use crate::isa::Avx2Fma;
+use crate::packed::{BLOCK_LEN, IntForm, IntTile, Scales, TILE_ROWS};
+use crate::quantize::{MAGIC_BITS, Panel};
+use crate::reference::Plain;
+
+impl Kernel for Avx2Fma {
+    fn unpack_int(self, tile: &IntTile<'_>, chunk: &mut IntChunk, index: usize) {
+        // SAFETY: `Avx2Fma` proves that the CPU has the features.
+        unsafe { unpack::int(tile, chunk, index) }
+    }
+
+    fn multiply_int(
+        self,
+        form: IntForm,
+        tiles: usize,
+        chunk: &IntChunk,
+        panel: &Panel<'_>,
+        sums: &mut [Sums],
+    ) {
+        for tile in 0..tiles {
+            for half in 0..2 {
+                let part = HalfTile {
+                    bytes: chunk.bytes[tile].as_flattened().as_chunks().0,
+                    scales: &chunk.scales[tile],
+                    mins: &chunk.mins[tile],
+                    half,
+                    first_row: tile * TILE_ROWS + half * 8,
+                };
+                // SAFETY: `Avx2Fma` proves that the CPU has the features.
+                unsafe { multiply_half(form, &part, panel, sums) }
+            }
+        }
+    }
+
+    fn multiply_one(self, tiles: &[IntTile<'_>], panel: &Panel<'_>, sums: &mut Sums) {
+        for (tile, sums) in tiles.iter().zip(sums.chunks_exact_mut(TILE_ROWS)) {
+            for (half, sums) in sums.as_chunks_mut().0.iter_mut().enumerate() {
+                // SAFETY: `Avx2Fma` proves that the CPU has the features.
+                unsafe { multiply_one(tile, half, panel, sums) }
+            }
+        }
+    }
+
+    fn unpack_float(self, tile: &TileCols<'_>, len: usize, chunk: &mut FloatChunk, index: usize) {
+        let mut ints = IntChunk::zeroed();
+        // SAFETY: `Avx2Fma` proves that the CPU has the features.
+        let is_done = unsafe { unpack::float(tile, len, chunk, index, &mut ints) };
+        if !is_done {
+            Plain.unpack_float(tile, len, chunk, index);
+        }
+    }
+
+    fn multiply_float(self, tiles: usize, chunk: &FloatChunk, x: &[&[f32]], sums: &mut [Sums]) {
+        for tile in 0..tiles {
+            // SAFETY: `Avx2Fma` proves that the CPU has the features.
+            unsafe { multiply_float(tile, &chunk.weights[tile], x, sums) }
+        }
+    }
+}
+
+/// Half of an unpacked tile.
+struct HalfTile<'a> {
+    /// `[column / 4][2]`
+    bytes: &'a [HalfLine],
+    /// `[sub-block]`
+    scales: &'a [Lanes],
+    /// `[block]`
+    mins: &'a [Lanes],
+    /// 0 or 1
+    half: usize,
+    /// The first row in the unit.
+    first_row: usize,
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn multiply_half(form: IntForm, tile: &HalfTile<'_>, panel: &Panel<'_>, sums: &mut [Sums]) {
+    match (form.bits, form.scales.has_min()) {
+        (4, false) => by_width::<4, false>(tile, panel, sums),
+        (5, false) => by_width::<5, false>(tile, panel, sums),
+        (6, false) => by_width::<6, false>(tile, panel, sums),
+        (4, true) => by_width::<4, true>(tile, panel, sums),
+        (5, true) => by_width::<5, true>(tile, panel, sums),
+        _ => by_width::<8, false>(tile, panel, sums),
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn by_width<const BITS: u32, const MIN: bool>(
+    tile: &HalfTile<'_>,
+    panel: &Panel<'_>,
+    sums: &mut [Sums],
+) {
+    match panel.width {
+        1 => panel_times_half::<1, BITS, MIN>(tile, panel, sums),
+        2 => panel_times_half::<2, BITS, MIN>(tile, panel, sums),
+        3 => panel_times_half::<3, BITS, MIN>(tile, panel, sums),
+        4 => panel_times_half::<4, BITS, MIN>(tile, panel, sums),
+        5 => panel_times_half::<5, BITS, MIN>(tile, panel, sums),
+        _ => panel_times_half::<6, BITS, MIN>(tile, panel, sums),
+    }
+}
+
+/// Sub-blocks of a block: only the 6-bit format has two.
+const fn subs_of(bits: u32) -> usize {
+    if bits == 6 { 2 } else { 1 }
+}
+
+/// Groups whose `maddubs` fit in 16 bits: `groups * 2 * 127 * (2^bits - 1) < 2^15`.
+const fn groups_in_16_bits(bits: u32) -> usize {
+    match bits {
+        6 => 2,
+        5 => 4,
+        // 8-bit weights are multiplied as two nibbles.
+        _ => 8,
+    }
+}
+
+/// Adds `WIDTH` tokens times half a tile.
+#[target_feature(enable = "avx2,fma")]
+fn panel_times_half<const WIDTH: usize, const BITS: u32, const MIN: bool>(
+    tile: &HalfTile<'_>,
+    panel: &Panel<'_>,
+    sums: &mut [Sums],
+) {
+    let quants = panel.quants.as_chunks::<4>().0.as_chunks::<WIDTH>().0.as_chunks::<8>().0;
+    let x_scales = panel.scales.as_chunks::<WIDTH>().0;
+    let x_biases = panel.biases.as_chunks::<WIDTH>().0;
+    let x_sums = panel.sums.as_chunks::<WIDTH>().0;
+    let starts = panel.starts.as_chunks::<WIDTH>().0;
+    let sums: &mut [Sums; WIDTH] = sums.first_chunk_mut().expect("each token has its sums");
+    let mut totals = [_mm256_setzero_ps(); WIDTH];
+    for token in 0..WIDTH {
+        totals[token] = load_lanes(half_of(&mut sums[token], tile.first_row));
+    }
+    for (block, (((quants, x_scales), x_biases), x_sums)) in
+        quants.iter().zip(x_scales).zip(x_biases).zip(x_sums).enumerate()
+    {
+        for sub in block * subs_of(BITS)..(block + 1) * subs_of(BITS) {
+            let mut dots = [_mm256_set1_epi32(MAGIC_BITS); WIDTH];
+            if !MIN {
+                for token in 0..WIDTH {
+                    dots[token] = _mm256_set1_epi32(starts[sub][token]);
+                }
+            }
+            let groups = 8 / subs_of(BITS);
+            for first in (sub * groups..(sub + 1) * groups).step_by(groups_in_16_bits(BITS)) {
+                add_dots::<WIDTH, BITS>(tile, first, quants, &mut dots);
+            }
+            let scale = load_lanes(&tile.scales[sub].as_chunks().0[tile.half]);
+            for token in 0..WIDTH {
+                let x_scale = _mm256_set1_ps(x_scales[token]);
+                let x_bias = _mm256_set1_ps(x_biases[token]);
+                let steps = _mm256_fmadd_ps(_mm256_castsi256_ps(dots[token]), x_scale, x_bias);
+                totals[token] = _mm256_fmadd_ps(steps, scale, totals[token]);
+            }
+        }
+        if MIN {
+            let min = load_lanes(&tile.mins[block].as_chunks().0[tile.half]);
+            for token in 0..WIDTH {
+                totals[token] = _mm256_fmadd_ps(_mm256_set1_ps(x_sums[token]), min, totals[token]);
+            }
+        }
+    }
+    for token in 0..WIDTH {
+        store_lanes(half_of(&mut sums[token], tile.first_row), totals[token]);
+    }
+}
+
+/// Returns the sums of 8 rows.
+#[inline(always)]
+fn half_of(sums: &mut Sums, first_row: usize) -> &mut HalfLanes {
+    &mut sums.as_chunks_mut().0[first_row / 8]
+}
+
+/// Adds the products of as many groups as fit in 16 bits to `dots`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_dots<const WIDTH: usize, const BITS: u32>(
+    tile: &HalfTile<'_>,
+    first: usize,
+    quants: &[[[i8; 4]; WIDTH]; 8],
+    dots: &mut [__m256i; WIDTH],
+) {
+    let mut low = [_mm256_setzero_si256(); WIDTH];
+    let mut high = [_mm256_setzero_si256(); WIDTH];
+    let nibble = _mm256_set1_epi8(15);
+    for group in first..first + groups_in_16_bits(BITS) {
+        let bytes = load(&tile.bytes[group * 2 + tile.half]);
+        if BITS == 8 {
+            let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), nibble);
+            let lower = _mm256_and_si256(bytes, nibble);
+            for token in 0..WIDTH {
+                let quants = broadcast(&quants[group % 8][token]);
+                low[token] = add_products(low[token], lower, quants);
+                high[token] = add_products(high[token], upper, quants);
+            }
+        } else {
+            for token in 0..WIDTH {
+                let quants = broadcast(&quants[group % 8][token]);
+                low[token] = add_products(low[token], bytes, quants);
+            }
+        }
+    }
+    for token in 0..WIDTH {
+        let sums = _mm256_madd_epi16(low[token], _mm256_set1_epi16(1));
+        dots[token] = _mm256_add_epi32(dots[token], sums);
+        if BITS == 8 {
+            let sums = _mm256_madd_epi16(high[token], _mm256_set1_epi16(16));
+            dots[token] = _mm256_add_epi32(dots[token], sums);
+        }
+    }
+}
+
+/// Adds the products of pairs of bytes in 16 bits.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_products(sums: __m256i, bytes: __m256i, quants: __m256i) -> __m256i {
+    _mm256_add_epi16(sums, _mm256_maddubs_epi16(bytes, quants))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn broadcast(quants: &[i8; 4]) -> __m256i {
+    _mm256_set1_epi32(i32::from_le_bytes(quants.map(i8::cast_unsigned)))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn multiply_one(tile: &IntTile<'_>, half: usize, panel: &Panel<'_>, sums: &mut HalfLanes) {
+    let total = match (tile.form.bits, tile.form.scales) {
+        (4, Scales::Plain) => token_times_half::<4, false, false>(tile, half, panel),
+        (5, Scales::Plain) => token_times_half::<5, false, false>(tile, half, panel),
+        (_, Scales::Plain) => token_times_half::<8, false, false>(tile, half, panel),
+        (4, Scales::Min) => token_times_half::<4, false, true>(tile, half, panel),
+        (_, Scales::Min) => token_times_half::<5, false, true>(tile, half, panel),
+        (4, Scales::SuperMin) => token_times_half::<4, true, true>(tile, half, panel),
+        (_, Scales::SuperMin) => token_times_half::<5, true, true>(tile, half, panel),
+        (_, Scales::SuperPlain) => token_times_half::<6, true, false>(tile, half, panel),
+    };
+    store_lanes(sums, total);
+}
+
+/// Computes one token times half a tile, unpacking in registers.
+#[target_feature(enable = "avx2,fma,f16c")]
+fn token_times_half<const BITS: u32, const SUPER: bool, const MIN: bool>(
+    tile: &IntTile<'_>,
+    half: usize,
+    panel: &Panel<'_>,
+) -> __m256 {
+    let quants = panel.quants.as_chunks::<4>().0.as_chunks::<8>().0;
+    let subs = subs_of(BITS);
+    let (size, step_cols) = tile.form.scales.step();
+    let step_blocks = step_cols / BLOCK_LEN;
+    let mut total = _mm256_setzero_ps();
+    for (step, quants) in quants.chunks_exact(step_blocks).enumerate() {
+        let scales = StepScales::read::<SUPER, MIN>(&tile.scales[step * size..][..size], half);
+        for (i, quants) in quants.iter().enumerate() {
+            let block = step * step_blocks + i;
+            let low = low_part::<BITS>(tile.low, block);
+            let high = high_part::<BITS>(tile.high, block);
+            let bytes = block_bytes::<BITS>(low, high, half);
+            let x_scale = _mm256_set1_ps(panel.scales[block]);
+            let x_bias = _mm256_set1_ps(panel.biases[block]);
+            for sub in 0..subs {
+                let start = if MIN { MAGIC_BITS } else { panel.starts[block * subs + sub] };
+                let mut dot = _mm256_set1_epi32(start);
+                for first in (sub * 8 / subs..(sub + 1) * 8 / subs).step_by(groups_in_16_bits(BITS))
+                {
+                    dot = add_dot::<BITS>(&bytes, first, quants, dot);
+                }
+                let steps = _mm256_fmadd_ps(_mm256_castsi256_ps(dot), x_scale, x_bias);
+                let scale = scales.scale::<SUPER, MIN>(i * subs + sub);
+                total = _mm256_fmadd_ps(steps, scale, total);
+            }
+            if MIN {
+                let x_sum = _mm256_set1_ps(panel.sums[block]);
+                total = _mm256_fmadd_ps(x_sum, scales.min::<SUPER>(i), total);
+            }
+        }
+    }
+    total
+}
+
+/// Adds the products of as many groups as fit in 16 bits to `dot`.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_dot<const BITS: u32>(
+    bytes: &[__m256i; 8],
+    first: usize,
+    quants: &[[i8; 4]; 8],
+    mut dot: __m256i,
+) -> __m256i {
+    let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+    let nibble = _mm256_set1_epi8(15);
+    for group in first..first + groups_in_16_bits(BITS) {
+        let quants = broadcast(&quants[group]);
+        if BITS == 8 {
+            let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes[group]), nibble);
+            high = add_products(high, upper, quants);
+            low = add_products(low, _mm256_and_si256(bytes[group], nibble), quants);
+        } else {
+            low = add_products(low, bytes[group], quants);
+        }
+    }
+    dot = _mm256_add_epi32(dot, _mm256_madd_epi16(low, _mm256_set1_epi16(1)));
+    if BITS == 8 {
+        dot = _mm256_add_epi32(dot, _mm256_madd_epi16(high, _mm256_set1_epi16(16)));
+    }
+    dot
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn multiply_float(tile: usize, weights: &[Lanes], x: &[&[f32]], sums: &mut [Sums]) {
+    match *x {
+        [] => {}
+        [a] => floats_times_tile(tile, weights, [a], sums),
+        [a, b] => floats_times_tile(tile, weights, [a, b], sums),
+        [a, b, c] => floats_times_tile(tile, weights, [a, b, c], sums),
+        [a, b, c, d] => floats_times_tile(tile, weights, [a, b, c, d], sums),
+        [a, b, c, d, e] => floats_times_tile(tile, weights, [a, b, c, d, e], sums),
+        [a, b, c, d, e, f, ..] => floats_times_tile(tile, weights, [a, b, c, d, e, f], sums),
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn floats_times_tile<const WIDTH: usize>(
+    tile: usize,
+    weights: &[Lanes],
+    mut x: [&[f32]; WIDTH],
+    sums: &mut [Sums],
+) {
+    let len = x[0].len();
+    for x in &mut x {
+        *x = &x[..len];
+    }
+    let sums: &mut [Sums; WIDTH] = sums.first_chunk_mut().expect("each token has its sums");
+    let mut totals = [[_mm256_setzero_ps(); 2]; WIDTH];
+    for token in 0..WIDTH {
+        for half in 0..2 {
+            let first_row = tile * TILE_ROWS + half * 8;
+            totals[token][half] = load_lanes(half_of(&mut sums[token], first_row));
+        }
+    }
+    for (col, weights) in weights[..len].iter().enumerate() {
+        let lanes = weights.as_chunks().0;
+        let (upper, lower) = (load_lanes(&lanes[0]), load_lanes(&lanes[1]));
+        for token in 0..WIDTH {
+            let x = _mm256_set1_ps(x[token][col]);
+            totals[token][0] = _mm256_fmadd_ps(upper, x, totals[token][0]);
+            totals[token][1] = _mm256_fmadd_ps(lower, x, totals[token][1]);
+        }
+    }
+    for token in 0..WIDTH {
+        for half in 0..2 {
+            let first_row = tile * TILE_ROWS + half * 8;
+            store_lanes(half_of(&mut sums[token], first_row), totals[token][half]);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! AVX2 + FMA kernels. A function here can only be entered with the proof [`crate::Avx2Fma`].
+
+mod gemm;
+mod unpack;
