@@ -4,7 +4,9 @@
 //! runs in a jailed process. Exit codes: 0 done or holds, 1 refused, 2 usage or a fault.
 
 pub mod audit;
+pub mod chat;
 pub mod fetch;
+pub mod http_client;
 pub mod keygen;
 pub mod model;
 pub mod model_inspect;
@@ -46,6 +48,8 @@ enum Command {
     /// Verify or list the audit log.
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Talk to a model.
+    Chat(chat::Arguments),
     /// Make keys: for signing, opening, the audit log, TLS.
     #[command(subcommand)]
     Keygen(keygen::Command),
@@ -64,6 +68,7 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Command::Audit(command) => audit::run(command),
+        Command::Chat(arguments) => chat::run(&arguments),
         Command::Keygen(command) => keygen::run(&command),
         Command::Model(command) => model::run(&command),
         Command::Status(arguments) => status::run(&arguments),

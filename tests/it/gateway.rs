@@ -1,5 +1,6 @@
 //! The gateway over real sockets: answers, limits, and clients that are slow, rude or gone.
 
+mod chat;
 mod harness;
 
 use std::io::{BufReader, Read, Write};
