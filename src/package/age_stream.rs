@@ -303,3 +303,39 @@ fn work(jobs: &Mutex<Receiver<Batch>>, done: &Sender<Batch>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layout_follows_from_lengths_alone() {
+        let sealed = SEALED_LEN_BYTES as u64;
+        let layout = |len| Layout::new(100, 116 + len).map(|l| (l.chunks_count, l.last_len_bytes));
+        for len in [0, 15, sealed + 1, sealed + 16, 5 * sealed + 3] {
+            assert!(matches!(layout(len), Err(Error::Truncated)), "{len} bytes");
+        }
+        assert!(matches!(Layout::new(100, 115), Err(Error::Truncated)));
+        assert!(matches!(Layout::new(u64::MAX, u64::MAX), Err(Error::Truncated)));
+        for (len, want) in [
+            (16, (1, 16)),
+            (17, (1, 17)),
+            (sealed, (1, SEALED_LEN_BYTES)),
+            (sealed + 17, (2, 17)),
+            (3 * sealed, (3, SEALED_LEN_BYTES)),
+        ] {
+            assert_eq!(layout(len).unwrap(), want, "{len} bytes");
+        }
+        let layout = Layout::new(100, 116 + 2 * sealed + 40).unwrap();
+        assert_eq!(layout.chunk(0), (116, SEALED_LEN_BYTES));
+        assert_eq!(layout.chunk(2), (116 + 2 * sealed, 40));
+        assert!(layout.is_last(2) && !layout.is_last(1));
+    }
+
+    #[test]
+    fn a_chunk_number_beyond_32_bits_counts_on() {
+        let bytes = |index, last| *nonce(index, last).as_ref();
+        assert_eq!(bytes(0x0001_0203_0405_0607, false), [0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 0]);
+        assert_eq!(bytes(1, true), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1]);
+    }
+}

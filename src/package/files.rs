@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, renameat2};
 use zeroize::Zeroizing;
 
 use super::Error;
@@ -144,15 +144,28 @@ impl NewFile {
             fs::rename(&self.temporary, &path).map_err(io_error("create", &path))?;
             self.finished = true;
         } else {
-            // A hard link fails where the name exists; a rename would replace it.
-            fs::hard_link(&self.temporary, &path).map_err(|source| match source.kind() {
-                std::io::ErrorKind::AlreadyExists => Error::Exists { path: path.clone() },
-                _ => Error::Io { action: "create", path: path.clone(), source },
-            })?;
+            self.finished = self.name_unless_taken()?;
         }
         let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
         let folder = File::open(folder.unwrap_or(Path::new(".")));
         folder.and_then(|f| f.sync_all()).map_err(io_error("write", &path))
+    }
+}
+
+impl NewFile {
+    /// Gives the file its name; returns whether the temporary name is gone.
+    fn name_unless_taken(&self) -> Result<bool, Error> {
+        let (from, to) = (&self.temporary, &self.path);
+        let flags = RenameFlags::RENAME_NOREPLACE;
+        let renamed = match renameat2(AT_FDCWD, from, AT_FDCWD, to, flags) {
+            // Some file systems (NFS) cannot; a hard link fails too where the name exists.
+            Err(Errno::EINVAL) => fs::hard_link(from, to).map(|()| false),
+            renamed => renamed.map(|()| true).map_err(std::io::Error::from),
+        };
+        renamed.map_err(|source| match source.kind() {
+            std::io::ErrorKind::AlreadyExists => Error::Exists { path: to.clone() },
+            _ => Error::Io { action: "create", path: to.clone(), source },
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Keys in files: the P-256 key that signs models, the X25519 identity that opens them.
 //!
-//! Secrets are in memory that is erased on drop, are written with mode 0600 and are never part of
-//! an error or of `Debug`.
+//! Secrets are in memory that is erased on drop (but for what ring and age keep on their own), are
+//! written with mode 0600 and are never part of an error or of `Debug`.
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
@@ -13,13 +13,12 @@ use age::secrecy::ExposeSecret as _;
 use age_core::format::Stanza;
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD};
-use pki_types::pem::{PemObject as _, SectionKind};
 use ring::rand::SystemRandom;
 use ring::signature::{
     ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair, Ed25519KeyPair,
     KeyPair as _,
 };
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::Error;
 use super::files::{io_error, open_regular, read_small_open};
@@ -112,15 +111,22 @@ pub fn generate_ed25519() -> Result<Secret, Error> {
 ///
 /// [`Error::Key`] when it holds no such block; I/O errors.
 pub fn read_pkcs8(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
+    let what = "private key in PKCS#8 PEM";
     let text = read_private(path, "private key file")?;
-    match <(SectionKind, Vec<u8>)>::from_pem_slice(&text) {
-        Ok((SectionKind::PrivateKey, der)) => Ok(Zeroizing::new(der)),
-        Ok((_, mut der)) => {
-            der.zeroize();
-            Err(Error::Key { path: path.to_owned(), what: "private key in PKCS#8 PEM" })
-        }
-        Err(_) => Err(Error::Key { path: path.to_owned(), what: "private key in PKCS#8 PEM" }),
-    }
+    private_der(&text).ok_or_else(|| Error::Key { path: path.to_owned(), what })
+}
+
+/// Decodes a `PRIVATE KEY` block. Not by a library: its buffers would keep the key.
+fn private_der(text: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let text = std::str::from_utf8(text).ok()?;
+    let (_, rest) = text.split_once("-----BEGIN PRIVATE KEY-----")?;
+    let (block, _) = rest.split_once("-----END PRIVATE KEY-----")?;
+    let mut base64 = Zeroizing::new(String::with_capacity(block.len()));
+    base64.extend(block.chars().filter(|c| !c.is_ascii_whitespace()));
+    let mut der = Zeroizing::new(vec![0; base64.len()]);
+    let len = BASE64_STANDARD.decode_slice(base64.as_bytes(), &mut der).ok()?;
+    der.truncate(len);
+    Some(der)
 }
 
 /// Reads a file that must not be readable by everybody.
@@ -246,5 +252,30 @@ impl Identity {
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Identity")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_no_key() {
+        let identity = Identity::generate();
+        let file = identity.to_file();
+        let (key, pem) = SigningKey::generate().unwrap();
+        let shown = format!("{identity:?} {file:?} {key:?} {pem:?}");
+        let shown = format!("{shown} {:?}", FileKey::new(Zeroizing::new(*b"YELLOW SUBMARINE")));
+        assert!(!shown.contains("AGE-SECRET") && !shown.contains("YELLOW"), "{shown}");
+        assert!(shown.contains("FileKey") && !shown.contains("PRIVATE"), "{shown}");
+    }
+
+    #[test]
+    fn a_stanza_opens_with_its_identity_alone() {
+        let stanza = |n: u8| ([n; 32], [n; 32]);
+        for n in [0, 1, 255] {
+            let (ephemeral, body) = stanza(n);
+            assert!(Identity::generate().unwrap_stanza(&ephemeral, &body).is_none());
+        }
     }
 }
