@@ -10,4 +10,5 @@ mod inspect;
 mod package;
 mod quants;
 mod support;
+mod template;
 mod tokenizer;
