@@ -160,7 +160,7 @@ pub fn gemm(
         return;
     }
     if let Some(needed) = needed {
-        scratch.quantize(pool, needed, x, cols);
+        scratch.quantize(pool, isa, needed, x, cols);
     }
     let input = Input { precision, quantized: scratch, x, tokens, cols };
     for products in products.chunks_mut(REGION_PRODUCTS) {

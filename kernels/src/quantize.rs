@@ -4,6 +4,7 @@
 //! lie in panels of [`PANEL_TOKENS`] (the last one narrower), and inside a panel everything that
 //! a step of a kernel reads for the panel's tokens is contiguous.
 
+use crate::isa::Isa;
 use crate::packed::{BLOCK_LEN, IntForm, Scales};
 use crate::pool::{Disjoint, Pool};
 
@@ -134,7 +135,14 @@ impl Activations {
     }
 
     /// Quantises `x: [tokens, cols]`, whole blocks of columns.
-    pub(crate) fn quantize(&mut self, pool: &Pool, needed: StartsNeeded, x: &[f32], cols: usize) {
+    pub(crate) fn quantize(
+        &mut self,
+        pool: &Pool,
+        isa: Isa,
+        needed: StartsNeeded,
+        x: &[f32],
+        cols: usize,
+    ) {
         let blocks = cols / BLOCK_LEN;
         let starts = self.starts.each_mut().map(|starts| Disjoint::new(starts));
         let quants = Disjoint::new(&mut self.quants);
@@ -151,28 +159,13 @@ impl Activations {
                 // SAFETY: as above.
                 unsafe { floats.part(first * blocks, width * blocks) }
             });
-            for (token, x) in x.chunks_exact(cols).enumerate() {
-                for (block, x) in x.chunks_exact(BLOCK_LEN).enumerate() {
-                    let x = x.first_chunk().expect("chunks_exact gives whole blocks");
-                    let (scale, bytes) = quantize_block(x);
-                    let sum: i32 = bytes.iter().map(|&byte| i32::from(byte)).sum();
-                    let at = block * width + token;
-                    (scales[at], biases[at], sums[at]) =
-                        (scale, -MAGIC * scale, scale * sum as f32);
-                    for (group, bytes) in bytes.chunks_exact(4).enumerate() {
-                        let at = ((block * 8 + group) * width + token) * 4;
-                        quants[at..at + 4].copy_from_slice(bytes);
-                    }
-                }
-            }
-            for ((kind, starts), _) in
-                START_KINDS.iter().zip(&starts).zip(needed.0).filter(|(_, needed)| *needed)
-            {
-                let subs = cols / kind.sub_len;
+            let starts = core::array::from_fn(|kind| {
+                let subs = if needed.0[kind] { cols / START_KINDS[kind].sub_len } else { 0 };
                 // SAFETY: as above.
-                let starts = unsafe { starts.part(first * subs, width * subs) };
-                write_starts(*kind, width, quants, starts);
-            }
+                unsafe { starts[kind].part(first * subs, width * subs) }
+            });
+            let target = Target { width, quants, scales, biases, sums, starts };
+            quantize_panel(isa, x, cols, target);
         });
     }
 
@@ -222,24 +215,81 @@ impl<'a> Panel<'a> {
     }
 }
 
-/// Fills the starts of a panel from its quants.
-fn write_starts(kind: StartKind, width: usize, quants: &[i8], starts: &mut [i32]) {
-    let subs = quants.chunks_exact(kind.sub_len * width).zip(starts.chunks_exact_mut(width));
-    for (quants, starts) in subs {
-        starts.fill(MAGIC_BITS);
-        for groups in quants.chunks_exact(4 * width) {
-            for (start, group) in starts.iter_mut().zip(groups.chunks_exact(4)) {
-                let sum: i32 = group.iter().map(|&quant| i32::from(quant)).sum();
-                *start -= kind.zero * sum;
+/// Where a panel is written; as [`Panel`], with every kind of starts.
+struct Target<'a> {
+    width: usize,
+    quants: &'a mut [i8],
+    scales: &'a mut [f32],
+    biases: &'a mut [f32],
+    sums: &'a mut [f32],
+    starts: [&'a mut [i32]; START_KINDS.len()],
+}
+
+/// Quantises the tokens of a panel. One source for every instruction set: the compiler may use
+/// wider registers, but never another order or rounding.
+fn quantize_panel(isa: Isa, x: &[f32], cols: usize, target: Target<'_>) {
+    match isa {
+        Isa::Reference => write_panel(x, cols, target),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Avx2Fma` proves that the CPU has AVX2.
+        Isa::Avx2(_) => unsafe { write_panel_avx2(x, cols, target) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Avx512Vnni` proves that the CPU has AVX2.
+        Isa::Avx512(_) => unsafe { write_panel_avx2(x, cols, target) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn write_panel_avx2(x: &[f32], cols: usize, target: Target<'_>) {
+    write_panel(x, cols, target);
+}
+
+#[inline(always)]
+fn write_panel(x: &[f32], cols: usize, mut target: Target<'_>) {
+    let width = target.width;
+    for (token, x) in x.chunks_exact(cols).enumerate() {
+        for (block, x) in x.as_chunks().0.iter().enumerate() {
+            let (scale, quants) = quantize_block(x);
+            let groups =
+                target.quants[block * BLOCK_LEN * width..][..BLOCK_LEN * width].as_chunks_mut().0;
+            for (group, quants) in quants.as_chunks::<4>().0.iter().enumerate() {
+                groups[group * width + token] = *quants;
+            }
+            let (left, right) = (sum(&quants[..16]), sum(&quants[16..]));
+            let at = block * width + token;
+            target.scales[at] = scale;
+            target.biases[at] = -MAGIC * scale;
+            target.sums[at] = scale * (left + right) as f32;
+            for (kind, starts) in START_KINDS.iter().zip(&mut target.starts) {
+                if starts.is_empty() {
+                    continue;
+                }
+                if kind.sub_len == BLOCK_LEN {
+                    starts[at] = MAGIC_BITS - kind.zero * (left + right);
+                } else {
+                    starts[block * 2 * width + token] = MAGIC_BITS - kind.zero * left;
+                    starts[(block * 2 + 1) * width + token] = MAGIC_BITS - kind.zero * right;
+                }
             }
         }
     }
 }
 
+#[inline(always)]
+fn sum(quants: &[i8]) -> i32 {
+    // The sum of 16 bytes fits in 16 bits.
+    i32::from(quants.iter().map(|&quant| i16::from(quant)).sum::<i16>())
+}
+
 /// Returns scale and quants of a block.
+#[inline(always)]
 fn quantize_block(x: &[f32; BLOCK_LEN]) -> (f32, [i8; BLOCK_LEN]) {
     // A NaN must not get lost in the maximum: compared as bits it is above every number.
-    let magnitude = x.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7FFF_FFFF));
+    let mut magnitude = 0;
+    for x in x {
+        magnitude = magnitude.max(x.to_bits() & 0x7FFF_FFFF);
+    }
     let magnitude = f32::from_bits(magnitude);
     if magnitude < MAGNITUDE_MIN {
         return (0.0, [0; BLOCK_LEN]);
@@ -250,8 +300,11 @@ fn quantize_block(x: &[f32; BLOCK_LEN]) -> (f32, [i8; BLOCK_LEN]) {
     // Rounded up to 16 significant bits (see `MAGIC`), so that no quant is above 127.
     let scale = f32::from_bits((magnitude / 127.0).to_bits().wrapping_add(0xFF) & !0xFF);
     let inverse = 1.0 / scale;
-    // Adding `MAGIC` rounds to the nearest integer, ties to even, into the low bits.
-    let quants = x.map(|x| ((x * inverse + MAGIC).to_bits() as i32).wrapping_sub(MAGIC_BITS) as i8);
+    let mut quants = [0; BLOCK_LEN];
+    for (quant, x) in quants.iter_mut().zip(x) {
+        // Adding `MAGIC` rounds to the nearest integer, ties to even, into the low bits.
+        *quant = (x * inverse + MAGIC).to_bits() as i8;
+    }
     (scale, quants)
 }
 
