@@ -5,6 +5,7 @@ pub mod config;
 pub mod control;
 mod dispatch;
 mod ledger;
+mod opening;
 mod records;
 mod refusals;
 pub mod secret_file;

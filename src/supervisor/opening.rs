@@ -1,0 +1,392 @@
+//! Opening a model: opener, hash, loader, joined by pipes; nothing is parsed before `Verified`.
+//!
+//! 1. The signature over the model is verified: which digest must come is known.
+//! 2. The opener gets the file and a pipe; it asks for one stanza to be unwrapped.
+//! 3. What comes out of the pipe is hashed here and passed on to the loader, from one buffer.
+//! 4. The digest is held against the signed one; only then is the loader told `Verified`.
+//! 5. The loader hands the packed image back; its seals are checked.
+//!
+//! Both children are hostile: each conversation is a straight line with a deadline.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::pipe2;
+
+use crate::ipc::message::{
+    Digest, FromLoader, FromOpener, OpenCheck, ToLoader, ToOpener,
+};
+use crate::ipc::{self, Channel, Message};
+use crate::package::digest::hash_through;
+use crate::package::keys::Identity;
+use crate::package::signature::Verified;
+use crate::package::statement::Statement;
+use crate::sys::memory::{SealedMemory, file_len};
+
+/// Most stanzas that an opener may have unwrapped: as many as an age header may hold.
+const UNWRAPS_COUNT_MAX: usize = 128;
+/// Time in which a child must do its next step, or the next bytes must come.
+const STEP_DEADLINE: Duration = Duration::from_secs(60);
+/// Bytes that a pipe holds, if the system allows it.
+const PIPE_LEN_BYTES: i32 = 1 << 20;
+
+/// What is to be opened.
+pub(super) struct Job<'a> {
+    /// The file, open and checked.
+    pub(super) file: &'a File,
+    /// Whether it is an age file.
+    pub(super) is_encrypted: bool,
+    /// What the signature states; `None` when the operator serves it unsigned.
+    pub(super) statement: Option<&'a Verified<Statement>>,
+    /// The identity that opens age files.
+    pub(super) identity: Option<&'a Identity>,
+}
+
+/// An opened model.
+#[derive(Debug)]
+pub(super) struct Opened {
+    /// The sealed image.
+    pub(super) image: OwnedFd,
+    /// SHA-256 of the plaintext file.
+    pub(super) digest: Digest,
+    /// How often the identity was used.
+    pub(super) unwraps_count: usize,
+}
+
+/// Why a model is refused.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// The opener's check.
+    Opener(OpenCheck),
+    /// The bytes are not the signed ones.
+    Digest,
+    /// The loader's check, in its words.
+    Loader(String),
+    /// The image is not sealed, or not of the length that was said.
+    Seals,
+    /// An age file, but no identity.
+    NoIdentity,
+    /// A child said what it may not say now.
+    Protocol(&'static str),
+    /// A child's message is none, or it is gone.
+    Channel(&'static str, ipc::Error),
+    /// A child took too long.
+    Deadline(&'static str),
+    /// The model could not be read or passed on.
+    Stream(crate::package::Error),
+    /// A system call failed.
+    System(&'static str, nix::errno::Errno),
+    /// Cloister was told to stop meanwhile.
+    Stopped,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Opener(check) => f.write_str(match check {
+                OpenCheck::AgeHeader => "the age header is wrong",
+                OpenCheck::NoMatchingIdentity => "the identity does not open the age file",
+                OpenCheck::HeaderMac => "the age header's MAC is wrong",
+                OpenCheck::Chunk => "a chunk of the age file does not authenticate",
+                OpenCheck::Truncated => "the age file ends too early or goes on after its end",
+                OpenCheck::Io => "the file cannot be read",
+            }),
+            Self::Digest => write!(f, "the model is not the one that was signed (SHA-256 differs)"),
+            Self::Loader(check) => write!(f, "{check}"),
+            Self::Seals => write!(f, "the loader's image is not sealed"),
+            Self::NoIdentity => write!(f, "the file is sealed, and keys.identity is not there"),
+            Self::Protocol(child) => write!(f, "the {child} broke protocol"),
+            Self::Channel(child, error) => write!(f, "the {child} failed: {error}"),
+            Self::Deadline(child) => write!(f, "the {child} took too long"),
+            Self::Stream(error) => write!(f, "{error}"),
+            Self::System(action, errno) => write!(f, "{action}: {}", errno.desc()),
+            Self::Stopped => write!(f, "stopped while loading"),
+        }
+    }
+}
+
+/// How far an opening is, for the operator's terminal.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Step {
+    /// Bytes that were read and hashed, of about so many.
+    Reading(u64, u64),
+    /// Bytes that were packed, of so many.
+    Packing(u64, u64),
+}
+
+/// A running opening.
+pub(super) struct Opening<'a> {
+    pub(super) opener: &'a Channel,
+    pub(super) loader: &'a Channel,
+    /// Readable when Cloister is told to stop.
+    pub(super) signals: BorrowedFd<'a>,
+    pub(super) progress: &'a dyn Fn(Step),
+}
+
+impl Opening<'_> {
+    /// Opens the model of `job`.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`] names the check.
+    pub(super) fn run(&self, job: &Job<'_>) -> Result<Opened, Refusal> {
+        let len_max_bytes =
+            file_len(job.file).map_err(|errno| Refusal::System("look at the model", errno))?;
+        let source = self.start_opener(job)?;
+        let target = self.start_loader(len_max_bytes)?;
+        let unwraps_count = if job.is_encrypted { self.unwrap_key(job.identity)? } else { 0 };
+        let (digest, len_bytes) = self.pass(source, target, len_max_bytes)?;
+        match self.from_opener()? {
+            FromOpener::Finished { len_bytes: said } if said == len_bytes => {}
+            FromOpener::Refused { check } => return Err(Refusal::Opener(check)),
+            _ => return Err(Refusal::Protocol("opener")),
+        }
+        if let Some(statement) = job.statement {
+            statement.check(&digest).map_err(|_| Refusal::Digest)?;
+        }
+        match self.from_loader()? {
+            (FromLoader::Received { len_bytes: said }, _) if said == len_bytes => {}
+            (FromLoader::Refused { check }, _) => return Err(Refusal::Loader(check)),
+            _ => return Err(Refusal::Protocol("loader")),
+        }
+        send(self.loader, "loader", &ToLoader::Verified, &[])?;
+        let image = self.image()?;
+        Ok(Opened { image, digest, unwraps_count })
+    }
+
+    fn start_opener(&self, job: &Job<'_>) -> Result<OwnedFd, Refusal> {
+        let (source, far) = pipe()?;
+        wait_for_nothing(&source)?;
+        let order = if job.is_encrypted { ToOpener::OpenAge } else { ToOpener::OpenPlain };
+        send(self.opener, "opener", &order, &[job.file.as_fd(), far.as_fd()])?;
+        Ok(source)
+    }
+
+    fn start_loader(&self, len_max_bytes: u64) -> Result<OwnedFd, Refusal> {
+        let (far, target) = pipe()?;
+        wait_for_nothing(&target)?;
+        send(self.loader, "loader", &ToLoader::Load { len_max_bytes }, &[far.as_fd()])?;
+        Ok(target)
+    }
+
+    /// Answers the opener until it has its file key.
+    fn unwrap_key(&self, identity: Option<&Identity>) -> Result<usize, Refusal> {
+        for count in 1..=UNWRAPS_COUNT_MAX {
+            let (ephemeral, body) = match self.from_opener()? {
+                FromOpener::Unwrap { ephemeral, body } => (ephemeral, body),
+                FromOpener::Refused { check } => return Err(Refusal::Opener(check)),
+                FromOpener::Finished { .. } => return Err(Refusal::Protocol("opener")),
+            };
+            let identity = identity.ok_or(Refusal::NoIdentity)?;
+            if let Some(key) = identity.unwrap_stanza(&ephemeral, &body) {
+                let key = zeroize::Zeroizing::new(*key.expose());
+                send(self.opener, "opener", &ToOpener::FileKey(key), &[])?;
+                return Ok(count);
+            }
+            send(self.opener, "opener", &ToOpener::NoMatch, &[])?;
+        }
+        match self.from_opener()? {
+            FromOpener::Refused { check } => Err(Refusal::Opener(check)),
+            _ => Err(Refusal::Protocol("opener")),
+        }
+    }
+
+    /// Hashes the plaintext on its way to the loader.
+    fn pass(
+        &self,
+        source: OwnedFd,
+        target: OwnedFd,
+        len_max_bytes: u64,
+    ) -> Result<(Digest, u64), Refusal> {
+        let mut reader =
+            Watched { file: source.into(), it: self, passed: 0, len_max_bytes, stopped: false };
+        let mut writer =
+            Watched { file: target.into(), it: self, passed: 0, len_max_bytes, stopped: false };
+        let passed = hash_through(&mut reader, &mut writer);
+        if reader.stopped || writer.stopped {
+            return Err(Refusal::Stopped);
+        }
+        passed.map_err(|error| self.blame(error))
+    }
+
+    /// When the loader closed its pipe, it may have said why.
+    fn blame(&self, error: crate::package::Error) -> Refusal {
+        match self.loader.try_recv() {
+            Ok((FromLoader::Refused { check }, _)) => Refusal::Loader(check),
+            _ => Refusal::Stream(error),
+        }
+    }
+
+    /// Waits for the sealed image.
+    fn image(&self) -> Result<OwnedFd, Refusal> {
+        loop {
+            match self.from_loader()? {
+                (FromLoader::Progress { done_bytes, total_bytes }, _) => {
+                    (self.progress)(Step::Packing(done_bytes, total_bytes));
+                }
+                (FromLoader::Sealed { len_bytes }, mut descriptors) => {
+                    let image = descriptors.pop().ok_or(Refusal::Protocol("loader"))?;
+                    let sealed = SealedMemory::open(image.as_fd()).map_err(|_| Refusal::Seals)?;
+                    if sealed.len() as u64 != len_bytes {
+                        return Err(Refusal::Seals);
+                    }
+                    return Ok(image);
+                }
+                (FromLoader::Refused { check }, _) => return Err(Refusal::Loader(check)),
+                (FromLoader::Received { .. }, _) => return Err(Refusal::Protocol("loader")),
+            }
+        }
+    }
+
+    fn from_opener(&self) -> Result<FromOpener, Refusal> {
+        self.receive(self.opener, "opener").map(|(message, _)| message)
+    }
+
+    fn from_loader(&self) -> Result<(FromLoader, Vec<OwnedFd>), Refusal> {
+        self.receive(self.loader, "loader")
+    }
+
+    fn receive<M: Message>(
+        &self,
+        channel: &Channel,
+        child: &'static str,
+    ) -> Result<(M, Vec<OwnedFd>), Refusal> {
+        match self.wait(channel.as_fd(), PollFlags::POLLIN) {
+            Ok(Wake::Ready) => {}
+            Ok(Wake::Late) => return Err(Refusal::Deadline(child)),
+            Ok(Wake::Stop) => return Err(Refusal::Stopped),
+            Err(errno) => return Err(Refusal::System("wait", errno)),
+        }
+        channel.try_recv().map_err(|error| Refusal::Channel(child, error))
+    }
+
+    fn wait(&self, fd: BorrowedFd<'_>, flags: PollFlags) -> nix::Result<Wake> {
+        wait(fd, flags, self.signals, Instant::now() + STEP_DEADLINE)
+    }
+}
+
+/// Why a wait ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Wake {
+    /// The descriptor is ready.
+    Ready,
+    /// The deadline passed.
+    Late,
+    /// Cloister is told to stop.
+    Stop,
+}
+
+/// Waits until `fd` is ready, `signals` is readable, or the deadline.
+pub(super) fn wait(
+    fd: BorrowedFd<'_>,
+    flags: PollFlags,
+    signals: BorrowedFd<'_>,
+    deadline: Instant,
+) -> nix::Result<Wake> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(Wake::Late);
+        }
+        let mut fds = [PollFd::new(signals, PollFlags::POLLIN), PollFd::new(fd, flags)];
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, timeout) {
+            Err(nix::errno::Errno::EINTR) => continue,
+            result => result?,
+        };
+        if fds[0].any() == Some(true) {
+            return Ok(Wake::Stop);
+        }
+        if fds[1].any() == Some(true) {
+            return Ok(Wake::Ready);
+        }
+    }
+}
+
+/// Our end of a pipe: neither a silent child nor a full pipe can hold the start up for ever.
+struct Watched<'a> {
+    file: File,
+    it: &'a Opening<'a>,
+    passed: u64,
+    len_max_bytes: u64,
+    stopped: bool,
+}
+
+impl Watched<'_> {
+    fn wait(&mut self, flags: PollFlags) -> io::Result<()> {
+        match self.it.wait(self.file.as_fd(), flags)? {
+            Wake::Ready => Ok(()),
+            Wake::Late => Err(io::ErrorKind::TimedOut.into()),
+            Wake::Stop => {
+                self.stopped = true;
+                Err(io::ErrorKind::ConnectionAborted.into())
+            }
+        }
+    }
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = loop {
+            self.wait(PollFlags::POLLIN)?;
+            match self.file.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => break result?,
+            }
+        };
+        self.passed += count as u64;
+        if self.passed > self.len_max_bytes {
+            // More plaintext than the file has bytes.
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        (self.it.progress)(Step::Reading(self.passed, self.len_max_bytes));
+        Ok(count)
+    }
+}
+
+impl Write for Watched<'_> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        loop {
+            self.wait(PollFlags::POLLOUT)?;
+            match self.file.write(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A pipe: its read end and its write end.
+fn pipe() -> Result<(OwnedFd, OwnedFd), Refusal> {
+    let fault = |errno| Refusal::System("make a pipe", errno);
+    let (source, target) = pipe2(OFlag::O_CLOEXEC).map_err(fault)?;
+    // A smaller pipe works too, more slowly.
+    let _ = fcntl(&target, FcntlArg::F_SETPIPE_SZ(PIPE_LEN_BYTES));
+    Ok((source, target))
+}
+
+/// Makes our end of a pipe nonblocking; the child's end is another description.
+fn wait_for_nothing(end: &OwnedFd) -> Result<(), Refusal> {
+    fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+        .map(drop)
+        .map_err(|errno| Refusal::System("set up a pipe", errno))
+}
+
+fn send<M: Message>(
+    channel: &Channel,
+    child: &'static str,
+    message: &M,
+    fds: &[BorrowedFd<'_>],
+) -> Result<(), Refusal> {
+    // Straight conversations of a few small messages: a full channel is a fault.
+    channel.try_send(message, fds).map_err(|error| Refusal::Channel(child, error))
+}
