@@ -3,6 +3,7 @@ use std::process::ExitCode;
 
 pub mod config;
 pub mod control;
+mod children;
 mod dispatch;
 mod ledger;
 mod opening;
