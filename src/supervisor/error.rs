@@ -1,0 +1,103 @@
+//! Why the supervisor does not start, or stops: each with the file or step it is about.
+
+use std::path::PathBuf;
+use std::{fmt, io};
+
+use super::opening::Refusal;
+use super::{config, secret_file, tls, tokens};
+
+/// A fault of the start. No variant holds a key, a token or a client's text.
+#[derive(Debug)]
+pub(super) enum Error {
+    /// An argument of the command line.
+    Argument(String),
+    /// The configuration.
+    Config(config::Error),
+    /// A secret file.
+    Secret(secret_file::Error),
+    /// The identity file holds no identity, or several.
+    Identity(PathBuf),
+    /// The TLS key or certificate.
+    Tls(PathBuf, tls::Error),
+    /// The token table.
+    Tokens(tokens::Error),
+    /// The trust folder or a model file.
+    Package(crate::package::Error),
+    /// The audit log or its key.
+    Audit(PathBuf, crate::audit::Error),
+    /// An address cannot be listened on.
+    Listen(String, io::Error),
+    /// The control socket cannot be made.
+    Control(PathBuf, io::Error),
+    /// A folder cannot be made.
+    Folder(PathBuf, io::Error),
+    /// A step of giving up powers.
+    Sandbox(crate::sandbox::Error),
+    /// The spawner.
+    Spawner(crate::spawner::Error),
+    /// A channel to a child.
+    Channel(crate::ipc::Error),
+    /// A model was refused.
+    Model(String, ModelFault),
+    /// A part did not come up.
+    NotReady(&'static str),
+    /// A system call failed.
+    System(&'static str, nix::errno::Errno),
+    /// Stopped by the operator before it served.
+    Stopped,
+}
+
+/// Why a model was refused.
+#[derive(Debug)]
+pub(super) enum ModelFault {
+    /// Its signature.
+    Signature(crate::package::Error),
+    /// Its bytes or content.
+    Refused(Refusal),
+}
+
+impl fmt::Display for ModelFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Signature(error) => {
+                write!(f, "{error}")?;
+                error.fix().map_or(Ok(()), |fix| write!(f, "; {fix}"))
+            }
+            Self::Refused(refusal) => write!(f, "{refusal}"),
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Argument(text) => write!(f, "{text}; usage: cloister-supervisor [--config FILE]"),
+            Self::Config(error) => write!(f, "{error}"),
+            Self::Secret(error) => write!(f, "{error}"),
+            Self::Identity(path) => write!(
+                f,
+                "{}: holds not exactly one age identity; make one with cloister keygen",
+                path.display()
+            ),
+            Self::Tls(path, error) => write!(f, "{}: {error}", path.display()),
+            Self::Tokens(error) => write!(f, "{error}"),
+            Self::Package(error) => {
+                write!(f, "{error}")?;
+                error.fix().map_or(Ok(()), |fix| write!(f, "; {fix}"))
+            }
+            Self::Audit(path, error) => write!(f, "{}: {error}", path.display()),
+            Self::Listen(address, error) => write!(f, "listen on {address}: {error}"),
+            Self::Control(path, error) => {
+                write!(f, "control socket {}: {error}", path.display())
+            }
+            Self::Folder(path, error) => write!(f, "folder {}: {error}", path.display()),
+            Self::Sandbox(error) => write!(f, "{error}"),
+            Self::Spawner(error) => write!(f, "spawner: {error}"),
+            Self::Channel(error) => write!(f, "channel: {error}"),
+            Self::Model(name, fault) => write!(f, "model {name} is refused: {fault}"),
+            Self::NotReady(part) => write!(f, "the {part} did not come up"),
+            Self::System(action, errno) => write!(f, "{action}: {}", errno.desc()),
+            Self::Stopped => write!(f, "stopped before it served"),
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! What is opened by name while the supervisor still may: keys, models, signatures, listeners.
+//!
+//! Everything here runs before the powers are dropped and parses nothing that a client or a model
+//! author wrote but signature bundles and certificates of the operator's own folders.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use super::config::{Config, Listen, Model, Profile};
+use super::error::Error;
+use super::secret_file;
+use super::tls::TlsKey;
+use super::tokens::TokenTable;
+use crate::audit::Signer;
+use crate::ipc::message::ListenerKind;
+use crate::package::files::{Ownership, open_regular, read_small};
+use crate::package::keys::Identity;
+use crate::package::signature::{Verified, verify};
+use crate::package::statement::Statement;
+use crate::package::trust::TrustStore;
+
+/// Longest key or certificate file, in bytes.
+const KEY_LEN_MAX_BYTES: usize = 64 << 10;
+/// Longest signature bundle, in bytes.
+const BUNDLE_LEN_MAX_BYTES: u64 = 1 << 20;
+
+/// Long-term keys and tables.
+pub(super) struct Keys {
+    pub(super) audit: Signer,
+    pub(super) identity: Option<Identity>,
+    pub(super) tls: Option<TlsKey>,
+    /// The certificate chain in DER; empty without TLS.
+    pub(super) certificates: Vec<Vec<u8>>,
+    pub(super) tokens: TokenTable,
+}
+
+/// A model that is about to be opened.
+pub(super) struct ModelFile {
+    pub(super) file: File,
+    /// What its signature states; `None` when it is served unsigned. An error is a refusal that
+    /// is recorded once there is a log.
+    pub(super) statement: Result<Option<Verified<Statement>>, crate::package::Error>,
+}
+
+/// Reads the keys; their files must belong to root or to whom the supervisor was started by.
+pub(super) fn read_keys(config: &Config) -> Result<Keys, Error> {
+    let owner = owner_uid(config.profile);
+    let audit = secret(&config.keys.audit, owner)?;
+    let audit = Signer::from_pem(&config.audit_origin, audit.expose())
+        .map_err(|error| Error::Audit(config.keys.audit.clone(), error))?;
+    let needs_identity = config.models.iter().any(Model::is_encrypted);
+    let identity = match needs_identity {
+        true => Some(read_identity(&config.keys.identity, owner)?),
+        false => None,
+    };
+    let (tls, certificates) = match (&config.keys.tls, &config.certificate) {
+        (Some(key), Some(certificate)) => {
+            let secret = secret(key, owner)?;
+            let chain = read_small(certificate, "certificate", KEY_LEN_MAX_BYTES as u64)
+                .map_err(Error::Package)?;
+            let (key, chain) = TlsKey::read(&secret, &chain)
+                .map_err(|error| Error::Tls(certificate.clone(), error))?;
+            (Some(key), chain)
+        }
+        _ => (None, Vec::new()),
+    };
+    let tokens = TokenTable::read(&config.tokens_file, owner).map_err(Error::Tokens)?;
+    Ok(Keys { audit, identity, tls, certificates, tokens })
+}
+
+/// Who may own secret files, beside root.
+pub(super) fn owner_uid(profile: Profile) -> u32 {
+    match profile {
+        Profile::Full => 0,
+        Profile::Evaluation => nix::unistd::geteuid().as_raw(),
+    }
+}
+
+fn secret(path: &Path, owner_uid: u32) -> Result<crate::secret::Secret, Error> {
+    let file = secret_file::open(path, owner_uid).map_err(Error::Secret)?;
+    file.read_to_end(KEY_LEN_MAX_BYTES).map_err(Error::Secret)
+}
+
+fn read_identity(path: &Path, owner_uid: u32) -> Result<Identity, Error> {
+    let text = secret(path, owner_uid)?;
+    Identity::parse(text.expose()).ok_or_else(|| Error::Identity(path.to_owned()))
+}
+
+/// Opens the model files and verifies their signatures.
+pub(super) fn open_models(config: &Config) -> Result<Vec<ModelFile>, Error> {
+    let ownership = Ownership::of(&[owner_uid(config.profile)]);
+    let needs_trust = config.models.iter().any(|model| !model.allow_unsigned);
+    let has_trust = config.keys.trust_folder.is_dir();
+    let trust = match needs_trust || has_trust {
+        true => Some(TrustStore::open(&config.keys.trust_folder, &ownership).map_err(Error::Package)?),
+        false => None,
+    };
+    let mut files = Vec::new();
+    for model in &config.models {
+        let file = open_regular(&model.file).map_err(Error::Package)?;
+        let statement = match &trust {
+            Some(trust) => verify_bundle(model, trust),
+            None => Ok(None),
+        };
+        files.push(ModelFile { file, statement });
+    }
+    Ok(files)
+}
+
+/// Verifies a model's bundle; the override takes a bundle that is not there, never a wrong one.
+fn verify_bundle(
+    model: &Model,
+    trust: &TrustStore,
+) -> Result<Option<Verified<Statement>>, crate::package::Error> {
+    if model.allow_unsigned && fs::symlink_metadata(&model.signature).is_err() {
+        return Ok(None);
+    }
+    let bundle = read_small(&model.signature, "signature", BUNDLE_LEN_MAX_BYTES)?;
+    verify(&bundle, trust, None, SystemTime::now()).map(Some)
+}
+
+/// Binds the listeners, in order.
+pub(super) fn bind_listeners(config: &Config) -> Result<Vec<(ListenerKind, OwnedFd)>, Error> {
+    let mut listeners = Vec::new();
+    for listen in &config.listen {
+        let fault = |source| Error::Listen(listen.to_string(), source);
+        let (kind, fd) = match listen {
+            Listen::Tcp(address) => {
+                let listener = TcpListener::bind(address).map_err(fault)?;
+                listener.set_nonblocking(true).map_err(fault)?;
+                let kind = match config.certificate {
+                    Some(_) => ListenerKind::Tls,
+                    None => ListenerKind::PlainLoopback,
+                };
+                (kind, listener.into())
+            }
+            Listen::Unix(path) => {
+                let listener = bind_unix(path).map_err(fault)?;
+                listener.set_nonblocking(true).map_err(fault)?;
+                (ListenerKind::Unix, listener.into())
+            }
+        };
+        listeners.push((kind, fd));
+    }
+    Ok(listeners)
+}
+
+/// Binds a Unix socket in the place of one that nobody listens on. Whoever reaches the folder may
+/// connect: the API's tokens decide.
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    use std::os::unix::fs::FileTypeExt as _;
+    use std::os::unix::net::UnixStream;
+    if let Ok(facts) = fs::symlink_metadata(path) {
+        if !facts.file_type().is_socket() || UnixStream::connect(path).is_ok() {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+/// Makes the folders that the supervisor writes to, as its own user's.
+pub(super) fn make_folders(config: &Config) -> Result<(), Error> {
+    let folders = [Some(config.audit_folder.as_path()), Some(&principals_folder(config))];
+    for folder in folders.into_iter().flatten() {
+        let fault = |source| Error::Folder(folder.to_owned(), source);
+        fs::create_dir_all(folder).map_err(fault)?;
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(fault)?;
+        if config.profile == Profile::Full {
+            let uid = config.users.supervisor;
+            std::os::unix::fs::chown(folder, Some(uid), Some(uid)).map_err(fault)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where the principals' keys are: beside the log, not in it.
+pub(super) fn principals_folder(config: &Config) -> PathBuf {
+    let parent = config.audit_folder.parent().unwrap_or(Path::new("."));
+    parent.join("principals")
+}
