@@ -6,7 +6,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use super::{AtStep, Error, Role, Step};
 
 /// One line a limit: process, limit, value, reason.
-const POLICY: &str = include_str!("../../policy/limits");
+pub(super) const POLICY: &str = include_str!("../../policy/limits");
 
 /// The limits of one process.
 #[derive(Debug)]

@@ -254,6 +254,14 @@ impl Begun {
     }
 }
 
+/// The compiled policy of every role, for its digest in the audit log.
+#[must_use]
+pub fn policy_bytes() -> Vec<u8> {
+    let roles = [Role::Gateway, Role::Worker, Role::Loader, Role::Opener, Role::Supervisor];
+    let filters = roles.into_iter().map(seccomp::program);
+    filters.chain([limits::POLICY.as_bytes()]).flatten().copied().collect()
+}
+
 /// Ends the process on a panic after `report` was given file and line: never the text of the panic,
 /// which can quote what it failed on. Nothing goes to stderr.
 pub fn report_panics(report: impl Fn(&str, u32) + Send + Sync + 'static) {

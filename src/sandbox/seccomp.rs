@@ -13,7 +13,7 @@ pub(super) fn install(role: Role) -> Result<(), Error> {
     install_filter(program(role)).at(Step::Seccomp)
 }
 
-fn program(role: Role) -> &'static [u8] {
+pub(super) fn program(role: Role) -> &'static [u8] {
     match role {
         Role::Gateway => include_bytes!(concat!(env!("OUT_DIR"), "/gateway.bpf")),
         Role::Worker => include_bytes!(concat!(env!("OUT_DIR"), "/worker.bpf")),

@@ -132,7 +132,9 @@ mod tests {
                     Err(_) => outbox.flush(&near).unwrap(),
                 }
             };
-            assert!(matches!(received, ToGateway::WorkerDown { model: ModelIndex(got) } if got == n));
+            assert!(
+                matches!(received, ToGateway::WorkerDown { model: ModelIndex(got) } if got == n)
+            );
         }
         for n in 0..u16::MAX {
             if outbox.send(&near, message(n), Vec::new()).is_err() {

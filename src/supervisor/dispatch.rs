@@ -50,8 +50,8 @@ pub(super) enum Effect {
     Worker(ModelIndex, ToWorkerControl),
     /// The gateway serves: tell it of the workers that do.
     GatewayReady,
-    /// A worker serves a context of so many tokens: tell the gateway.
-    WorkerReady(ModelIndex, u32),
+    /// A worker serves: tell the gateway.
+    WorkerReady(ModelIndex),
     /// A worker did not stop a request: end it.
     WorkerStuck(ModelIndex),
 }
@@ -151,6 +151,26 @@ impl Dispatch {
     /// Requests between begin and end.
     pub(super) fn open_count(&self) -> usize {
         self.requests.len() + self.waiting.len()
+    }
+
+    /// Whether begins wait for the commit of this turn.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Tokens that are valid now.
+    pub(super) fn tokens_valid_count(&self, now: Now) -> usize {
+        self.tokens.valid_count(now.wall_s)
+    }
+
+    /// Counts a use of the identity that opens models.
+    pub(super) fn identity_used(&mut self) {
+        self.refusals.key_used(KeyRole::ModelIdentity);
+    }
+
+    /// Appends all counted events, before the last record.
+    pub(super) fn flush_counts(&mut self, ledger: &mut Ledger) {
+        self.refusals.flush_now(ledger);
     }
 
     /// What the worker of a model declared of itself; `None` while it does not serve.
@@ -430,7 +450,7 @@ impl Dispatch {
                 model.worker.phase = Phase::Serving;
                 model.context_len_tokens = context_len_tokens;
                 model.engine = engine;
-                self.effects.push(Effect::WorkerReady(index, context_len_tokens));
+                self.effects.push(Effect::WorkerReady(index));
             }
             WorkerReport::NoTicket { request } => {
                 self.refusals.ticket_missing(&model.name, &request_name(request));

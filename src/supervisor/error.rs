@@ -35,6 +35,8 @@ pub(super) enum Error {
     Sandbox(crate::sandbox::Error),
     /// The spawner.
     Spawner(crate::spawner::Error),
+    /// A child could not be started.
+    Spawn(crate::sandbox::Role, crate::spawner::message::Failed),
     /// A channel to a child.
     Channel(crate::ipc::Error),
     /// A model was refused.
@@ -93,6 +95,7 @@ impl fmt::Display for Error {
             Self::Folder(path, error) => write!(f, "folder {}: {error}", path.display()),
             Self::Sandbox(error) => write!(f, "{error}"),
             Self::Spawner(error) => write!(f, "spawner: {error}"),
+            Self::Spawn(role, failed) => write!(f, "{role}: {failed}"),
             Self::Channel(error) => write!(f, "channel: {error}"),
             Self::Model(name, fault) => write!(f, "model {name} is refused: {fault}"),
             Self::NotReady(part) => write!(f, "the {part} did not come up"),

@@ -98,7 +98,9 @@ pub(super) fn open_models(config: &Config) -> Result<Vec<ModelFile>, Error> {
     let needs_trust = config.models.iter().any(|model| !model.allow_unsigned);
     let has_trust = config.keys.trust_folder.is_dir();
     let trust = match needs_trust || has_trust {
-        true => Some(TrustStore::open(&config.keys.trust_folder, &ownership).map_err(Error::Package)?),
+        true => {
+            Some(TrustStore::open(&config.keys.trust_folder, &ownership).map_err(Error::Package)?)
+        }
         false => None,
     };
     let mut files = Vec::new();

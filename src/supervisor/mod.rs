@@ -1,20 +1,86 @@
 //! Keys, audit log, tickets, children; no async runtime; never sees content.
-use std::process::ExitCode;
+//!
+//! The start, in this order:
+//!
+//! 1. Read the configuration.
+//! 2. Fork the spawner, while there is one thread and no key in memory.
+//! 3. Bind the listeners and the control socket; read keys; open models, verify their signatures.
+//! 4. Give up every power: own user, no capabilities, landlock, seccomp, no dump.
+//! 5. Open the audit log; record the start and what the last run left open.
+//! 6. Open each model through opener and loader; record it, or refuse to start.
+//! 7. Start workers and gateway, and serve.
 
+mod children;
 pub mod config;
 pub mod control;
-mod children;
 mod dispatch;
+mod error;
 mod ledger;
+mod material;
+mod nursery;
 mod opening;
+mod operators;
 mod records;
 mod refusals;
 pub mod secret_file;
+mod serve;
+mod start;
 mod table;
 mod tls;
 pub mod tokens;
 
-/// Runs the program.
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use self::config::Config;
+use self::error::Error;
+use self::nursery::Nursery;
+
+/// Runs the program. Under the name `opener` it is that child: the same file, another role.
 pub fn main() -> ExitCode {
-    ExitCode::from(2)
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if arguments.first().is_some_and(|argument| argument == "opener") {
+        return start::opener();
+    }
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("{error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &[OsString]) -> Result<(), Error> {
+    // 1. Read the configuration.
+    let file = config_file(arguments)?;
+    let is_root = nix::unistd::geteuid().is_root();
+    let config = Config::read(&file, is_root).map_err(Error::Config)?;
+    // 2. Fork the spawner, while there is one thread and no key in memory.
+    let nursery = Nursery::start(&config)?;
+    // 3. Bind, read, open.
+    let opened = start::open_all(&config)?;
+    // 4. Give up every power.
+    let sandboxed = start::give_up_powers(&config)?;
+    // 5. to 7. From here on nothing is reached but the own folders and the children.
+    start::begin(config, nursery, opened, &sandboxed)?.serve()
+}
+
+fn config_file(arguments: &[OsString]) -> Result<PathBuf, Error> {
+    match arguments {
+        [] => Ok(PathBuf::from(config::DEFAULT_FILE)),
+        [flag, file] if flag == "--config" => {
+            // Children and reloads must not depend on where it was started.
+            let file = PathBuf::from(file);
+            std::path::absolute(&file).map_err(|source| Error::Folder(file, source))
+        }
+        _ => Err(Error::Argument("unknown argument".to_owned())),
+    }
+}
+
+/// Prints a line about the work itself on standard error. A closed stream is no fault.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "cloister: {line}");
 }

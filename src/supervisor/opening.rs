@@ -18,9 +18,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::pipe2;
 
-use crate::ipc::message::{
-    Digest, FromLoader, FromOpener, OpenCheck, ToLoader, ToOpener,
-};
+use crate::ipc::message::{Digest, FromLoader, FromOpener, OpenCheck, ToLoader, ToOpener};
 use crate::ipc::{self, Channel, Message};
 use crate::package::digest::hash_through;
 use crate::package::keys::Identity;

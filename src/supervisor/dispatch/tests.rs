@@ -65,7 +65,7 @@ fn serving(name: &str) -> Appliance {
     let effects = it.dispatch.take_effects();
     assert!(matches!(
         effects[..],
-        [Effect::WorkerReady(MODEL, 64), Effect::WorkerReady(OTHER, 64), Effect::GatewayReady]
+        [Effect::WorkerReady(MODEL), Effect::WorkerReady(OTHER), Effect::GatewayReady]
     ));
     it
 }

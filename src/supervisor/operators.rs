@@ -1,0 +1,168 @@
+//! What operators ask for: the state, a fresh token table, a stop; and the line that says ready.
+
+use serde_json::{Value, json};
+
+use super::config::Profile;
+use super::control::{Command, Question};
+use super::material::owner_uid;
+use super::nursery::spawner_profile;
+use super::secret_file;
+use super::serve::{Seat, Served, Supervisor, now};
+use super::tokens::{self, TokenTable};
+use crate::ipc::message::ListenerKind;
+
+impl Supervisor {
+    /// Answers who asked on the control socket.
+    pub(super) fn answer_operators(&mut self) {
+        for mut question in self.control.turn(now().instant) {
+            let answer = match question.command {
+                Command::Status {} => self.status(),
+                Command::Reload {} => self.reload(&mut question),
+                Command::Stop {} => {
+                    self.begin_stop();
+                    json!({ "ok": true })
+                }
+            };
+            question.answer(&answer);
+        }
+    }
+
+    /// Takes the token table that came with the question.
+    fn reload(&mut self, question: &mut Question) -> Value {
+        let owner = owner_uid(self.config.profile);
+        let table = match question.descriptor.take() {
+            Some(file) => secret_file::adopt(file, owner)
+                .map_err(tokens::Error::Guard)
+                .and_then(TokenTable::read_open),
+            None => TokenTable::read(&self.config.tokens_file, owner),
+        };
+        match table {
+            Ok(table) => {
+                self.dispatch.set_tokens(table, &mut self.ledger, now());
+                super::say("token table reloaded");
+                json!({ "ok": true })
+            }
+            Err(error) => json!({ "ok": false, "error": error.to_string() }),
+        }
+    }
+
+    /// Reads the table by its name, as far as the supervisor's own user may.
+    pub(super) fn reload_from_file(&mut self) {
+        let owner = owner_uid(self.config.profile);
+        match TokenTable::read(&self.config.tokens_file, owner) {
+            Ok(table) => {
+                self.dispatch.set_tokens(table, &mut self.ledger, now());
+                super::say("token table reloaded");
+            }
+            Err(error) => super::say(&format!(
+                "token table not reloaded: {error}; as root, use: cloister token reload"
+            )),
+        }
+    }
+
+    /// `serving` when every part does.
+    fn state(&self) -> &'static str {
+        let has_failed =
+            self.gateway.has_failed || self.models.iter().any(|model| model.seat.has_failed);
+        let is_serving = self.dispatch.is_gateway_serving()
+            && self.models.iter().all(|model| self.dispatch.engine(model.index).is_some());
+        match (self.stop, is_serving) {
+            (Some(_), _) => "stopping",
+            _ if has_failed => "failed",
+            _ if self.ledger.is_failing() => "degraded",
+            (None, true) => "serving",
+            (None, false) => "starting",
+        }
+    }
+
+    /// Says once that all parts serve.
+    pub(super) fn announce(&mut self) {
+        if self.is_announced || self.state() != "serving" {
+            return;
+        }
+        self.is_announced = true;
+        for (kind, listen) in self.listeners.iter().map(|one| one.0).zip(&self.config.listen) {
+            let names: Vec<_> =
+                self.models.iter().map(|model| model.facts.model.as_str()).collect();
+            let url = url(kind, &listen.to_string());
+            super::say(&format!("ready: {url} model {}", names.join(", ")));
+        }
+    }
+
+    fn status(&self) -> Value {
+        let now = now();
+        let listen: Vec<_> = self
+            .listeners
+            .iter()
+            .zip(&self.config.listen)
+            .map(|((kind, _), listen)| url(*kind, &listen.to_string()))
+            .collect();
+        let mut children = vec![child(&self.gateway, self.dispatch.is_gateway_serving())];
+        for model in &self.models {
+            let is_serving = self.dispatch.engine(model.index).is_some();
+            children.push(child(&model.seat, is_serving));
+        }
+        json!({
+            "state": self.state(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "pid": std::process::id(),
+            "profile": self.config.profile.name(),
+            "uptime_s": now.instant.saturating_duration_since(self.started).as_secs(),
+            "listen": listen,
+            "models": self.models.iter().map(|model| self.model(model)).collect::<Vec<_>>(),
+            "children": children,
+            "requests_open": self.dispatch.open_count(),
+            "tokens_valid": self.dispatch.tokens_valid_count(now),
+            "audit": {
+                "folder": self.config.audit_folder,
+                "records": self.ledger.size(),
+                "writable": !self.ledger.is_failing(),
+            },
+            "missing_protections": missing_protections(self.config.profile),
+        })
+    }
+
+    fn model(&self, model: &Served) -> Value {
+        let engine = self.dispatch.engine(model.index);
+        json!({
+            "name": model.facts.model,
+            "state": match engine {
+                Some(_) => "serving",
+                None if model.seat.has_failed => "failed",
+                None => "starting",
+            },
+            "context_len_tokens": self.dispatch.context_len_tokens(model.index),
+            "loaded_s": model.loaded_s,
+            "observed": model.facts,
+            "declared": { "engine": engine },
+        })
+    }
+}
+
+/// What this profile lacks, in sentences.
+pub(super) fn missing_protections(profile: Profile) -> Vec<String> {
+    let missing = spawner_profile(profile).missing();
+    missing.iter().map(|one| format!("{}: {}", one.name, one.sentence)).collect()
+}
+
+fn child<M>(seat: &Seat<M>, is_serving: bool) -> Value {
+    json!({
+        "name": seat.name,
+        "pid": seat.child.as_ref().and_then(|running| running.child.pid),
+        "state": match (&seat.child, is_serving) {
+            (Some(_), true) => "serving",
+            (Some(_), false) => "starting",
+            (None, _) if seat.has_failed => "failed",
+            (None, _) => "down",
+        },
+        "restarts": seat.restarts_count,
+    })
+}
+
+fn url(kind: ListenerKind, address: &str) -> String {
+    match kind {
+        ListenerKind::Tls => format!("https://{address}"),
+        ListenerKind::PlainLoopback => format!("http://{address}"),
+        ListenerKind::Unix => address.to_owned(),
+    }
+}

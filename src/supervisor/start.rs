@@ -1,0 +1,296 @@
+//! The steps of the start, in the order of `mod.rs`.
+
+use std::cell::Cell;
+use std::io::{IsTerminal as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::process::ExitCode;
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use ring::digest::{SHA256, digest};
+
+use super::config::{Config, Profile};
+use super::control::ControlSocket;
+use super::dispatch::Dispatch;
+use super::error::{Error, ModelFault};
+use super::ledger::Ledger;
+use super::material::{self, Keys, ModelFile};
+use super::nursery::Nursery;
+use super::opening::{Job, Opened, Opening, Refusal, Step};
+use super::operators::missing_protections;
+use super::serve::{Served, Supervisor, gateway_seat, now};
+use crate::audit::principal_keys::hex;
+use crate::audit::record::{MissingCause, ModelFacts, StartFacts};
+use crate::audit::{Event, Found, Log, PrincipalKeys};
+use crate::ipc::Channel;
+use crate::ipc::message::{ListenerKind, ModelIndex};
+use crate::package::age_stream::Decryptor;
+use crate::sandbox::{self, Access, Allow, Ids, Role, Sandboxed};
+use crate::sys::process::inherited_descriptor;
+
+/// The number of a child's control channel.
+const CONTROL_DESCRIPTOR: i32 = 3;
+/// Most threads that decrypt; more are no faster than the hash behind them.
+const OPENER_THREADS_MAX: usize = 8;
+
+/// What was bound, read and opened before the powers went.
+pub(super) struct OpenedAll {
+    listeners: Vec<(ListenerKind, OwnedFd)>,
+    control: ControlSocket,
+    signals: SignalFd,
+    keys: Keys,
+    models: Vec<ModelFile>,
+    config_digest: String,
+    threads: u16,
+}
+
+/// Binds the sockets, reads the keys, opens the models.
+pub(super) fn open_all(config: &Config) -> Result<OpenedAll, Error> {
+    material::make_folders(config)?;
+    let control_path = &config.control_socket;
+    let control = ControlSocket::bind(control_path)
+        .map_err(|source| Error::Control(control_path.clone(), source))?;
+    let listeners = material::bind_listeners(config)?;
+    let keys = material::read_keys(config)?;
+    let models = material::open_models(config)?;
+    let text =
+        std::fs::read(&config.file).map_err(|source| Error::Folder(config.file.clone(), source))?;
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+    signals.thread_block().map_err(|errno| Error::System("block signals", errno))?;
+    let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+    let signals = SignalFd::with_flags(&signals, flags)
+        .map_err(|errno| Error::System("watch signals", errno))?;
+    Ok(OpenedAll {
+        listeners,
+        control,
+        signals,
+        keys,
+        models,
+        config_digest: hex(digest(&SHA256, &text).as_ref()),
+        threads: worker_threads(config),
+    })
+}
+
+/// The machine's threads, shared among the models, unless the configuration says otherwise.
+fn worker_threads(config: &Config) -> u16 {
+    if config.worker.threads > 0 {
+        return config.worker.threads;
+    }
+    let all = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    u16::try_from((all / config.models.len()).max(1)).unwrap_or(u16::MAX)
+}
+
+/// Becomes the supervisor's own user without capabilities, under landlock and seccomp.
+pub(super) fn give_up_powers(config: &Config) -> Result<Sandboxed, Error> {
+    if config.profile == Profile::Full {
+        let uid = config.users.supervisor;
+        sandbox::assume(Ids { uid, gid: uid }, true).map_err(Error::Sandbox)?;
+    }
+    let principals = material::principals_folder(config);
+    let parent = |path: &std::path::Path| path.parent().map(ToOwned::to_owned).unwrap_or_default();
+    let (tokens, control) = (parent(&config.tokens_file), parent(&config.control_socket));
+    let allow = |path, access| Allow { path, access };
+    let allowed = [
+        allow(config.audit_folder.as_path(), Access::Write),
+        allow(principals.as_path(), Access::Write),
+        allow(control.as_path(), Access::Write),
+        allow(tokens.as_path(), Access::Read),
+        allow(std::path::Path::new("/proc/self/fdinfo"), Access::Read),
+        allow(std::path::Path::new("/proc/sys/kernel/random/boot_id"), Access::Read),
+    ];
+    sandbox::begin_supervisor(&allowed).and_then(sandbox::Begun::seal).map_err(Error::Sandbox)
+}
+
+/// Opens the log and the models; returns what serves.
+pub(super) fn begin(
+    config: Config,
+    mut nursery: Nursery,
+    opened: OpenedAll,
+    sandboxed: &Sandboxed,
+) -> Result<Supervisor, Error> {
+    let OpenedAll { listeners, control, signals, keys, models, config_digest, threads } = opened;
+    for missing in missing_protections(config.profile) {
+        super::say(&format!("missing protection: {missing}"));
+    }
+    // 5. Open the audit log.
+    let audit = |error| Error::Audit(config.audit_folder.clone(), error);
+    let (log, found) = Log::open(&config.audit_folder, keys.audit).map_err(audit)?;
+    let principals = PrincipalKeys::open(&material::principals_folder(&config)).map_err(audit)?;
+    let mut ledger = Ledger::new(log, principals);
+    record_start(&config, config_digest, &found, sandboxed, &mut ledger);
+    ledger.commit().map_err(audit)?;
+    // 6. Open each model.
+    let mut served = Vec::new();
+    let mut unwraps_count = 0;
+    for (index, file) in models.into_iter().enumerate() {
+        let index = ModelIndex(u16::try_from(index).unwrap_or(u16::MAX));
+        let name = config.models[usize::from(index.0)].name.clone();
+        match open_model(&config, index, file, keys.identity.as_ref(), &mut nursery, &signals)? {
+            Ok((opened, facts)) => {
+                unwraps_count += opened.unwraps_count;
+                ledger.append(Event::ModelOpened { observed: facts.clone() });
+                served.push((Served::new(index, facts, opened.image, now().wall_s), opened.digest));
+            }
+            Err(fault) => {
+                let check = fault.to_string();
+                ledger.append(Event::ModelRefused { model: name.clone(), check });
+                ledger.append(Event::Stop {});
+                ledger.commit().map_err(audit)?;
+                return Err(Error::Model(name, fault));
+            }
+        }
+    }
+    let names = served.iter().map(|(model, digest)| (model.facts.model.clone(), *digest));
+    let dispatch = Dispatch::new(config.limits, keys.tokens, keys.tls, names.collect());
+    let mut dispatch = dispatch.ok_or(Error::NotReady("random number generator"))?;
+    dispatch.record_tokens(&mut ledger, now());
+    (0..unwraps_count).for_each(|_| dispatch.identity_used());
+    Ok(Supervisor {
+        config,
+        nursery,
+        dispatch,
+        ledger,
+        control,
+        signals,
+        listeners,
+        certificates: keys.certificates,
+        gateway: gateway_seat(),
+        models: served.into_iter().map(|(model, _)| model).collect(),
+        threads,
+        started: now().instant,
+        stop: None,
+        is_announced: false,
+        log_retry: None,
+    })
+}
+
+/// The first records: the start, and the ends that the last run did not write.
+fn record_start(
+    config: &Config,
+    config_digest: String,
+    found: &Found,
+    sandboxed: &Sandboxed,
+    ledger: &mut Ledger,
+) {
+    if found.dropped_bytes > 0 || !found.stopped_in_order {
+        ledger.append(Event::Recovered { dropped_bytes: found.dropped_bytes });
+    }
+    for request in &found.open_requests {
+        let (request, cause) = (request.clone(), MissingCause::SupervisorGone);
+        ledger.append(Event::EndMissing { request, cause });
+    }
+    ledger.append(Event::Start {
+        observed: StartFacts {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            profile: config.profile.name().to_owned(),
+            config_digest,
+            policy_digest: policy_digest(),
+            landlock_abi: sandboxed.landlock_abi,
+        },
+    });
+}
+
+/// SHA-256 of the policy that this binary was built with.
+fn policy_digest() -> String {
+    hex(digest(&SHA256, sandbox::policy_bytes().as_slice()).as_ref())
+}
+
+/// Opens one model through an opener and a loader of its own.
+fn open_model(
+    config: &Config,
+    index: ModelIndex,
+    file: ModelFile,
+    identity: Option<&crate::package::keys::Identity>,
+    nursery: &mut Nursery,
+    signals: &SignalFd,
+) -> Result<Result<(Opened, ModelFacts), ModelFault>, Error> {
+    let model = &config.models[usize::from(index.0)];
+    let statement = match file.statement {
+        Ok(statement) => statement,
+        Err(error) => return Ok(Err(ModelFault::Signature(error))),
+    };
+    let statement = statement.as_ref();
+    let opener = nursery.spawn(Role::Opener, 0, signals.as_fd())?;
+    let loader = nursery.spawn(Role::Loader, 0, signals.as_fd())?;
+    let terminal = Terminal::new(&model.name);
+    let opening = Opening {
+        opener: &opener.channel,
+        loader: &loader.channel,
+        signals: signals.as_fd(),
+        progress: &|step| terminal.show(step),
+    };
+    let job = Job { file: &file.file, is_encrypted: model.is_encrypted(), statement, identity };
+    let opened = opening.run(&job);
+    terminal.end();
+    // They have done their work or are not believed any more.
+    nursery.kill(opener.id)?;
+    nursery.kill(loader.id)?;
+    Ok(match opened {
+        Ok(opened) => {
+            let signer = statement.map_or("nobody (allow_unsigned)", |it| it.signer.as_str());
+            let facts = ModelFacts {
+                model: model.name.clone(),
+                digest: hex(&opened.digest.0),
+                signer: signer.to_owned(),
+                sealed: model.is_encrypted(),
+            };
+            Ok((opened, facts))
+        }
+        Err(Refusal::Stopped) => return Err(Error::Stopped),
+        Err(refusal) => Err(ModelFault::Refused(refusal)),
+    })
+}
+
+/// Progress on the operator's terminal, if there is one.
+struct Terminal<'a> {
+    name: &'a str,
+    is_there: bool,
+    shown: Cell<(u8, u64)>,
+}
+
+impl<'a> Terminal<'a> {
+    fn new(name: &'a str) -> Self {
+        let is_there = std::io::stderr().is_terminal();
+        Self { name, is_there, shown: Cell::new((0, u64::MAX)) }
+    }
+
+    fn show(&self, step: Step) {
+        if !self.is_there {
+            return;
+        }
+        let (kind, word, done, total) = match step {
+            Step::Reading(done, total) => (0, "reading and hashing", done, total),
+            Step::Packing(done, total) => (1, "packing", done, total),
+        };
+        let percent = done.saturating_mul(100) / total.max(1);
+        if self.shown.replace((kind, percent)) != (kind, percent) {
+            let _ =
+                write!(std::io::stderr(), "\rcloister: {}: {word} {percent:>3} %\x1b[K", self.name);
+        }
+    }
+
+    fn end(&self) {
+        if self.is_there {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+/// The opener: this program in another role, started by the spawner.
+pub(super) fn opener() -> ExitCode {
+    sandbox::report_panics(|_, _| {});
+    let Ok(channel) = inherited_descriptor(CONTROL_DESCRIPTOR) else { return ExitCode::from(2) };
+    let channel = Channel::new(channel);
+    let Ok(begun) = sandbox::begin(Role::Opener, &channel) else { return ExitCode::from(3) };
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let Ok(mut decryptor) = Decryptor::new(threads.min(OPENER_THREADS_MAX)) else {
+        return ExitCode::from(4);
+    };
+    if begun.seal().is_err() {
+        return ExitCode::from(5);
+    }
+    match crate::opener::serve(&channel, &mut decryptor) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
