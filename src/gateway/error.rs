@@ -28,6 +28,8 @@ pub enum Error {
     },
     /// The certificate chain or the key's scheme cannot be used.
     Tls(&'static str),
+    /// The sandbox was not entered.
+    Sandbox(crate::sandbox::Error),
     /// A system call failed.
     Io {
         /// What was being done.
@@ -47,7 +49,25 @@ impl fmt::Display for Error {
                 write!(f, "configuration names {named} listeners, {received} descriptors came")
             }
             Self::Tls(what) => write!(f, "TLS configuration: {what}"),
+            Self::Sandbox(source) => write!(f, "{source}"),
             Self::Io { action, .. } => write!(f, "{action}"),
+        }
+    }
+}
+
+impl Error {
+    /// The process's exit code: without files, a terminal and a channel, a number is all that can
+    /// be said of a start that failed.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Control(_) => 10,
+            Self::SupervisorGone => 11,
+            Self::Protocol(_) => 12,
+            Self::ListenersMismatch { .. } => 13,
+            Self::Tls(_) => 14,
+            Self::Sandbox(_) => 15,
+            Self::Io { .. } => 16,
         }
     }
 }
@@ -56,6 +76,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Control(source) => Some(source),
+            Self::Sandbox(source) => Some(source),
             Self::Io { source, .. } => Some(source),
             _ => None,
         }

@@ -33,18 +33,40 @@ use self::link::Workers;
 use self::listener::{Connections, Listener};
 use crate::ipc::Channel;
 use crate::ipc::message::{FromGateway, GatewayConfig, ListenerKind, ToGateway};
+use crate::sandbox::{self, Role};
+use crate::sys::process::inherited_descriptor;
 
-/// Runs the program.
+/// The control channel's descriptor, as the spawner places it.
+const CONTROL_DESCRIPTOR: i32 = 3;
+
+/// Runs the program. Its exit code names what failed; see [`Error::exit_code`].
 pub fn main() -> ExitCode {
-    ExitCode::from(2)
+    // A panic ends it without a word: there is nobody to tell that may see a panic's text.
+    sandbox::report_panics(|_, _| {});
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => ExitCode::from(error.exit_code()),
+    }
 }
 
-/// Serves until the supervisor says to stop; `seal` gives up every power but those of serving.
+fn start() -> Result<(), Error> {
+    let control = inherited_descriptor(CONTROL_DESCRIPTOR)
+        .map_err(|errno| Error::Io { action: "take the control channel", source: errno.into() })?;
+    let channel = Channel::new(control);
+    let begun = sandbox::begin(Role::Gateway, &channel).map_err(Error::Sandbox)?;
+    run(channel, || begun.seal().map_err(Error::Sandbox))
+}
+
+/// Serves until the supervisor says to stop. `seal` gives up every power but those of serving;
+/// what it returns is the proof.
 ///
 /// # Errors
 ///
 /// The step that failed, or that the supervisor is gone.
-pub fn run(channel: Channel, seal: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+pub fn run<Proof>(
+    channel: Channel,
+    seal: impl FnOnce() -> Result<Proof, Error>,
+) -> Result<(), Error> {
     // 1. What will be served, and how.
     let (config, descriptors) = receive_config(&channel)?;
     // 2. The runtime of one thread, the listeners, TLS: all that needs the system.
@@ -62,9 +84,9 @@ pub fn run(channel: Channel, seal: impl FnOnce() -> Result<(), Error>) -> Result
     let connections = Arc::new(prepare(&config, &control, draining)?);
     drop(entered);
     // 3. Give up every power.
-    seal()?;
+    let proof = seal()?;
     // 4. Serve.
-    runtime.block_on(serve(&control, listeners, &connections, &stop))
+    runtime.block_on(serve(&proof, &control, listeners, &connections, &stop))
 }
 
 fn receive_config(channel: &Channel) -> Result<(GatewayConfig, Vec<OwnedFd>), Error> {
@@ -108,7 +130,8 @@ fn prepare(
     })
 }
 
-async fn serve(
+async fn serve<Proof>(
+    _sealed: &Proof,
     control: &Arc<Control>,
     listeners: Vec<Listener>,
     connections: &Arc<Connections>,

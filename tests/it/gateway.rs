@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use cloister::gateway;
 use cloister::ipc::message::{
-    Failure, Finish, FromWorker, ListenerKind, Prompt, RequestId, ToGateway,
+    Failure, Finish, FromWorker, GatewayConfig, ListenerKind, Prompt, RequestId, ToGateway,
 };
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
@@ -318,7 +318,7 @@ fn a_client_that_does_not_read_stalls_nobody() {
 
 #[test]
 fn an_answer_left_unread_too_long_is_cancelled() {
-    let gateway = Running::start(cloister_config(|config| config.write_deadline_ms = 200));
+    let gateway = Running::start(config_with(|config| config.write_deadline_ms = 200));
     let mut worker = gateway.worker(0, "m");
     let mut slow = gateway.client();
     slow.send_post(CHAT, &chat(json!({"stream": true})));
@@ -331,9 +331,7 @@ fn an_answer_left_unread_too_long_is_cancelled() {
     assert_eq!(worker.next_cancel(), request);
 }
 
-fn cloister_config(
-    change: impl FnOnce(&mut cloister::ipc::message::GatewayConfig),
-) -> cloister::ipc::message::GatewayConfig {
+fn config_with(change: impl FnOnce(&mut GatewayConfig)) -> GatewayConfig {
     let mut changed = config();
     change(&mut changed);
     changed
@@ -341,7 +339,7 @@ fn cloister_config(
 
 #[test]
 fn slow_heads_and_bodies_run_out_of_time() {
-    let gateway = Running::start(cloister_config(|config| config.read_deadline_ms = 200));
+    let gateway = Running::start(config_with(|config| config.read_deadline_ms = 200));
     let mut silent = gateway.client();
     let mut half_head = gateway.client();
     half_head.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthoriz");
@@ -423,7 +421,7 @@ fn requests_in_one_go_are_answered_in_order() {
 
 #[test]
 fn one_request_too_many_is_told_to_wait() {
-    let gateway = Running::start(cloister_config(|config| config.requests_max = 1));
+    let gateway = Running::start(config_with(|config| config.requests_max = 1));
     let mut worker = gateway.worker(0, "m");
     let mut first = gateway.client();
     first.send_post(CHAT, &chat(json!({})));
@@ -443,7 +441,7 @@ fn one_request_too_many_is_told_to_wait() {
 
 #[test]
 fn one_connection_too_many_waits_for_its_turn() {
-    let gateway = Running::start(cloister_config(|config| config.connections_max = 2));
+    let gateway = Running::start(config_with(|config| config.connections_max = 2));
     let mut one = gateway.client();
     let mut two = gateway.client();
     assert_eq!(one.get("/health/live").status, 200);
@@ -527,9 +525,7 @@ fn it_drains_and_then_ends() {
     assert!(reply.text().contains("to the end") && reply.text().contains("[DONE]"));
     assert!(client.is_closed());
     late.stream.get_mut().write_all(&harness::request("GET", "/health/live", "", "")).ok();
-    while !gateway.ended.is_finished() {
-        std::thread::yield_now();
-    }
+    assert!(gateway.ends());
 }
 
 #[test]
@@ -540,17 +536,14 @@ fn it_ends_when_the_supervisor_is_gone_or_talks_nonsense() {
         nix::sys::socket::Shutdown::Both,
     )
     .unwrap();
-    while !gateway.ended.is_finished() {
-        std::thread::yield_now();
-    }
+    assert!(!gateway.ends());
     let gateway = Running::start(config());
     gateway.supervisor.send(&ToGateway::Authorized { correlation: 77 }, &[]).unwrap();
-    while !gateway.ended.is_finished() {
-        std::thread::yield_now();
-    }
+    assert!(!gateway.ends());
 }
 
-fn tls_gateway() -> (Running, CertificateDer<'static>) {
+/// What a gateway with TLS needs.
+fn tls_parts() -> (GatewayConfig, TlsKey, CertificateDer<'static>) {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let random = ring::rand::SystemRandom::new();
     let pair = ring::signature::EcdsaKeyPair::from_pkcs8(
@@ -560,12 +553,52 @@ fn tls_gateway() -> (Running, CertificateDer<'static>) {
     )
     .unwrap();
     let certificate = made.cert.der().clone();
-    let config = cloister_config(|config| {
+    let config = config_with(|config| {
         config.listeners = vec![ListenerKind::Unix, ListenerKind::Tls];
         config.certificates = vec![certificate.to_vec()];
         config.tls_scheme = 0x0403;
     });
-    (Running::start_with(config, Some(TlsKey(pair))), certificate)
+    (config, TlsKey(pair), certificate)
+}
+
+fn tls_gateway() -> (Running, CertificateDer<'static>) {
+    let (config, key, certificate) = tls_parts();
+    (Running::start_with(config, Some(key)), certificate)
+}
+
+#[test]
+fn it_serves_inside_its_sandbox() {
+    let (config, key, certificate) = tls_parts();
+    let (gateway, id) = Running::start_sealed(config, Some(key));
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    for line in ["Seccomp:\t2", "NoNewPrivs:\t1", "Threads:\t1"] {
+        assert!(status.lines().any(|found| found == line), "{line}");
+    }
+    let mut worker = gateway.worker(0, "m");
+    let mut local = gateway.client();
+    let mut remote = tls_client(&gateway, &certificate, &rustls::version::TLS13);
+    local.send_post(CHAT, &chat(json!({})));
+    let request = worker.next_generate().request;
+    worker.answer(request, &["here"]);
+    assert_eq!(local.reply().status, 200);
+    remote.send_post(CHAT, &chat(json!({"stream": true})));
+    let request = worker.next_generate().request;
+    worker.answer(request, &["there"]);
+    assert!(remote.reply().text().contains("[DONE]"));
+    // A long body and a long answer, so that buffers grow.
+    local.send_post(CHAT, &chat(json!({"user": "x".repeat(900_000)})));
+    let request = worker.next_generate().request;
+    worker.answer(request, &[&*"y".repeat(50_000); 18]);
+    assert_eq!(local.reply().body.len() / 100_000, 9);
+    local.send_post(CHAT, &chat(json!({})));
+    let request = worker.next_generate().request;
+    drop(local);
+    assert_eq!(worker.next_cancel(), request);
+    drop(remote);
+    drop(worker);
+    while gateway.client().get("/health/ready").status == 200 {}
+    gateway.supervisor.send(&ToGateway::Drain, &[]).unwrap();
+    assert!(gateway.ends());
 }
 
 fn tls_client(
@@ -625,12 +658,13 @@ fn plain_http_on_a_tls_port_is_refused() {
 
 #[test]
 fn a_gateway_does_not_start_with_less_than_it_was_told() {
-    let certificates_missing = cloister_config(|config| config.listeners = vec![ListenerKind::Tls]);
+    let certificates_missing = config_with(|config| config.listeners = vec![ListenerKind::Tls]);
     let (ours, theirs) = cloister::ipc::Channel::pair().unwrap();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let fd = std::os::fd::AsFd::as_fd(&listener);
     ours.send(&ToGateway::Config(certificates_missing), &[fd]).unwrap();
-    let error = gateway::run(theirs, || panic!("sealed too early")).unwrap_err();
+    let error =
+        gateway::run(theirs, || -> Result<(), _> { panic!("sealed too early") }).unwrap_err();
     assert!(matches!(error, gateway::Error::Tls(_)));
     let (ours, theirs) = cloister::ipc::Channel::pair().unwrap();
     ours.send(&ToGateway::Drain, &[]).unwrap();

@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -42,7 +43,8 @@ pub(super) struct Running {
     pub(super) seen: Receiver<Seen>,
     pub(super) socket: PathBuf,
     pub(super) tcp: Option<std::net::SocketAddr>,
-    pub(super) ended: JoinHandle<Result<(), gateway::Error>>,
+    /// Whether it ended well.
+    ended: Option<JoinHandle<bool>>,
     /// While locked, the supervisor answers no `Begin`.
     pub(super) begin_gate: Arc<Mutex<()>>,
     folder: PathBuf,
@@ -72,6 +74,34 @@ impl Running {
 
     /// Starts the gateway; a second listener, if named, is on loopback TCP.
     pub(super) fn start_with(config: GatewayConfig, tls: Option<TlsKey>) -> Self {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let ended = std::thread::spawn(move || gateway::run(theirs, || Ok(())).is_ok());
+        Self::configure(config, tls, ours, ended)
+    }
+
+    /// Starts the real program, which closes its sandbox before it serves.
+    pub(super) fn start_sealed(config: GatewayConfig, tls: Option<TlsKey>) -> (Self, u32) {
+        let (ours, theirs) = Channel::pair().unwrap();
+        // The shell moves the channel from 0 to 3, where the program looks for it.
+        let mut child = Command::new("sh")
+            .args(["-c", "exec \"$0\" 3<&0 0</dev/null", env!("CARGO_BIN_EXE_cloister-gateway")])
+            .env_clear()
+            .stdin(Stdio::from(theirs.into_fd()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let id = child.id();
+        let ended = std::thread::spawn(move || child.wait().unwrap().success());
+        (Self::configure(config, tls, ours, ended), id)
+    }
+
+    fn configure(
+        config: GatewayConfig,
+        tls: Option<TlsKey>,
+        ours: Channel,
+        ended: JoinHandle<bool>,
+    ) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("cloister-gateway-{}-{count}", std::process::id());
@@ -85,8 +115,6 @@ impl Running {
             tcp = Some(listener.local_addr().unwrap());
             listeners.push(listener.into());
         }
-        let (ours, theirs) = Channel::pair().unwrap();
-        let ended = std::thread::spawn(move || gateway::run(theirs, || Ok(())));
         let fds: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
         ours.send(&ToGateway::Config(config), &fds).unwrap();
         let (message, _) = ours.recv::<FromGateway>().unwrap();
@@ -102,7 +130,7 @@ impl Running {
             next_request: 0,
         };
         std::thread::spawn(move || script.play());
-        Self { supervisor, seen, socket, tcp, ended, begin_gate, folder }
+        Self { supervisor, seen, socket, tcp, ended: Some(ended), begin_gate, folder }
     }
 
     /// Brings up a worker for the model `name`.
@@ -126,6 +154,11 @@ impl Running {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         Client { stream: BufReader::new(stream) }
+    }
+
+    /// Waits for its end, and says whether that was a good one.
+    pub(super) fn ends(mut self) -> bool {
+        self.ended.take().unwrap().join().unwrap()
     }
 
     /// What the supervisor is told next.
