@@ -1,1 +1,302 @@
-//! The model: weights, KV cache, forward pass, sampling; no I/O, no clock, no process knowledge.
+//! The model: from packed weights and tokens to logits, and from logits to text.
+//!
+//! No file, socket, clock or process is known here. After [`Engine::new`] the token path allocates
+//! nothing. Every sum has one order that does not depend on the batch, on chunks or on threads, so
+//! that a sequence's tokens are the same whoever else is in the batch.
+
+mod activations;
+mod config;
+mod error;
+mod forward;
+mod image;
+mod kv_cache;
+mod random;
+mod sampler;
+#[cfg(test)]
+mod tests;
+mod text_stream;
+mod weights;
+
+use kernels::{Isa, Pool, Precision};
+
+pub use config::{Architecture, LocalLayers, ModelConfig};
+pub use error::Error;
+pub use image::{IMAGE_ALIGNMENT, ImageLayout, Model};
+pub use kv_cache::{KvType, SeqId};
+pub use sampler::{Sampler, SamplingParams, argmax};
+pub use text_stream::{TextStream, TextStreamEnd};
+
+use activations::Activations;
+use kv_cache::KvCache;
+
+/// Most tokens of a batch that an engine may be made for.
+const TOKENS_MAX: usize = 8192;
+/// Most sequences that an engine may be made for.
+const SEQUENCES_MAX: usize = 4096;
+/// Most positions of a sequence, and of the cache.
+const POSITIONS_MAX: usize = 1 << 26;
+/// Most threads.
+const THREADS_MAX: usize = 1024;
+
+/// How an engine computes, and for how much at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The instruction set.
+    pub isa: Isa,
+    /// Threads, the caller's included.
+    pub threads: usize,
+    /// How activations take part in products.
+    pub precision: Precision,
+    /// How keys and values are kept.
+    pub kv: KvType,
+    /// Positions that a sequence may have; at most the model's.
+    pub context_len: usize,
+    /// Positions of all sequences together.
+    pub cache_len: usize,
+    /// Sequences at a time.
+    pub sequences_max: usize,
+    /// Tokens of a batch.
+    pub tokens_max: usize,
+    /// Logits of a batch.
+    pub logits_max: usize,
+}
+
+impl Options {
+    /// The exact mode: 32-bit floats everywhere. One sequence of `context_len`.
+    pub fn exact(isa: Isa, threads: usize, context_len: usize) -> Self {
+        Self {
+            isa,
+            threads,
+            precision: Precision::F32,
+            kv: KvType::F32,
+            context_len,
+            cache_len: context_len,
+            sequences_max: 1,
+            tokens_max: 512,
+            logits_max: 1,
+        }
+    }
+
+    /// The fast mode: activations as bytes, a cache of 16-bit floats. One sequence.
+    pub fn fast(isa: Isa, threads: usize, context_len: usize) -> Self {
+        let exact = Self::exact(isa, threads, context_len);
+        Self { precision: Precision::Int8, kv: KvType::F16, ..exact }
+    }
+
+    fn check(&self, model: &ModelConfig) -> Result<(), Error> {
+        let bounds = [
+            ("threads", self.threads, THREADS_MAX),
+            ("context_len", self.context_len, model.context_len.min(POSITIONS_MAX)),
+            ("cache_len", self.cache_len, POSITIONS_MAX),
+            ("sequences_max", self.sequences_max, SEQUENCES_MAX),
+            ("tokens_max", self.tokens_max, TOKENS_MAX),
+            ("logits_max", self.logits_max, self.tokens_max),
+        ];
+        match bounds.iter().find(|(_, value, max)| *value == 0 || value > max) {
+            Some((name, ..)) => Err(Error::BadOption(name)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// One token of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchToken {
+    /// Its sequence, in which it takes the next position.
+    pub seq: SeqId,
+    /// The token.
+    pub token: u32,
+    /// Whether the logits of what follows it are wanted.
+    pub logits: bool,
+}
+
+/// A model, ready to compute.
+pub struct Engine<'m> {
+    model: &'m Model<'m>,
+    options: Options,
+    pool: Pool,
+    cache: KvCache,
+    activations: Activations,
+    /// Reused by `prefill`.
+    chunk: Vec<BatchToken>,
+}
+
+impl<'m> Engine<'m> {
+    /// Allocates everything that the options ask for and starts the threads.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadOption`] names an option that is 0 or too large.
+    pub fn new(model: &'m Model<'m>, options: Options) -> Result<Self, Error> {
+        let config = model.config();
+        options.check(config)?;
+        let Options { kv, cache_len, context_len, sequences_max, .. } = options;
+        if KvCache::size(config, kv, cache_len).is_none_or(|size| isize::try_from(size).is_err()) {
+            return Err(Error::BadOption("cache_len"));
+        }
+        Ok(Self {
+            model,
+            options,
+            pool: Pool::new(options.threads),
+            cache: KvCache::new(config, kv, cache_len, context_len, sequences_max),
+            activations: Activations::new(model, &options),
+            chunk: Vec::with_capacity(options.tokens_max),
+        })
+    }
+
+    /// Returns the bytes that the cache of an engine with these options takes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadOption`] if that does not fit the address space.
+    pub fn cache_size(config: &ModelConfig, options: &Options) -> Result<usize, Error> {
+        let size = KvCache::size(config, options.kv, options.cache_len);
+        size.ok_or(Error::BadOption("cache_len"))
+    }
+
+    /// Returns the options.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Returns the model.
+    pub fn model(&self) -> &'m Model<'m> {
+        self.model
+    }
+
+    /// Starts a sequence of at most `len_max` positions, whose pages are set aside at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoFreeSequence`] and [`Error::NoFreePages`] pass when other sequences end;
+    /// [`Error::SequenceFull`] if `len_max` is more than the context.
+    pub fn sequence_start(&mut self, len_max: usize) -> Result<SeqId, Error> {
+        self.cache.start(len_max)
+    }
+
+    /// Ends a sequence; its part of the cache is zeroed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownSequence`] if it has ended.
+    pub fn sequence_end(&mut self, seq: SeqId) -> Result<(), Error> {
+        self.cache.end(seq)
+    }
+
+    /// Returns how many positions a sequence has.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownSequence`] if it has ended.
+    pub fn sequence_len(&self, seq: SeqId) -> Result<usize, Error> {
+        self.cache.len(seq)
+    }
+
+    /// Returns how many pages of 32 positions are free.
+    pub fn free_pages(&self) -> usize {
+        self.cache.free_pages()
+    }
+
+    /// Computes a batch: any mix of tokens of any sequences, those of one sequence in order.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was computed, and no sequence has changed, if the batch is too large or names a
+    /// sequence, position or token that does not exist.
+    pub fn forward(&mut self, batch: &[BatchToken]) -> Result<(), Error> {
+        let Options { tokens_max, logits_max, .. } = self.options;
+        if batch.len() > tokens_max {
+            return Err(Error::BatchTooLarge { what: "tokens", max: tokens_max });
+        }
+        if batch.iter().filter(|token| token.logits).count() > logits_max {
+            return Err(Error::BatchTooLarge { what: "logits", max: logits_max });
+        }
+        let vocab_size = self.model.config().vocab_size;
+        if batch.iter().any(|token| token.token as usize >= vocab_size) {
+            return Err(Error::TokenOutOfRange);
+        }
+        self.place(batch)?;
+        let wanted = batch.iter().enumerate().filter(|(_, token)| token.logits);
+        self.activations.wanted.clear();
+        self.activations.wanted.extend(wanted.map(|(i, _)| i));
+        self.compute(batch);
+        Ok(())
+    }
+
+    /// Gives every token its place, or none.
+    fn place(&mut self, batch: &[BatchToken]) -> Result<(), Error> {
+        self.activations.places.clear();
+        for (i, token) in batch.iter().enumerate() {
+            match self.cache.advance(token.seq) {
+                Ok(place) => self.activations.places.push(place),
+                Err(error) => {
+                    batch[..i].iter().for_each(|token| self.cache.retreat(token.seq));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Computes a prompt in chunks and wants the logits of its last token.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::forward`]; the chunks before the fault were computed.
+    pub fn prefill(&mut self, seq: SeqId, prompt: &[u32]) -> Result<(), Error> {
+        let mut left = prompt.len();
+        let mut chunk = std::mem::take(&mut self.chunk);
+        for tokens in prompt.chunks(self.options.tokens_max) {
+            left -= tokens.len();
+            let last = |i: usize| left == 0 && i + 1 == tokens.len();
+            chunk.clear();
+            let batch = tokens.iter().enumerate();
+            chunk.extend(batch.map(|(i, &token)| BatchToken { seq, token, logits: last(i) }));
+            let outcome = self.forward(&chunk);
+            if outcome.is_err() {
+                self.chunk = chunk;
+                return outcome;
+            }
+        }
+        self.chunk = chunk;
+        Ok(())
+    }
+
+    /// Returns the logits of the last batch's `index`-th token that wanted them.
+    ///
+    /// # Panics
+    ///
+    /// Panics if fewer tokens wanted logits.
+    pub fn logits(&self, index: usize) -> &[f32] {
+        assert!(index < self.activations.wanted.len(), "the token wanted logits");
+        let vocab_size = self.model.config().vocab_size;
+        &self.activations.logits[index * vocab_size..][..vocab_size]
+    }
+
+    /// Returns the same to be changed, as a sampler does.
+    ///
+    /// # Panics
+    ///
+    /// Panics if fewer tokens wanted logits.
+    pub fn logits_mut(&mut self, index: usize) -> &mut [f32] {
+        assert!(index < self.activations.wanted.len(), "the token wanted logits");
+        let vocab_size = self.model.config().vocab_size;
+        &mut self.activations.logits[index * vocab_size..][..vocab_size]
+    }
+}
+
+/// Checks that a prompt and the longest answer fit the window.
+///
+/// # Errors
+///
+/// [`Error::ContextExceeded`] with all numbers; nothing is ever cut.
+pub fn check_context(
+    prompt_len: usize,
+    answer_len_max: usize,
+    context_len: usize,
+) -> Result<(), Error> {
+    match prompt_len.checked_add(answer_len_max) {
+        Some(sum) if sum <= context_len => Ok(()),
+        _ => Err(Error::ContextExceeded { prompt_len, answer_len_max, context_len }),
+    }
+}

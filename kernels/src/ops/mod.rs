@@ -13,6 +13,7 @@ mod gate;
 mod lanes;
 mod norm;
 mod rope;
+mod select;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ pub use elementwise::{add, add_bias, scale};
 pub use gate::{Gate, gate};
 pub use norm::rms_norm;
 pub use rope::{Rope, RopePairs};
+pub use select::{nth_largest, threshold_of_weight, weigh};
 
 /// Calls `$body(vector, args..)` compiled for the instruction set `$isa`.
 macro_rules! per_isa {

@@ -254,3 +254,48 @@ fn sixteen_bits_saturate() {
     assert_eq!(pages[0], f16::MAX);
     assert_eq!(pages[PAGE_LEN * 16], f16::MIN);
 }
+
+#[test]
+fn thresholds_are_those_of_a_sorted_list() {
+    let mut values = Values(11);
+    for n in [1, 5, 16, 100, 1003] {
+        let x: Vec<f32> = values.many(n).iter().map(|x| (x * 50.0).round() / 8.0).collect();
+        let mut sorted = x.clone();
+        sorted.sort_by(|a, b| b.total_cmp(a));
+        let weights: Vec<f32> = x.iter().map(|x| x.exp()).collect();
+        let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+        for isa in Isa::available() {
+            for k in [1, 2, n / 2 + 1, n, n + 5] {
+                assert_eq!(nth_largest(isa, &x, k), sorted[k.min(n) - 1]);
+            }
+            for share in [0.1, 0.5, 0.9] {
+                let target = total * share;
+                let threshold = threshold_of_weight(isa, &x, &weights, target as f32);
+                let weight = |from: &dyn Fn(f32) -> bool| -> f64 {
+                    let of = |(x, w): (&f32, &f32)| if from(*x) { f64::from(*w) } else { 0.0 };
+                    x.iter().zip(&weights).map(of).sum()
+                };
+                assert!(weight(&|x| x >= threshold) >= target * 0.99999);
+                assert!(weight(&|x| x > threshold) <= target * 1.00001);
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_are_exponentials_above_the_floor() {
+    let x = Values(2).many(1001);
+    let out = same_everywhere(|_, isa| {
+        let mut weights = vec![f32::NAN; x.len()];
+        let sum = weigh(isa, &x, -0.25, 1.0, 2.0, &mut weights);
+        weights.push(sum);
+        weights
+    });
+    let (sum, weights) = out.split_last().unwrap();
+    for (x, weight) in x.iter().zip(weights) {
+        let want = if *x < -0.25 { 0.0 } else { ((f64::from(*x) - 1.0) * 2.0).exp() };
+        assert!((f64::from(*weight) - want).abs() < 1e-6);
+    }
+    let want: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+    assert!((f64::from(*sum) - want).abs() < 1e-4);
+}

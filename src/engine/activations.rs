@@ -1,0 +1,75 @@
+//! The buffers of a forward pass, allocated once.
+
+use kernels::Activations as Quantized;
+use kernels::ops::{Place, Rope};
+
+use super::{Model, ModelConfig, Options};
+
+/// The buffers of a forward pass; `tokens` is up to `tokens_max`.
+pub(super) struct Activations {
+    /// `[tokens, embed_dim]`: what the layers add to.
+    pub(super) x: Vec<f32>,
+    /// `[tokens, embed_dim]`: normalised `x`.
+    pub(super) normed: Vec<f32>,
+    /// `[tokens, embed_dim]`: what a half of a layer adds.
+    pub(super) delta: Vec<f32>,
+    /// `[tokens, q_dim]`
+    pub(super) q: Vec<f32>,
+    /// `[tokens, kv_dim]`
+    pub(super) k: Vec<f32>,
+    /// `[tokens, kv_dim]`
+    pub(super) v: Vec<f32>,
+    /// `[tokens, q_dim]`: what attention gives; normalised queries before that.
+    pub(super) heads: Vec<f32>,
+    /// `[tokens, kv_dim]`: normalised keys.
+    pub(super) k_normed: Vec<f32>,
+    /// `[tokens, ffn_dim]`
+    pub(super) gate: Vec<f32>,
+    /// `[tokens, ffn_dim]`
+    pub(super) up: Vec<f32>,
+    /// `[logits_max, vocab_size]`
+    pub(super) logits: Vec<f32>,
+    /// Where each token stands.
+    pub(super) places: Vec<Place>,
+    /// Which tokens' logits are wanted.
+    pub(super) wanted: Vec<usize>,
+    /// The rotations of global layers.
+    pub(super) rope: Rope,
+    /// The rotations of local layers, if there are any.
+    pub(super) local_rope: Option<Rope>,
+    /// Inputs of matrix products as bytes.
+    pub(super) quantized: Quantized,
+}
+
+impl Activations {
+    pub(super) fn new(model: &Model<'_>, options: &Options) -> Self {
+        let config = model.config();
+        let tokens = options.tokens_max;
+        let buffer = |len: usize| vec![0.0; tokens * len];
+        let rope =
+            |base, factors| Rope::new(config.rope_pairs, config.rope_dims, base, factors, tokens);
+        Self {
+            x: buffer(config.embed_dim),
+            normed: buffer(config.embed_dim),
+            delta: buffer(config.embed_dim),
+            q: buffer(config.q_dim()),
+            k: buffer(config.kv_dim()),
+            v: buffer(config.kv_dim()),
+            heads: buffer(config.q_dim()),
+            k_normed: buffer(if config.extra_norms { config.kv_dim() } else { 0 }),
+            gate: buffer(config.ffn_dim),
+            up: buffer(config.ffn_dim),
+            logits: vec![0.0; options.logits_max * config.vocab_size],
+            places: Vec::with_capacity(tokens),
+            wanted: Vec::with_capacity(options.logits_max),
+            rope: rope(config.rope_base, model.weights.rope_freqs.as_deref()),
+            local_rope: config.local.map(|local| rope(local.rope_base, None)),
+            quantized: Quantized::new(widest_input(config), tokens),
+        }
+    }
+}
+
+/// Returns the columns of the widest matrix.
+fn widest_input(config: &ModelConfig) -> usize {
+    config.embed_dim.max(config.q_dim()).max(config.ffn_dim)
+}

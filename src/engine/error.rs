@@ -1,0 +1,152 @@
+//! What the engine refuses, and why.
+
+use std::fmt;
+
+use crate::gguf::{self, Name};
+
+/// Why a model cannot be loaded or a request cannot be computed.
+///
+/// Names come from the model file; no variant carries a token or a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error {
+    /// The header of the model does not parse.
+    Gguf(gguf::Error),
+    /// No forward pass for this architecture.
+    UnsupportedArchitecture(Name),
+    /// This metadata key may change the mathematics and is not implemented.
+    UnsupportedKey(Name),
+    /// This metadata key has a value that is not implemented.
+    UnsupportedValue {
+        /// The key.
+        key: Name,
+        /// What is implemented.
+        supported: &'static str,
+    },
+    /// The value of this metadata key is outside its bounds.
+    OutOfBounds {
+        /// The key.
+        key: Name,
+        /// The smallest value.
+        min: u64,
+        /// The largest value.
+        max: u64,
+    },
+    /// The model lacks this tensor.
+    MissingTensor(Name),
+    /// The forward pass does not know this tensor.
+    UnexpectedTensor(Name),
+    /// The tensor has another shape than the metadata ask for, slowest axis last.
+    WrongShape {
+        /// The tensor.
+        tensor: Name,
+        /// The shape that is asked for.
+        expected: Vec<u64>,
+        /// The shape in the file.
+        found: Vec<u64>,
+    },
+    /// The packed image would not fit the address space.
+    ImageTooLarge,
+    /// The image has fewer bytes than its header asks for.
+    ImageTruncated {
+        /// Bytes that the header asks for.
+        expected: usize,
+        /// Bytes of the image.
+        found: usize,
+    },
+    /// Prompt and answer do not fit the window.
+    ContextExceeded {
+        /// Tokens of the prompt.
+        prompt_len: usize,
+        /// Tokens that the answer may have.
+        answer_len_max: usize,
+        /// Positions of the window.
+        context_len: usize,
+    },
+    /// An option of the engine is outside its bounds.
+    BadOption(&'static str),
+    /// As many sequences run as the engine was made for.
+    NoFreeSequence,
+    /// The cache has too few free pages for the sequence.
+    NoFreePages {
+        /// Pages that the sequence needs.
+        needed: usize,
+        /// Pages that are free.
+        free: usize,
+    },
+    /// The sequence has ended or never was.
+    UnknownSequence,
+    /// The sequence has no position left of those that it asked for.
+    SequenceFull,
+    /// A token is not in the vocabulary.
+    TokenOutOfRange,
+    /// A batch has more tokens, or asks for more logits, than the engine was made for.
+    BatchTooLarge {
+        /// What there is too much of.
+        what: &'static str,
+        /// The most there may be.
+        max: usize,
+    },
+}
+
+impl From<gguf::Error> for Error {
+    fn from(error: gguf::Error) -> Self {
+        Self::Gguf(error)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Gguf(error) => write!(f, "{error}"),
+            Self::UnsupportedArchitecture(name) => {
+                write!(f, "architecture {name} is not implemented (llama, qwen2, gemma3 are)")
+            }
+            Self::UnsupportedKey(key) => {
+                write!(f, "metadata key {key} may change the mathematics and is not implemented")
+            }
+            Self::UnsupportedValue { key, supported } => {
+                write!(f, "metadata key {key} has a value that is not implemented: {supported}")
+            }
+            Self::OutOfBounds { key, min, max } => {
+                write!(f, "metadata key {key} must be from {min} to {max}")
+            }
+            Self::MissingTensor(tensor) => write!(f, "tensor {tensor} is missing"),
+            Self::UnexpectedTensor(tensor) => {
+                write!(f, "tensor {tensor} has no place in this architecture")
+            }
+            Self::WrongShape { tensor, expected, found } => {
+                write!(f, "tensor {tensor} has the shape {found:?}, not {expected:?}")
+            }
+            Self::ImageTooLarge => write!(f, "the packed model is too large"),
+            Self::ImageTruncated { expected, found } => {
+                write!(f, "the packed model has {found} bytes, not {expected}")
+            }
+            Self::ContextExceeded { prompt_len, answer_len_max, context_len } => {
+                let asked = prompt_len.saturating_add(*answer_len_max);
+                write!(
+                    f,
+                    "{asked} tokens were asked for ({prompt_len} of the prompt, {answer_len_max} \
+                     of the answer), but the context holds {context_len}"
+                )
+            }
+            Self::BadOption(name) => write!(f, "engine option {name} is out of bounds"),
+            Self::NoFreeSequence => write!(f, "every sequence slot is taken"),
+            Self::NoFreePages { needed, free } => {
+                write!(f, "the cache has {free} free pages of the {needed} that are needed")
+            }
+            Self::UnknownSequence => write!(f, "the sequence has ended"),
+            Self::SequenceFull => write!(f, "the sequence has used all its positions"),
+            Self::TokenOutOfRange => write!(f, "a token is not in the vocabulary"),
+            Self::BatchTooLarge { what, max } => write!(f, "a batch has more than {max} {what}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Gguf(error) => Some(error),
+            _ => None,
+        }
+    }
+}

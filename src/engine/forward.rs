@@ -1,0 +1,186 @@
+//! The layer loop: one pass over the weights for all tokens of a batch.
+//!
+//! ```text
+//! x = embedding * scale
+//! each layer:   x += post(Wo attention(rope(norm(Wq n)), rope(norm(Wk n)), Wv n)),  n = norm(x)
+//!               x += post(Wd (activation(Wg n) * (Wu n))),                          n = norm(x)
+//! logits = W norm(x)
+//! ```
+//!
+//! `norm` of queries and keys, `post` and `scale` exist in some families only.
+
+use kernels::ops::{self, Rope};
+use kernels::{Packed, Product, gemm};
+
+use super::activations::Activations;
+use super::kv_cache::KvCache;
+use super::weights::{Layer, Linear};
+use super::{BatchToken, Engine, Options};
+
+/// What an operation runs with.
+struct Run<'a> {
+    pool: &'a kernels::Pool,
+    options: &'a Options,
+    epsilon: f32,
+    tokens: usize,
+}
+
+impl Engine<'_> {
+    /// Computes a batch whose places are known: fills the cache and the wanted logits.
+    pub(super) fn compute(&mut self, batch: &[BatchToken]) {
+        let Engine { model, options, pool, cache, activations: a, .. } = self;
+        let (config, weights) = (model.config(), &model.weights);
+        let tokens = batch.len();
+        let run = Run { pool, options, epsilon: config.norm_epsilon, tokens };
+        let positions = || a.places.iter().map(|place| place.position as u32);
+        a.rope.set_positions(positions());
+        if let Some(rope) = &mut a.local_rope {
+            rope.set_positions(positions());
+        }
+        for (token, row) in batch.iter().zip(a.x.chunks_exact_mut(config.embed_dim)) {
+            weights.token_embd.unpack_row(token.token as usize, row);
+        }
+        if let Some(scale) = config.embed_scale {
+            ops::scale(pool, scale, &mut a.x[..tokens * config.embed_dim]);
+        }
+        for (index, layer) in weights.layers.iter().enumerate() {
+            run.attend(a, cache, layer, index, &config.attention(index));
+            run.feed_forward(a, layer, config.gate);
+        }
+        run.logits(a, &weights.output_norm, &weights.output);
+    }
+}
+
+impl Run<'_> {
+    /// Adds a layer's attention to `x`.
+    fn attend(
+        &self,
+        a: &mut Activations,
+        cache: &mut KvCache,
+        layer: &Layer<'_>,
+        index: usize,
+        shape: &ops::AttentionShape,
+    ) {
+        let n = self.tokens;
+        let isa = self.options.isa;
+        let (q_dim, kv_dim) = (layer.q.weights.rows(), layer.k.weights.rows());
+        let (embed, head_dim) = (layer.attn_norm.len(), shape.head_dim);
+        let (q, k, v) = (&mut a.q[..n * q_dim], &mut a.k[..n * kv_dim], &mut a.v[..n * kv_dim]);
+        let (heads, delta) = (&mut a.heads[..n * q_dim], &mut a.delta[..n * embed]);
+        self.norm(&a.x, &layer.attn_norm, &mut a.normed);
+        gemm(
+            self.pool,
+            isa,
+            self.options.precision,
+            &mut a.quantized,
+            &a.normed[..n * embed],
+            n,
+            &mut [
+                Product { weights: layer.q.weights, out: q },
+                Product { weights: layer.k.weights, out: k },
+                Product { weights: layer.v.weights, out: v },
+            ],
+        );
+        self.add_bias(&layer.q, q);
+        self.add_bias(&layer.k, k);
+        self.add_bias(&layer.v, v);
+        let (mut q, mut k) = (&mut *q, &mut *k);
+        let rope: &Rope = match (&a.local_rope, shape.window) {
+            (Some(local), Some(_)) => local,
+            _ => &a.rope,
+        };
+        if let (Some(q_norm), Some(k_norm)) = (&layer.q_norm, &layer.k_norm) {
+            let normed = &mut a.k_normed[..n * kv_dim];
+            ops::rms_norm(self.pool, isa, q, q_norm, self.epsilon, heads);
+            ops::rms_norm(self.pool, isa, k, k_norm, self.epsilon, normed);
+            q.copy_from_slice(heads);
+            k = normed;
+        }
+        rope.apply(self.pool, shape.n_heads, head_dim, q);
+        rope.apply(self.pool, shape.n_kv_heads, head_dim, k);
+        let (pages, tables) = cache.layer_mut(index);
+        ops::store_kv(shape, pages, tables, &a.places, k, v);
+        q = &mut *q;
+        let (pages, tables) = (cache.layer(index), cache.tables());
+        ops::attention(self.pool, isa, shape, pages, tables, &a.places, q, heads);
+        self.multiply(&mut a.quantized, &layer.attn_output.weights, heads, delta);
+        self.add_bias(&layer.attn_output, delta);
+        self.add_delta(layer.post_attention_norm.as_deref(), a);
+    }
+
+    /// Adds a layer's feed-forward half to `x`.
+    fn feed_forward(&self, a: &mut Activations, layer: &Layer<'_>, kind: ops::Gate) {
+        let (n, isa) = (self.tokens, self.options.isa);
+        let (embed, ffn) = (layer.ffn_norm.len(), layer.gate.rows());
+        self.norm(&a.x, &layer.ffn_norm, &mut a.normed);
+        let (gate, up) = (&mut a.gate[..n * ffn], &mut a.up[..n * ffn]);
+        gemm(
+            self.pool,
+            isa,
+            self.options.precision,
+            &mut a.quantized,
+            &a.normed[..n * embed],
+            n,
+            &mut [
+                Product { weights: layer.gate, out: gate },
+                Product { weights: layer.up, out: up },
+            ],
+        );
+        ops::gate(self.pool, isa, kind, up, gate);
+        self.multiply(&mut a.quantized, &layer.down, gate, &mut a.delta[..n * embed]);
+        self.add_delta(layer.post_ffw_norm.as_deref(), a);
+    }
+
+    /// Computes the logits of the wanted tokens.
+    fn logits(&self, a: &mut Activations, norm: &[f32], output: &Packed<'_>) {
+        let embed = norm.len();
+        for (i, &token) in a.wanted.iter().enumerate() {
+            let x = &a.x[token * embed..][..embed];
+            a.delta[i * embed..][..embed].copy_from_slice(x);
+        }
+        let n = a.wanted.len();
+        let (x, normed) = (&a.delta[..n * embed], &mut a.normed[..n * embed]);
+        ops::rms_norm(self.pool, self.options.isa, x, norm, self.epsilon, normed);
+        let out = &mut a.logits[..n * output.rows()];
+        let products = &mut [Product { weights: *output, out }];
+        let Options { isa, precision, .. } = *self.options;
+        gemm(self.pool, isa, precision, &mut a.quantized, normed, n, products);
+    }
+
+    /// Normalises the tokens of `x` into `out`.
+    fn norm(&self, x: &[f32], weight: &[f32], out: &mut [f32]) {
+        let len = self.tokens * weight.len();
+        let (x, out) = (&x[..len], &mut out[..len]);
+        ops::rms_norm(self.pool, self.options.isa, x, weight, self.epsilon, out);
+    }
+
+    fn multiply(
+        &self,
+        quantized: &mut kernels::Activations,
+        weights: &Packed<'_>,
+        x: &[f32],
+        out: &mut [f32],
+    ) {
+        let products = &mut [Product { weights: *weights, out }];
+        let Options { isa, precision, .. } = *self.options;
+        gemm(self.pool, isa, precision, quantized, x, self.tokens, products);
+    }
+
+    fn add_bias(&self, linear: &Linear<'_>, out: &mut [f32]) {
+        if let Some(bias) = &linear.bias {
+            ops::add_bias(self.pool, bias, out);
+        }
+    }
+
+    /// Adds `delta` to `x`, normalised first where the family does so.
+    fn add_delta(&self, post_norm: Option<&[f32]>, a: &mut Activations) {
+        let len = a.x.len() / self.options.tokens_max * self.tokens;
+        let (x, mut delta) = (&mut a.x[..len], &a.delta[..len]);
+        if let Some(weight) = post_norm {
+            let normed = &mut a.normed[..len];
+            ops::rms_norm(self.pool, self.options.isa, delta, weight, self.epsilon, normed);
+            delta = normed;
+        }
+        ops::add(self.pool, delta, x);
+    }
+}

@@ -1,0 +1,173 @@
+//! The packed model image: what a loader writes and every worker of the model maps.
+//!
+//! | part | size |
+//! |---|---|
+//! | the GGUF header, as in the file | `data_offset`, filled up with zeros to a multiple of 64 |
+//! | each tensor, in the order of the header | matrices packed, vectors as in the file, each filled up to a multiple of 64 |
+//!
+//! Places are computed from the header alone. [`ImageLayout::new`] makes every check of metadata,
+//! names and shapes, so that nothing is written for a model that the engine would refuse.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use super::weights::{self, Views, Weights};
+use super::{Error, ModelConfig};
+use crate::gguf::{self, Header, TensorInfo};
+
+/// What every part of the image starts at a multiple of, in bytes.
+pub const IMAGE_ALIGNMENT: usize = 64;
+
+/// Where the parts of an image lie.
+#[derive(Clone, Debug)]
+pub struct ImageLayout {
+    config: ModelConfig,
+    header_len: usize,
+    /// One for each tensor of the header.
+    ranges: Vec<Range<usize>>,
+    total_len: usize,
+}
+
+impl ImageLayout {
+    /// Checks a model and lays out its image.
+    ///
+    /// # Errors
+    ///
+    /// Names what the engine cannot compute: a metadata key, a tensor, a shape.
+    pub fn new(header: &Header) -> Result<Self, Error> {
+        let config = ModelConfig::from_header(header)?;
+        weights::check(&config, header)?;
+        let header_len = usize::try_from(header.data_offset).map_err(|_| Error::ImageTooLarge)?;
+        let mut end = header_len.next_multiple_of(IMAGE_ALIGNMENT);
+        let mut ranges = Vec::with_capacity(header.tensors.len());
+        for tensor in &header.tensors {
+            let start = end;
+            end = size_in_image(tensor)
+                .and_then(|size| size.checked_next_multiple_of(IMAGE_ALIGNMENT))
+                .and_then(|size| start.checked_add(size))
+                .filter(|&end| isize::try_from(end).is_ok())
+                .ok_or(Error::ImageTooLarge)?;
+            ranges.push(start..end);
+        }
+        Ok(Self { config, header_len, ranges, total_len: end })
+    }
+
+    /// Returns the bytes of the whole image.
+    pub fn total_len(&self) -> usize {
+        self.total_len
+    }
+
+    /// Returns the bytes of the header, which are copied from the file's start.
+    pub fn header_len(&self) -> usize {
+        self.header_len
+    }
+
+    /// Returns where the tensor of this index of the header lies in the image.
+    pub fn tensor_range(&self, index: usize) -> Range<usize> {
+        self.ranges[index].clone()
+    }
+
+    /// Returns the hyperparameters.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Writes one tensor: `source` is its bytes in the file, `target` its range of the image.
+    ///
+    /// Neither is needed afterwards, so a loader can give the source's pages back as it goes.
+    ///
+    /// # Panics
+    ///
+    /// Panics if a length is wrong.
+    pub fn pack_tensor(&self, tensor: &TensorInfo, source: &[u8], target: &mut [u8]) {
+        assert_eq!(source.len() as u64, tensor.size, "source is the tensor");
+        let size = size_in_image(tensor).expect("the layout has a place for the tensor");
+        let (packed, padding) = target.split_at_mut(size);
+        if weights::is_matrix(tensor) {
+            let (rows, cols) = dims(tensor).expect("the layout has a place for the tensor");
+            kernels::pack(tensor.ty, rows, cols, source, packed);
+        } else {
+            packed.copy_from_slice(source);
+        }
+        padding.fill(0);
+    }
+
+    /// Writes the whole image of a file that is in memory.
+    ///
+    /// # Panics
+    ///
+    /// Panics if `file` is not the file of `header`, or `image` is not `total_len` long.
+    pub fn pack(&self, header: &Header, file: &[u8], image: &mut [u8]) {
+        assert_eq!(image.len(), self.total_len, "the image has its length");
+        image[..self.header_len].copy_from_slice(&file[..self.header_len]);
+        for (index, tensor) in header.tensors.iter().enumerate() {
+            let range = header.data_range(tensor);
+            let [start, end] = [range.start, range.end]
+                .map(|at| usize::try_from(at).expect("the tensor lies in the file"));
+            let target = &mut image[self.tensor_range(index)];
+            self.pack_tensor(tensor, &file[start..end], target);
+        }
+    }
+}
+
+fn dims(tensor: &TensorInfo) -> Option<(usize, usize)> {
+    Some((usize::try_from(tensor.rows()).ok()?, usize::try_from(tensor.cols()).ok()?))
+}
+
+/// Returns the bytes of a tensor in the image, without what fills it up.
+fn size_in_image(tensor: &TensorInfo) -> Option<usize> {
+    if weights::is_matrix(tensor) {
+        let (rows, cols) = dims(tensor)?;
+        kernels::packed_size(tensor.ty, rows, cols)
+    } else {
+        usize::try_from(tensor.size).ok()
+    }
+}
+
+/// A model, as views into its image.
+pub struct Model<'m> {
+    header: Header,
+    config: ModelConfig,
+    pub(super) weights: Weights<'m>,
+    weights_len: usize,
+}
+
+impl<'m> Model<'m> {
+    /// Views an image; it may be longer than the model.
+    ///
+    /// # Errors
+    ///
+    /// As [`ImageLayout::new`], or [`Error::ImageTruncated`].
+    pub fn from_image(image: &'m [u8]) -> Result<Self, Error> {
+        // The places in the file are of no use here: the file may be of any length.
+        let header = gguf::parse(image, u64::MAX)?;
+        let layout = ImageLayout::new(&header)?;
+        if image.len() < layout.total_len {
+            let (expected, found) = (layout.total_len, image.len());
+            return Err(Error::ImageTruncated { expected, found });
+        }
+        let places = header.tensors.iter().zip(&layout.ranges).map(|(tensor, place)| {
+            let size = size_in_image(tensor).unwrap_or(place.len());
+            (tensor.name.as_str(), (tensor, place.start..place.start + size))
+        });
+        let views = Views { tensors: HashMap::from_iter(places), image };
+        let weights = views.weights(&layout.config)?;
+        let weights_len = layout.total_len - layout.header_len;
+        Ok(Self { config: layout.config, weights, weights_len, header })
+    }
+
+    /// Returns the header, for tokenizer and template.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Returns the hyperparameters.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Returns the bytes of all packed weights.
+    pub fn weights_len(&self) -> usize {
+        self.weights_len
+    }
+}
