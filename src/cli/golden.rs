@@ -13,11 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{Outcome, Verdict, print};
 use crate::engine::{
-    Architecture, BatchToken, EndTokens, Engine, IMAGE_ALIGNMENT, ImageLayout, Model, Options,
-    SeqId, argmax,
+    Architecture, BatchToken, Engine, IMAGE_ALIGNMENT, ImageLayout, Model, Options, SeqId, argmax,
 };
 use crate::gguf;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Markup, Tokenizer};
 
 /// Log-probabilities that are compared.
 const TOP: usize = 8;
@@ -221,8 +220,7 @@ impl PackedFile {
 ///
 /// Fails if the file cannot be read or a line is no golden line.
 pub fn read_lines(path: &Path, lines_max: Option<usize>) -> Result<Vec<Line>, Box<dyn Error>> {
-    let text =
-        fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let lines = text.lines().take(lines_max.unwrap_or(usize::MAX));
     let parsed: Result<Vec<Line>, _> = lines.map(serde_json::from_str).collect();
     Ok(parsed?)
@@ -258,7 +256,6 @@ pub fn check(
 ) -> Result<Report, Box<dyn Error>> {
     let metadata = &model.header().metadata;
     let tokenizer = Tokenizer::from_metadata(metadata)?;
-    let ends = EndTokens::from_metadata(metadata)?;
     let needs_engine = lines.iter().any(|line| line.answer.is_some());
     let mut engine = if needs_engine { Some(Engine::new(model, options)?) } else { None };
     let mut reports = Vec::with_capacity(lines.len());
@@ -270,22 +267,18 @@ pub fn check(
             split: None,
             broken: Vec::new(),
         };
-        if tokenize(&tokenizer, &line.text) != line.tokens {
+        // The reference parsed special tokens too.
+        if tokenizer.encode(&line.text, Markup::Special) != line.tokens {
             report.broken.push("tokens");
         }
         if let (Some(engine), Some(answer)) = (&mut engine, &line.answer) {
             let limit = answer_len(lines);
-            let found = compute(engine, &line.tokens, &answer.top, limit, &ends)?;
+            let found = compute(engine, &line.tokens, &answer.top, limit, &tokenizer)?;
             compare(&found, line.tokens.len(), answer, rules, &mut report);
         }
         reports.push(report);
     }
     Ok(sum_up(reports, rules))
-}
-
-/// Tokenizes a line as the reference did: special tokens parsed.
-fn tokenize(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
-    tokenizer.encode(text, crate::tokenizer::Markup::Special)
 }
 
 /// What the engine computed for a line.
@@ -301,7 +294,7 @@ fn compute(
     prompt: &[u32],
     top: &[(u32, f64)],
     answer_len: usize,
-    ends: &EndTokens,
+    tokenizer: &Tokenizer,
 ) -> Result<Found, Box<dyn Error>> {
     let seq = engine.sequence_start(prompt.len() + answer_len)?;
     let nll = prompt_nll(engine, seq, prompt)?;
@@ -311,7 +304,7 @@ fn compute(
     let top = top.iter().take(TOP).map(of).collect();
     let mut token = argmax(engine.logits(last));
     let mut greedy = vec![token];
-    while greedy.len() < answer_len && !ends.contains(token) {
+    while greedy.len() < answer_len && !tokenizer.is_end_of_generation(token) {
         engine.forward(&[BatchToken { seq, token, logits: true }])?;
         token = argmax(engine.logits(0));
         greedy.push(token);
@@ -322,11 +315,7 @@ fn compute(
 }
 
 /// Computes a prompt and the sum of the negative log-probabilities of its tokens but the first.
-fn prompt_nll(
-    engine: &mut Engine<'_>,
-    seq: SeqId,
-    prompt: &[u32],
-) -> Result<f64, Box<dyn Error>> {
+fn prompt_nll(engine: &mut Engine<'_>, seq: SeqId, prompt: &[u32]) -> Result<f64, Box<dyn Error>> {
     let mut nll = 0.0;
     for (index, tokens) in prompt.chunks(CHUNK).enumerate() {
         let batch = tokens.iter().map(|&token| BatchToken { seq, token, logits: true });
@@ -355,7 +344,8 @@ fn compare(
     rules: &Rules,
     report: &mut LineReport,
 ) {
-    let distances = found.top.iter().zip(&answer.top).map(|(found, (_, want))| (found - want).abs());
+    let distances =
+        found.top.iter().zip(&answer.top).map(|(found, (_, want))| (found - want).abs());
     let (mut sum, mut max, mut n) = (0.0, 0.0_f64, 0.0_f64);
     for distance in distances {
         // A NaN must not pass for a small distance.
@@ -412,7 +402,7 @@ fn sum_up(lines: Vec<LineReport>, rules: &Rules) -> Report {
 /// # Errors
 ///
 /// Fails if a file cannot be read or the engine refuses the model or the options.
-pub fn run(arguments: Arguments) -> Outcome {
+pub fn run(arguments: &Arguments) -> Outcome {
     let isa = match &arguments.isa {
         Some(name) => Isa::by_name(name)?,
         None => Isa::detect(),
@@ -438,7 +428,8 @@ fn show(report: &Report, is_json: bool) -> Result<(), Box<dyn Error>> {
             print(&serde_json::to_string(line)?);
             continue;
         }
-        let verdict = if line.broken.is_empty() { "holds".to_owned() } else { line.broken.join(", ") };
+        let verdict =
+            if line.broken.is_empty() { "holds".to_owned() } else { line.broken.join(", ") };
         let (mean, max) = line.distance.unwrap_or_default();
         let nll = line.nll_error.unwrap_or_default() * 100.0;
         let split = line.split.map_or("none".to_owned(), |(step, margin)| {

@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod chat;
 pub mod fetch;
+pub mod golden;
 pub mod http_client;
 pub mod keygen;
 pub mod model;

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use super::{Outcome, model_inspect, model_seal, model_sign, model_verify};
+use super::{Outcome, golden, model_inspect, model_seal, model_sign, model_verify};
 
 /// Subcommands of `cloister model`.
 #[derive(Subcommand, Debug)]
@@ -15,6 +15,8 @@ pub enum Command {
     Seal(model_seal::Arguments),
     /// Check signature and encryption of a model file, without loading it.
     Verify(model_verify::Arguments),
+    /// Hold the engine against golden lines.
+    Golden(golden::Arguments),
 }
 
 /// Runs `cloister model`.
@@ -28,5 +30,6 @@ pub fn run(command: &Command) -> Outcome {
         Command::Sign(arguments) => model_sign::run(arguments),
         Command::Seal(arguments) => model_seal::run(arguments),
         Command::Verify(arguments) => model_verify::run(arguments),
+        Command::Golden(arguments) => golden::run(arguments),
     }
 }

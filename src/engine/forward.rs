@@ -32,10 +32,8 @@ impl Engine<'_> {
         let (config, weights) = (model.config(), &model.weights);
         let tokens = batch.len();
         let run = Run { pool, options, epsilon: config.norm_epsilon, tokens };
-        let positions = || a.places.iter().map(|place| place.position as u32);
-        a.rope.set_positions(positions());
-        if let Some(rope) = &mut a.local_rope {
-            rope.set_positions(positions());
+        for rope in [Some(&mut a.rope), a.local_rope.as_mut()].into_iter().flatten() {
+            rope.set_positions(a.places.iter().map(|place| place.position));
         }
         for (token, row) in batch.iter().zip(a.x.chunks_exact_mut(config.embed_dim)) {
             weights.token_embd.unpack_row(token.token as usize, row);

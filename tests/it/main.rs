@@ -6,6 +6,7 @@
 mod gateway;
 mod gguf;
 mod gguf_file;
+mod golden;
 mod inspect;
 mod package;
 mod quants;

@@ -56,13 +56,14 @@ impl Rope {
     /// # Panics
     ///
     /// Panics if there are more than `tokens_max`.
-    pub fn set_positions(&mut self, positions: impl Iterator<Item = u32>) {
+    pub fn set_positions(&mut self, positions: impl Iterator<Item = usize>) {
         let mut turns = self.turns.iter_mut();
         self.tokens = 0;
         for position in positions {
             self.tokens += 1;
             for frequency in &self.frequencies {
-                let (sine, cosine) = (f64::from(position) * frequency).sin_cos();
+                #[expect(clippy::cast_precision_loss, reason = "positions are below 2^52")]
+                let (sine, cosine) = (position as f64 * frequency).sin_cos();
                 let turn = turns.next().expect("a batch has at most `tokens_max` tokens");
                 #[expect(clippy::cast_possible_truncation, reason = "rounding is what is wanted")]
                 let pair = (cosine as f32, sine as f32);

@@ -1,0 +1,100 @@
+//! The engine answers as the reference does: golden lines on every instruction set.
+
+use std::path::Path;
+
+use cloister::cli::golden::{Line, Mode, PackedFile, RuleSet, Rules, check, options, read_lines};
+use cloister::engine::Model;
+use kernels::Isa;
+
+use crate::support;
+
+/// Checks lines with one mode, instruction set and number of threads; panics with the report.
+fn hold(model: &Model<'_>, lines: &[Line], mode: Mode, set: RuleSet, isa: Isa, threads: usize) {
+    let rules = Rules::new(set, model.config().architecture);
+    let options = options(model, lines, mode, isa, threads);
+    let report = check(model, options, lines, &rules).unwrap();
+    assert!(report.holds, "{} with {threads} threads: {report:#?}", isa.name());
+}
+
+fn hold_tiny(name: &str) {
+    let folder = support::golden().join("tiny");
+    let file = PackedFile::read(&folder.join(format!("{name}.gguf"))).unwrap();
+    let model = Model::from_image(file.image()).unwrap();
+    let lines = read_lines(&folder.join(format!("{name}.jsonl")), None).unwrap();
+    for isa in Isa::available() {
+        for threads in [1, 2] {
+            hold(&model, &lines, Mode::F32, RuleSet::Tiny, isa, threads);
+        }
+    }
+}
+
+#[test]
+fn tiny_llama_answers_as_the_reference() {
+    hold_tiny("llama");
+}
+
+#[test]
+fn tiny_llama_with_rope_factors_answers_as_the_reference() {
+    hold_tiny("llama3_ropefreqs");
+}
+
+#[test]
+fn tiny_llama_without_groups_and_with_a_tied_output_answers_as_the_reference() {
+    hold_tiny("llama_tied_mha");
+}
+
+#[test]
+fn tiny_qwen2_answers_as_the_reference() {
+    hold_tiny("qwen2");
+}
+
+#[test]
+fn tiny_gemma3_answers_as_the_reference() {
+    hold_tiny("gemma3");
+}
+
+/// Says which instruction sets were not tested.
+#[test]
+fn missing_instruction_sets_are_said() {
+    for name in Isa::NAMES {
+        if let Err(error) = Isa::by_name(name) {
+            support::skip(&format!("golden lines on {name}"), &error.to_string());
+        }
+    }
+}
+
+fn lines_of(name: &str, suffix: &str) -> Vec<Line> {
+    let folder = support::golden().join("models");
+    read_lines(&folder.join(format!("{name}{suffix}.jsonl")), None).unwrap()
+}
+
+/// The short lines in both modes, the long one in the fast mode: on the fastest set with both
+/// numbers of threads, on the others with two; on the reference a few lines.
+fn hold_real(name: &str, path: &Path) {
+    let file = PackedFile::read(path).unwrap();
+    let model = Model::from_image(file.image()).unwrap();
+    let (short, long) = (lines_of(name, ""), lines_of(name, ".long"));
+    let fastest = Isa::detect();
+    hold(&model, &lines_of(name, ".tokens"), Mode::F32, RuleSet::Exact, fastest, 1);
+    for isa in Isa::available() {
+        if isa == Isa::Reference {
+            hold(&model, &short[..1], Mode::F32, RuleSet::Exact, isa, 2);
+            continue;
+        }
+        hold(&model, &short, Mode::F32, RuleSet::Exact, isa, 2);
+        hold(&model, &short, Mode::Int8, RuleSet::Int8, isa, 2);
+    }
+    hold(&model, &long, Mode::F32, RuleSet::Exact, fastest, 2);
+    hold(&model, &long, Mode::Int8, RuleSet::Int8, fastest, 2);
+    hold(&model, &short, Mode::Int8, RuleSet::Int8, fastest, 1);
+}
+
+#[test]
+fn smollm2_answers_as_the_reference() {
+    hold_real("smollm2-135m", &support::model(&cloister::cli::fetch::SMOLLM2));
+}
+
+#[test]
+fn gemma3_answers_as_the_reference() {
+    hold_real("gemma3-270m", &support::model(&cloister::cli::fetch::GEMMA3));
+}
