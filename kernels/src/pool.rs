@@ -8,7 +8,7 @@ use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
 /// Polls before a waiting thread parks: about 10 to 50 µs, longer than the gap between two
@@ -65,7 +65,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Starts a pool of `threads` threads, the caller included.
+    /// Starts a pool of `threads` threads, the caller included; returns when all of them run.
     ///
     /// # Panics
     ///
@@ -83,15 +83,21 @@ impl Pool {
             stop: AtomicBool::new(false),
             parked: (1..threads).map(|_| AtomicBool::new(false)).collect(),
         });
+        // The start of a thread makes system calls that a seccomp filter may forbid afterwards.
+        let started = Arc::new(Barrier::new(threads));
         let workers = (0..threads - 1)
             .map(|index| {
-                let shared = Arc::clone(&shared);
+                let (shared, started) = (Arc::clone(&shared), Arc::clone(&started));
                 thread::Builder::new()
                     .name(format!("kernels-{}", index + 1))
-                    .spawn(move || work(&shared, index))
+                    .spawn(move || {
+                        started.wait();
+                        work(&shared, index);
+                    })
                     .expect("the system gives the threads that it was asked for")
             })
             .collect();
+        started.wait();
         Self { shared, turn: Mutex::new(()), workers }
     }
 

@@ -17,7 +17,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
@@ -177,7 +177,7 @@ pub struct Decryptor {
 }
 
 impl Decryptor {
-    /// Starts `threads_count` threads (at least one).
+    /// Starts `threads_count` threads (at least one); returns when all of them run.
     ///
     /// # Errors
     ///
@@ -186,15 +186,23 @@ impl Decryptor {
         let (jobs_tx, jobs_rx) = channel::<Batch>();
         let (done_tx, done_rx) = channel::<Batch>();
         let jobs_rx = Arc::new(Mutex::new(jobs_rx));
+        let threads_count = threads_count.max(1);
+        // The start of a thread makes system calls that a seccomp filter may forbid afterwards.
+        let started = Arc::new(Barrier::new(threads_count + 1));
         let mut threads = Vec::new();
-        for _ in 0..threads_count.max(1) {
+        for _ in 0..threads_count {
             let (jobs, done) = (Arc::clone(&jobs_rx), done_tx.clone());
+            let started = Arc::clone(&started);
             let thread = thread::Builder::new().name("decrypt".to_owned());
             let thread = thread
-                .spawn(move || work(&jobs, &done))
+                .spawn(move || {
+                    started.wait();
+                    work(&jobs, &done);
+                })
                 .map_err(|source| Error::Stream { action: "start a thread", source })?;
             threads.push(thread);
         }
+        started.wait();
         Ok(Self { jobs: Some(jobs_tx), done: done_rx, threads })
     }
 

@@ -1,0 +1,197 @@
+//! The forbidden things, one function each; `ok` when it worked.
+
+use std::ffi::CStr;
+use std::mem;
+use std::os::fd::AsRawFd;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, UnixAddr, bind, connect, socket,
+};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, chdir, execve, setgid, setuid};
+
+/// Tries what `attempt` names (`name` or `name:argument`) and says how it went.
+pub(crate) fn run(attempt: &str) -> String {
+    let (name, argument) = attempt.split_once(':').unwrap_or((attempt, ""));
+    match by_name(name, argument) {
+        Ok(()) => "ok".to_owned(),
+        Err(errno) => format!("{errno:?}"),
+    }
+}
+
+fn by_name(name: &str, argument: &str) -> Result<(), Errno> {
+    let pid = || Pid::from_raw(argument.parse().unwrap());
+    match name {
+        "nothing" => Ok(()),
+        "open-file" => open(argument, OFlag::O_RDONLY, Mode::empty()).map(drop),
+        "make-file" => {
+            let flags = OFlag::O_WRONLY | OFlag::O_CREAT;
+            open("/made-by-the-probe", flags, Mode::S_IRWXU).map(drop)?;
+            nix::unistd::unlink("/made-by-the-probe")
+        }
+        "list-root" => list_root(),
+        "inet-socket" => family(AddressFamily::Inet),
+        "inet-connect" => inet_connect(),
+        "inet-bind" => inet_bind(),
+        "netlink-socket" => family(AddressFamily::Netlink),
+        "packet-socket" => family(AddressFamily::Packet),
+        "vsock-socket" => family(AddressFamily::Vsock),
+        "unix-socket" => family(AddressFamily::Unix),
+        "connect-path" => unix_connect(UnixAddr::new(argument)?),
+        "connect-abstract" => unix_connect(UnixAddr::new_abstract(argument.as_bytes())?),
+        "exec" => execve::<&CStr, &CStr>(c"/bin/true", &[c"true"], &[]).map(drop),
+        "fork" => fork(),
+        "thread" => std::thread::Builder::new().spawn(|| {}).map_or_else(from_io, |_| Ok(())),
+        // PTRACE_SEIZE
+        "ptrace" => call(libc::SYS_ptrace, [0x4206, argument.parse().unwrap(), 0, 0]),
+        "read-memory" => {
+            open(&*format!("/proc/{argument}/mem"), OFlag::O_RDONLY, Mode::empty()).map(drop)
+        }
+        "kill" => kill(pid(), Signal::SIGCONT),
+        "kill-all" => kill(Pid::from_raw(-1), Signal::SIGCONT),
+        "setuid" => setuid(0.into()),
+        "setgid" => setgid(0.into()),
+        "mount" => mount(Some("x"), "/", Some("tmpfs"), MsFlags::empty(), None::<&str>),
+        "remount" => {
+            let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
+            mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
+        }
+        "unshare-user" => unshare(CloneFlags::CLONE_NEWUSER),
+        "unshare-net" => unshare(CloneFlags::CLONE_NEWNET),
+        "leave-root" => chdir("..").and_then(|()| list_root()),
+        "panic" => panic!("{argument}"),
+        "abort" => std::process::abort(),
+        _ => by_number(name, argument),
+    }
+}
+
+/// System calls without a wrapper that would do.
+fn by_number(name: &str, argument: &str) -> Result<(), Errno> {
+    let zeros = [0_u64; 32];
+    let zeros = zeros.as_ptr();
+    match name {
+        "io-uring" => call(libc::SYS_io_uring_setup, [1, zeros as i64, 0, 0]),
+        // BPF_MAP_CREATE of an array: type 2, key 4, value 4, one entry.
+        "bpf" => {
+            let attributes = [2_u32, 4, 4, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            call(libc::SYS_bpf, [0, attributes.as_ptr() as i64, 48, 0])
+        }
+        "userfaultfd" => call(libc::SYS_userfaultfd, [0, 0, 0, 0]),
+        "keyctl" => call(libc::SYS_keyctl, [0, -3, 1, 0]),
+        "perf" => perf(),
+        "memfd-exec" => memfd_exec(),
+        "mmap-exec" => map_executable(),
+        "mprotect-exec" => protect_executable(),
+        "prctl-dumpable" => call(libc::SYS_prctl, [4, 1, 0, 0]),
+        "ioctl-tiocsti" => call(libc::SYS_ioctl, [0, 0x5412, zeros as i64, 0]),
+        "send-descriptor-flags" => call(libc::SYS_fcntl, [3, 2, 0, 0]),
+        "personality" => call(libc::SYS_personality, [0xffff_ffff, 0, 0, 0]),
+        "process-vm-readv" => {
+            let pid: i64 = argument.parse().unwrap();
+            call(libc::SYS_process_vm_readv, [pid, 0, 0, 0])
+        }
+        // getpid by its x32 number.
+        "x32" => call(0x4000_0000 | libc::SYS_getpid, [0, 0, 0, 0]),
+        // Any call by its number, all arguments 0.
+        "call" => call(argument.parse().unwrap(), [0, 0, 0, 0]),
+        _ => panic!("no such attempt: {name}"),
+    }
+}
+
+fn from_io(error: std::io::Error) -> Result<(), Errno> {
+    Err(Errno::from_raw(error.raw_os_error().unwrap_or_default()))
+}
+
+fn call(number: i64, [one, two, three, four]: [i64; 4]) -> Result<(), Errno> {
+    // SAFETY: pointers among the arguments lead to live memory of the caller; the calls that would
+    // write through one are given null or room enough.
+    Errno::result(unsafe { libc::syscall(number, one, two, three, four, 0, 0) }).map(drop)
+}
+
+fn family(family: AddressFamily) -> Result<(), Errno> {
+    let kind = match family {
+        AddressFamily::Netlink | AddressFamily::Packet => SockType::Raw,
+        _ => SockType::Stream,
+    };
+    socket(family, kind, SockFlag::empty(), None).map(drop)
+}
+
+fn inet_connect() -> Result<(), Errno> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0");
+    let port = listener.as_ref().map_or(9, |listener| listener.local_addr().unwrap().port());
+    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None)?;
+    connect(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port))
+}
+
+fn inet_bind() -> Result<(), Errno> {
+    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None)?;
+    bind(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0))
+}
+
+fn unix_connect(address: UnixAddr) -> Result<(), Errno> {
+    let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None)?;
+    connect(fd.as_raw_fd(), &address)
+}
+
+fn list_root() -> Result<(), Errno> {
+    match std::fs::read_dir("/") {
+        Ok(mut entries) => entries.next().map_or(Err(Errno::ENOENT), |_| Ok(())),
+        Err(error) => from_io(error),
+    }
+}
+
+fn fork() -> Result<(), Errno> {
+    // SAFETY: the copy only ends.
+    let pid = Errno::result(unsafe { libc::fork() })?;
+    if pid == 0 {
+        // SAFETY: ends the copy.
+        unsafe { libc::_exit(0) }
+    }
+    Ok(())
+}
+
+fn perf() -> Result<(), Errno> {
+    // PERF_TYPE_SOFTWARE, size, PERF_COUNT_SW_CPU_CLOCK.
+    let mut attributes = [0_u32; 28];
+    attributes[..3].copy_from_slice(&[1, 112, 0]);
+    call(libc::SYS_perf_event_open, [attributes.as_ptr() as i64, 0, -1, -1])
+}
+
+fn memfd_exec() -> Result<(), Errno> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    let fd = memfd_create("probe", MFdFlags::empty())?;
+    let program = std::fs::read("/bin/true").unwrap_or_else(|_| b"\x7fELF".to_vec());
+    nix::unistd::write(&fd, &program)?;
+    let flags = nix::fcntl::AtFlags::AT_EMPTY_PATH;
+    nix::unistd::execveat::<_, &CStr, &CStr>(&fd, c"", &[c"true"], &[], flags).map(drop)
+}
+
+fn map(protection: i32) -> Result<*mut libc::c_void, Errno> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping, of nobody's memory.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
+    if at == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(at) }
+}
+
+fn map_executable() -> Result<(), Errno> {
+    map(libc::PROT_READ | libc::PROT_EXEC).map(drop)
+}
+
+fn protect_executable() -> Result<(), Errno> {
+    let at = map(libc::PROT_READ | libc::PROT_WRITE)?;
+    // `ret`
+    // SAFETY: the page was just mapped for writing.
+    unsafe { at.cast::<u8>().write(0xc3) };
+    let protection = libc::PROT_READ | libc::PROT_EXEC;
+    // SAFETY: the page is ours.
+    Errno::result(unsafe { libc::mprotect(at, 4096, protection) })?;
+    // SAFETY: the page holds one `ret`, a function of no arguments.
+    let function = unsafe { mem::transmute::<*mut libc::c_void, extern "C" fn()>(at) };
+    function();
+    Ok(())
+}

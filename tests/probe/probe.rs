@@ -1,0 +1,236 @@
+//! Tries one forbidden thing, named by its argument, inside the real jail or outside of it.
+//!
+//! ```text
+//! probe jail ROLE full|begun ATTEMPT      as a child of the real spawner; prints how it ended
+//! probe free ATTEMPT                      in this process; prints the same
+//! probe look ROLE                         a sealed child's status and descriptors, from outside
+//! probe orphan ROLE                       a sealed child whose spawner is then killed
+//! ```
+//!
+//! `full` is the closed sandbox; `begun` is all but seccomp, to see that the other walls stand by
+//! themselves. The same file is started by the spawner as the child (`cloister-ROLE ROLE`).
+
+#![expect(unsafe_code, reason = "tries system calls as an attacker would")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
+
+mod attempts;
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
+use std::{env, fs, thread};
+
+use cloister::ipc::message::FromLoader;
+use cloister::ipc::{Channel, Error};
+use cloister::sandbox::{self, Ids, Role};
+use cloister::spawner::message::{FromSpawner, ToSpawner};
+use cloister::spawner::{self, Config, Profile, Program, Started};
+use cloister::sys::process::{inherited_descriptor, pidfd_send_signal};
+
+/// Users of the test's children, as the installed service would have its own.
+const FIRST_UID: u32 = 61_200;
+/// More than the probe needs, fewer than would hide a leak.
+const NOFILE: u64 = 24;
+const ROLES: [Role; 4] = [Role::Gateway, Role::Worker, Role::Loader, Role::Opener];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = env::args().collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        [name, role] if name == format!("cloister-{role}") => child(role_of(role)),
+        [_, "jail", role, walls, attempt] => {
+            println!("{}", in_jail(role_of(role), walls, attempt));
+        }
+        [_, "free", attempt] => println!("{}", attempts::run(&outside(attempt))),
+        [_, "look", role] => look(role_of(role)),
+        [_, "orphan", role] => orphan(role_of(role)),
+        _ => return ExitCode::from(2),
+    }
+    ExitCode::SUCCESS
+}
+
+fn role_of(name: &str) -> Role {
+    ROLES.into_iter().find(|role| role.name() == name).unwrap()
+}
+
+/// The wire has no message for tests; this one carries a text in both directions.
+fn text(check: impl Into<String>) -> FromLoader {
+    FromLoader::Refused { check: check.into() }
+}
+
+fn receive(channel: &Channel) -> Result<String, Error> {
+    match channel.recv()?.0 {
+        FromLoader::Refused { check } => Ok(check),
+        _ => panic!("not a text"),
+    }
+}
+
+/// Enters the sandbox as the real children do, then tries what it is told.
+fn child(role: Role) {
+    let control = Channel::new(inherited_descriptor(3).unwrap());
+    let begun = sandbox::begin(role, &control).unwrap();
+    // Threads as of a worker: each must be under the filter too, and past its start, whose system
+    // calls the filter does not know.
+    let running = Arc::new(Barrier::new(3));
+    for _ in 0..2 {
+        let running = Arc::clone(&running);
+        thread::spawn(move || {
+            running.wait();
+            loop {
+                thread::park();
+            }
+        });
+    }
+    running.wait();
+    let walls = receive(&control).unwrap();
+    let sandboxed = (walls == "full").then(|| begun.seal().unwrap());
+    let abi = sandboxed.as_ref().map_or(0, |sandboxed| sandboxed.landlock_abi);
+    control.send(&text(format!("landlock {abi}")), &[]).unwrap();
+    let attempt = receive(&control).unwrap();
+    let outcome = attempts::run(&attempt);
+    control.send(&text(outcome), &[]).unwrap();
+}
+
+struct Jail {
+    started: Started,
+    control: Channel,
+    pid: i32,
+    _folder: Folder,
+}
+
+/// The supervisor's folder, with a socket that would answer.
+struct Folder {
+    path: PathBuf,
+    _listener: UnixListener,
+}
+
+impl Folder {
+    fn make() -> Self {
+        let path = env::temp_dir().join(format!("cloister-probe-{}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        let _listener = UnixListener::bind(path.join("control.sock")).unwrap();
+        Self { path, _listener }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+impl Jail {
+    fn start(role: Role, walls: &str) -> Self {
+        let path = env::current_exe().unwrap();
+        let program = |(index, role): (usize, Role)| {
+            let uid = FIRST_UID + 10 * u32::try_from(index).unwrap();
+            let ids = Ids { uid, gid: uid };
+            Program { role, path: path.clone(), ids, count: 2, nofile: NOFILE }
+        };
+        let programs = ROLES.into_iter().enumerate().map(program).collect();
+        let profile = Profile::of_caller();
+        let started = spawner::start(&Config { profile, programs }).unwrap();
+        let folder = Folder::make();
+        let (control, theirs) = Channel::pair().unwrap();
+        let spawn = ToSpawner::Spawn { child: 1, role, index: 1, descriptors: 1 };
+        started.channel.send(&spawn, &[theirs.as_fd()]).unwrap();
+        drop(theirs);
+        let (answer, fds) = started.channel.recv::<FromSpawner>().unwrap();
+        assert_eq!(answer, FromSpawner::Spawned { child: 1 });
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fds[0].as_raw_fd()));
+        let info = info.unwrap();
+        let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap();
+        let pid = pid.trim().parse().unwrap();
+        control.send(&text(walls), &[]).unwrap();
+        Self { started, control, pid, _folder: folder }
+    }
+
+    /// Waits until the sandbox is closed.
+    fn wait_ready(&self) -> String {
+        receive(&self.control).unwrap_or_else(|_| format!("died: {:?}", self.exit()))
+    }
+
+    fn exit(&self) -> FromSpawner {
+        self.started.channel.recv().unwrap().0
+    }
+}
+
+/// What `ATTEMPT` aims at, from outside: the socket of this process and its number.
+fn outside(attempt: &str) -> String {
+    attempt.replace("PID", &std::os::unix::process::parent_id().to_string())
+}
+
+fn in_jail(role: Role, walls: &str, attempt: &str) -> String {
+    let jail = Jail::start(role, walls);
+    let ready = jail.wait_ready();
+    if !ready.starts_with("landlock") {
+        return ready;
+    }
+    let socket = jail._folder.path.join("control.sock");
+    let attempt = attempt
+        .replace("SOCKET", socket.to_str().unwrap())
+        .replace("PID", &std::process::id().to_string());
+    jail.control.send(&text(attempt), &[]).unwrap();
+    match receive(&jail.control) {
+        Ok(outcome) => outcome,
+        Err(Error::Closed) => match jail.exit() {
+            FromSpawner::Exited { exit, .. } => format!("{exit:?}"),
+            other => format!("{other:?}"),
+        },
+        Err(error) => format!("{error}"),
+    }
+}
+
+/// Prints what the kernel says of every thread of a sealed child, and its descriptors.
+fn look(role: Role) {
+    let jail = Jail::start(role, "full");
+    println!("ready: {}", jail.wait_ready());
+    let process = format!("/proc/{}", jail.pid);
+    for task in fs::read_dir(format!("{process}/task")).unwrap() {
+        let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        println!("thread");
+        status.lines().for_each(|line| println!("{line}"));
+    }
+    match fs::read_dir(format!("{process}/fd")) {
+        Ok(descriptors) => {
+            for descriptor in descriptors {
+                let path = descriptor.unwrap().path();
+                let target = fs::read_link(&path).unwrap();
+                println!("fd {} {}", path.file_name().unwrap().to_str().unwrap(), target.display());
+            }
+        }
+        Err(error) => println!("fd hidden: {error}"),
+    }
+    let limits = fs::read_to_string(format!("{process}/limits")).unwrap();
+    limits.lines().for_each(|line| println!("limit {line}"));
+    let environment = fs::read(format!("{process}/environ"));
+    println!("environment {:?}", environment.map(|bytes| bytes.len()).ok());
+    for name in ["user", "mnt", "pid_for_children", "net", "ipc", "uts", "cgroup"] {
+        let own = fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
+        let theirs = fs::read_link(format!("{process}/ns/{name}"));
+        println!("namespace {name} own {}", theirs.is_ok_and(|theirs| theirs != own));
+    }
+}
+
+/// Kills the spawner and waits for the child's end.
+fn orphan(role: Role) {
+    let jail = Jail::start(role, "full");
+    println!("ready: {}", jail.wait_ready());
+    pidfd_send_signal(jail.started.pidfd.as_fd(), 9).unwrap();
+    println!("control {:?}", receive(&jail.control));
+    for _ in 0..100 {
+        let Ok(status) = fs::read_to_string(format!("/proc/{}/status", jail.pid)) else {
+            println!("child gone");
+            return;
+        };
+        if status.contains("State:\tZ") {
+            println!("child gone");
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    println!("child lives");
+}
