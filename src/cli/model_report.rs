@@ -13,17 +13,20 @@ use crate::package::Error;
 /// Says why a file was refused (exit code 1), or hands the fault up (exit code 2).
 pub(super) fn fail(path: &Path, error: &Error, json: bool) -> Outcome {
     let fix = error.fix();
+    let place =
+        if error.path().is_some() { String::new() } else { format!("{}: ", path.display()) };
     if !error.is_refusal() {
         let hint = fix.map(|fix| format!("\n  {fix}")).unwrap_or_default();
-        return Err(format!("{}: {error}{hint}", path.display()).into());
+        return Err(format!("{place}{error}{hint}").into());
     }
     if json {
         let report = serde_json::json!({
-            "verdict": "REFUSED", "file": path, "error": error.to_string(), "fix": fix,
+            "verdict": "REFUSED", "file": error.path().unwrap_or(path),
+            "error": error.to_string(), "fix": fix,
         });
         print(&report.to_string());
     } else {
-        tell(&format!("REFUSED: {}: {error}", path.display()));
+        tell(&format!("REFUSED: {place}{error}"));
         if let Some(fix) = fix {
             tell(&format!("  {fix}"));
         }

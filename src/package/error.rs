@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What is wrong with one field of a bundle, of its payload or of a key file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -232,6 +232,21 @@ impl Error {
                 | Self::NotX25519 { .. }
                 | Self::Generate { .. }
         )
+    }
+
+    /// Returns the file that the error names itself, where it does.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Io { path, .. }
+            | Self::NotRegular { path }
+            | Self::Exists { path }
+            | Self::Ownership { path, .. }
+            | Self::Key { path, .. }
+            | Self::KeyExposed { path, .. }
+            | Self::TrustEmpty { path } => Some(path),
+            _ => None,
+        }
     }
 
     /// Returns what the operator can do about it, where there is one thing to do.
