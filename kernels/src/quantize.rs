@@ -164,7 +164,7 @@ impl Activations {
                 // SAFETY: as above.
                 unsafe { starts[kind].part(first * subs, width * subs) }
             });
-            let target = Target { width, quants, scales, biases, sums, starts };
+            let target = PanelMut { width, quants, scales, biases, sums, starts };
             quantize_panel(isa, x, cols, target);
         });
     }
@@ -216,7 +216,7 @@ impl<'a> Panel<'a> {
 }
 
 /// Where a panel is written; as [`Panel`], with every kind of starts.
-struct Target<'a> {
+pub(crate) struct PanelMut<'a> {
     width: usize,
     quants: &'a mut [i8],
     scales: &'a mut [f32],
@@ -225,87 +225,82 @@ struct Target<'a> {
     starts: [&'a mut [i32]; START_KINDS.len()],
 }
 
-/// Quantises the tokens of a panel. One source for every instruction set: the compiler may use
-/// wider registers, but never another order or rounding.
-fn quantize_panel(isa: Isa, x: &[f32], cols: usize, target: Target<'_>) {
+fn quantize_panel(isa: Isa, x: &[f32], cols: usize, target: PanelMut<'_>) {
     match isa {
-        Isa::Reference => write_panel(x, cols, target),
+        Isa::Reference => write_panel(x, cols, target, quantize_block),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Avx2Fma` proves that the CPU has AVX2.
-        Isa::Avx2(_) => unsafe { write_panel_avx2(x, cols, target) },
+        Isa::Avx2(proof) => crate::avx2::quantize_panel(proof, x, cols, target),
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Avx512Vnni` proves that the CPU has AVX2.
-        Isa::Avx512(_) => unsafe { write_panel_avx2(x, cols, target) },
+        Isa::Avx512(proof) => crate::avx512::quantize_panel(proof, x, cols, target),
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn write_panel_avx2(x: &[f32], cols: usize, target: Target<'_>) {
-    write_panel(x, cols, target);
-}
-
+/// Quantises the tokens of a panel, a block at a time by `quantize`.
 #[inline(always)]
-fn write_panel(x: &[f32], cols: usize, mut target: Target<'_>) {
+pub(crate) fn write_panel(
+    x: &[f32],
+    cols: usize,
+    mut target: PanelMut<'_>,
+    quantize: impl Fn(&[f32; BLOCK_LEN]) -> QuantBlock,
+) {
     let width = target.width;
     for (token, x) in x.chunks_exact(cols).enumerate() {
         for (block, x) in x.as_chunks().0.iter().enumerate() {
-            let (scale, quants) = quantize_block(x);
-            let groups =
-                target.quants[block * BLOCK_LEN * width..][..BLOCK_LEN * width].as_chunks_mut().0;
-            for (group, quants) in quants.as_chunks::<4>().0.iter().enumerate() {
-                groups[group * width + token] = *quants;
+            let QuantBlock { scale, quants, sums: [left, right] } = quantize(x);
+            let at = block * width;
+            let groups = target.quants[at * BLOCK_LEN..][..BLOCK_LEN * width].as_chunks_mut().0;
+            let groups = groups.iter_mut().skip(token).step_by(width);
+            for (group, quants) in groups.zip(quants.as_chunks::<4>().0) {
+                *group = *quants;
             }
-            let (left, right) = (sum(&quants[..16]), sum(&quants[16..]));
-            let at = block * width + token;
-            target.scales[at] = scale;
-            target.biases[at] = -MAGIC * scale;
-            target.sums[at] = scale * (left + right) as f32;
+            target.scales[at + token] = scale;
+            target.biases[at + token] = -MAGIC * scale;
+            target.sums[at + token] = scale * (left + right) as f32;
             for (kind, starts) in START_KINDS.iter().zip(&mut target.starts) {
                 if starts.is_empty() {
                     continue;
                 }
                 if kind.sub_len == BLOCK_LEN {
-                    starts[at] = MAGIC_BITS - kind.zero * (left + right);
+                    starts[at + token] = MAGIC_BITS - kind.zero * (left + right);
                 } else {
-                    starts[block * 2 * width + token] = MAGIC_BITS - kind.zero * left;
-                    starts[(block * 2 + 1) * width + token] = MAGIC_BITS - kind.zero * right;
+                    starts[at * 2 + token] = MAGIC_BITS - kind.zero * left;
+                    starts[at * 2 + width + token] = MAGIC_BITS - kind.zero * right;
                 }
             }
         }
     }
 }
 
-#[inline(always)]
-fn sum(quants: &[i8]) -> i32 {
-    // The sum of 16 bytes fits in 16 bits.
-    i32::from(quants.iter().map(|&quant| i16::from(quant)).sum::<i16>())
+/// A block of one token.
+pub(crate) struct QuantBlock {
+    pub(crate) scale: f32,
+    pub(crate) quants: [i8; BLOCK_LEN],
+    /// The sums of the first and the second 16 quants.
+    pub(crate) sums: [i32; 2],
 }
 
-/// Returns scale and quants of a block.
+/// Returns the scale of a block, and what its values are multiplied by, from the bits of its
+/// largest magnitude.
 #[inline(always)]
-fn quantize_block(x: &[f32; BLOCK_LEN]) -> (f32, [i8; BLOCK_LEN]) {
-    // A NaN must not get lost in the maximum: compared as bits it is above every number.
-    let mut magnitude = 0;
-    for x in x {
-        magnitude = magnitude.max(x.to_bits() & 0x7FFF_FFFF);
-    }
+pub(crate) fn scale_and_inverse(magnitude: u32) -> (f32, f32) {
     let magnitude = f32::from_bits(magnitude);
-    if magnitude < MAGNITUDE_MIN {
-        return (0.0, [0; BLOCK_LEN]);
-    }
-    if magnitude.is_nan() || magnitude >= MAGNITUDE_MAX {
-        return (f32::NAN, [0; BLOCK_LEN]);
-    }
     // Rounded up to 16 significant bits (see `MAGIC`), so that no quant is above 127.
     let scale = f32::from_bits((magnitude / 127.0).to_bits().wrapping_add(0xFF) & !0xFF);
-    let inverse = 1.0 / scale;
-    let mut quants = [0; BLOCK_LEN];
-    for (quant, x) in quants.iter_mut().zip(x) {
-        // Adding `MAGIC` rounds to the nearest integer, ties to even, into the low bits.
-        *quant = (x * inverse + MAGIC).to_bits() as i8;
-    }
-    (scale, quants)
+    let is_told = (MAGNITUDE_MIN..MAGNITUDE_MAX).contains(&magnitude);
+    let inverse = if is_told { 1.0 / scale } else { 0.0 };
+    let untold = if magnitude < MAGNITUDE_MIN { 0.0 } else { f32::NAN };
+    (if is_told { scale } else { untold }, inverse)
+}
+
+/// Quantises a block: the meaning of every other version.
+fn quantize_block(x: &[f32; BLOCK_LEN]) -> QuantBlock {
+    // A NaN must not get lost in the maximum: compared as bits it is above every number.
+    let magnitude = x.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7FFF_FFFF));
+    let (scale, inverse) = scale_and_inverse(magnitude);
+    // Adding `MAGIC` rounds to the nearest integer, ties to even, into the low bits.
+    let quants = x.map(|x| (x * inverse + MAGIC).to_bits() as i8);
+    let sum = |quants: &[i8]| quants.iter().map(|&quant| i32::from(quant)).sum();
+    QuantBlock { scale, quants, sums: [sum(&quants[..16]), sum(&quants[16..])] }
 }
 
 #[cfg(test)]
@@ -317,7 +312,7 @@ mod tests {
         for exponent in [-90, -20, 0, 3, 90] {
             let unit = 2.0_f32.powi(exponent);
             let x: [f32; 32] = core::array::from_fn(|i| unit * ((i * 37 % 32) as f32 - 15.3));
-            let (scale, quants) = quantize_block(&x);
+            let QuantBlock { scale, quants, .. } = quantize_block(&x);
             assert_eq!(scale.to_bits() & 0xFF, 0);
             assert_eq!(quants.iter().map(|quant| quant.unsigned_abs()).max(), Some(127));
             for (x, quant) in x.iter().zip(quants) {
@@ -329,12 +324,14 @@ mod tests {
 
     #[test]
     fn zeros_stay_zero_and_what_cannot_be_told_is_poisoned() {
-        assert_eq!(quantize_block(&[0.0; 32]), (0.0, [0; 32]));
-        assert_eq!(quantize_block(&[1e-40; 32]), (0.0, [0; 32]));
+        for tiny in [0.0, 1e-40] {
+            let block = quantize_block(&[tiny; 32]);
+            assert_eq!((block.scale, block.quants, block.sums), (0.0, [0; 32], [0; 2]));
+        }
         for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e31] {
             let mut x = [1.0; 32];
             x[17] = bad;
-            assert!(quantize_block(&x).0.is_nan());
+            assert!(quantize_block(&x).scale.is_nan());
         }
     }
 
@@ -342,7 +339,7 @@ mod tests {
     fn every_largest_value_gives_127() {
         let mut bits = 1.0_f32.to_bits();
         while bits < 2.0_f32.to_bits() {
-            let (_, quants) = quantize_block(&[-f32::from_bits(bits); 32]);
+            let quants = quantize_block(&[-f32::from_bits(bits); 32]).quants;
             assert_eq!(quants, [-127; 32]);
             bits += 997;
         }

@@ -1,4 +1,7 @@
 //! AVX-512 kernels. A function here can only be entered with the proof [`crate::Avx512Vnni`].
 
 mod gemm;
+mod quantize;
 mod unpack;
+
+pub(crate) use quantize::quantize_panel;
