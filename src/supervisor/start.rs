@@ -9,7 +9,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use ring::digest::{SHA256, digest};
 
-use super::config::{Config, Profile};
+use super::config::{Config, Model, Profile};
 use super::control::ControlSocket;
 use super::dispatch::Dispatch;
 use super::error::{Error, ModelFault};
@@ -25,6 +25,7 @@ use crate::audit::{Event, Found, Log, PrincipalKeys};
 use crate::ipc::Channel;
 use crate::ipc::message::{ListenerKind, ModelIndex};
 use crate::package::age_stream::Decryptor;
+use crate::package::keys::Identity;
 use crate::sandbox::{self, Access, Allow, Ids, Role, Sandboxed};
 use crate::sys::process::inherited_descriptor;
 
@@ -42,6 +43,8 @@ pub(super) struct OpenedAll {
     models: Vec<ModelFile>,
     config_digest: String,
     threads: u16,
+    /// Whether standard error is a terminal; to ask later is not allowed.
+    has_terminal: bool,
 }
 
 /// Binds the sockets, reads the keys, opens the models.
@@ -68,6 +71,7 @@ pub(super) fn open_all(config: &Config) -> Result<OpenedAll, Error> {
         models,
         config_digest: hex(digest(&SHA256, &text).as_ref()),
         threads: worker_threads(config),
+        has_terminal: std::io::stderr().is_terminal(),
     })
 }
 
@@ -108,7 +112,16 @@ pub(super) fn begin(
     opened: OpenedAll,
     sandboxed: &Sandboxed,
 ) -> Result<Supervisor, Error> {
-    let OpenedAll { listeners, control, signals, keys, models, config_digest, threads } = opened;
+    let OpenedAll {
+        listeners,
+        control,
+        signals,
+        keys,
+        models,
+        config_digest,
+        threads,
+        has_terminal,
+    } = opened;
     for missing in missing_protections(config.profile) {
         super::say(&format!("missing protection: {missing}"));
     }
@@ -124,8 +137,15 @@ pub(super) fn begin(
     let mut unwraps_count = 0;
     for (index, file) in models.into_iter().enumerate() {
         let index = ModelIndex(u16::try_from(index).unwrap_or(u16::MAX));
-        let name = config.models[usize::from(index.0)].name.clone();
-        match open_model(&config, index, file, keys.identity.as_ref(), &mut nursery, &signals)? {
+        let model = &config.models[usize::from(index.0)];
+        let name = model.name.clone();
+        match open_model(
+            model,
+            file,
+            keys.identity.as_ref(),
+            (&mut nursery, &signals),
+            has_terminal,
+        )? {
             Ok((opened, facts)) => {
                 unwraps_count += opened.unwraps_count;
                 ledger.append(Event::ModelOpened { observed: facts.clone() });
@@ -197,14 +217,12 @@ fn policy_digest() -> String {
 
 /// Opens one model through an opener and a loader of its own.
 fn open_model(
-    config: &Config,
-    index: ModelIndex,
+    model: &Model,
     file: ModelFile,
-    identity: Option<&crate::package::keys::Identity>,
-    nursery: &mut Nursery,
-    signals: &SignalFd,
+    identity: Option<&Identity>,
+    (nursery, signals): (&mut Nursery, &SignalFd),
+    has_terminal: bool,
 ) -> Result<Result<(Opened, ModelFacts), ModelFault>, Error> {
-    let model = &config.models[usize::from(index.0)];
     let statement = match file.statement {
         Ok(statement) => statement,
         Err(error) => return Ok(Err(ModelFault::Signature(error))),
@@ -212,7 +230,7 @@ fn open_model(
     let statement = statement.as_ref();
     let opener = nursery.spawn(Role::Opener, 0, signals.as_fd())?;
     let loader = nursery.spawn(Role::Loader, 0, signals.as_fd())?;
-    let terminal = Terminal::new(&model.name);
+    let terminal = Terminal::new(&model.name, has_terminal);
     let opening = Opening {
         opener: &opener.channel,
         loader: &loader.channel,
@@ -249,8 +267,7 @@ struct Terminal<'a> {
 }
 
 impl<'a> Terminal<'a> {
-    fn new(name: &'a str) -> Self {
-        let is_there = std::io::stderr().is_terminal();
+    fn new(name: &'a str, is_there: bool) -> Self {
         Self { name, is_there, shown: Cell::new((0, u64::MAX)) }
     }
 
