@@ -336,6 +336,30 @@ mod tests {
     }
 
     #[test]
+    fn every_instruction_set_quantises_alike() {
+        // Ties, tiny and huge blocks, signs; a panel and a half of tokens.
+        let value = |i: usize| {
+            let unit = [1.0, 1e-35, 1e-29, 3e29, 0.0, 1e-3][i / 32 % 6];
+            ((i * 7919 % 1021) as f32 / 4.0 - 127.5) * unit
+        };
+        let x: Vec<f32> = (0..9 * 192).map(value).collect();
+        let run = |isa| {
+            let mut all = Activations::new(192, 9);
+            all.quantize(&Pool::new(1), isa, StartsNeeded([true; 4]), &x, 192);
+            let floats = [all.scales, all.biases, all.sums];
+            (
+                all.quants,
+                floats.map(|floats| floats.iter().map(|x| x.to_bits()).collect::<Vec<_>>()),
+                all.starts,
+            )
+        };
+        let want = run(Isa::Reference);
+        for isa in Isa::available() {
+            assert_eq!(run(isa), want, "{}", isa.name());
+        }
+    }
+
+    #[test]
     fn every_largest_value_gives_127() {
         let mut bits = 1.0_f32.to_bits();
         while bits < 2.0_f32.to_bits() {

@@ -57,9 +57,8 @@ impl Kernel for Avx2Fma {
     }
 
     fn unpack_float(self, tile: &TileCols<'_>, len: usize, chunk: &mut FloatChunk, index: usize) {
-        let mut ints = IntChunk::zeroed();
         // SAFETY: `Avx2Fma` proves that the CPU has the features.
-        let is_done = unsafe { unpack::float(tile, len, chunk, index, &mut ints) };
+        let is_done = unsafe { unpack::float(tile, len, chunk, index) };
         if !is_done {
             Plain.unpack_float(tile, len, chunk, index);
         }

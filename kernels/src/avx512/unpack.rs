@@ -186,18 +186,13 @@ fn scales_to_chunk<const SUPER: bool, const MIN: bool>(
 
 /// See [`crate::gemm::Kernel::unpack_float`]; false if this form has no kernel here.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
-pub(super) fn float(
-    tile: &TileCols<'_>,
-    len: usize,
-    chunk: &mut FloatChunk,
-    index: usize,
-    ints: &mut IntChunk,
-) -> bool {
+pub(super) fn float(tile: &TileCols<'_>, len: usize, chunk: &mut FloatChunk, index: usize) -> bool {
     let target = &mut chunk.weights[index][..len];
     match *tile {
         TileCols::Int(tile) => {
-            int(&tile, ints, 0);
-            int_to_floats(&tile, ints, target);
+            let mut ints = IntChunk::zeroed();
+            int(&tile, &mut ints, 0);
+            int_to_floats(&tile, &ints, target);
         }
         TileCols::F16(bytes) => {
             for (bytes, target) in bytes.as_chunks().0.iter().zip(target) {
