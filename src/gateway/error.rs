@@ -316,9 +316,6 @@ impl ApiError {
         match self {
             Self::Field(param, _) => Some(param.to_string()),
             Self::Denied(Denial::ModelUnknown) => Some("model".to_owned()),
-            Self::Failed(Failure::ContextTooLong { .. } | Failure::TemplateRefused) => {
-                Some("messages".to_owned())
-            }
             _ => None,
         }
     }
@@ -411,5 +408,108 @@ impl fmt::Display for JsonFault {
             Self::TooManyValues => write!(f, "the body holds too many values"),
             Self::DuplicateField => write!(f, "the body names a field twice"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all() -> Vec<ApiError> {
+        let mut errors = vec![
+            ApiError::Json(JsonFault::Syntax { line: 1, column: 2 }),
+            ApiError::Json(JsonFault::NotAnObject),
+            ApiError::Json(JsonFault::TooDeep),
+            ApiError::Json(JsonFault::TooManyValues),
+            ApiError::Json(JsonFault::DuplicateField),
+            ApiError::Body(Rule::UnknownField(3)),
+            ApiError::KeyMissing,
+            ApiError::NotFound,
+            ApiError::MethodNotAllowed("GET"),
+            ApiError::RequestTimeout,
+            ApiError::BodyTooLong { max_bytes: 9 },
+            ApiError::MediaType,
+            ApiError::HeadersTooLong,
+            ApiError::TooManyRequests,
+            ApiError::WorkerUnavailable,
+            ApiError::WorkerTimeout,
+            ApiError::Cancelled,
+            ApiError::ClientTooSlow,
+            ApiError::NotReady,
+            ApiError::Internal,
+        ];
+        let rules = [
+            Rule::Missing,
+            Rule::WrongType("a string"),
+            Rule::OutOfRange("1"),
+            Rule::NotOneOf("a, b"),
+            Rule::TooLong { max_bytes: 1 },
+            Rule::TooMany { max: 1 },
+            Rule::Empty,
+            Rule::NotJson,
+            Rule::Unsupported("no"),
+            Rule::Conflicts("n"),
+            Rule::UnknownField(1),
+        ];
+        errors.extend(rules.map(|rule| ApiError::Field(Param::new("stop"), rule)));
+        let denials = [
+            Denial::KeyInvalid,
+            Denial::RoleForbids,
+            Denial::ModelUnknown,
+            Denial::ModelUnavailable,
+            Denial::LogUnavailable,
+            Denial::TooManyRequests,
+            Denial::Stopping,
+        ];
+        errors.extend(denials.map(ApiError::Denied));
+        let context =
+            Failure::ContextTooLong { prompt_tokens: 1, max_tokens: 2, context_len_tokens: 3 };
+        let failures = [
+            Failure::NoTicket,
+            context,
+            Failure::TemplateRefused,
+            Failure::RequestInvalid,
+            Failure::Busy,
+            Failure::Internal,
+        ];
+        errors.extend(failures.map(ApiError::Failed));
+        errors
+    }
+
+    #[test]
+    fn every_error_is_a_status_and_all_four_fields() {
+        for error in all() {
+            let status = error.status();
+            assert!(status.is_client_error() || status.is_server_error(), "{error:?}");
+            let body = error.body();
+            let fields: Vec<_> = body["error"].as_object().unwrap().keys().collect();
+            assert_eq!(fields, ["message", "type", "param", "code"], "{error:?}");
+            assert_eq!(body["error"]["message"], error.to_string());
+            // A client that may retry is told when, within what the openai client obeys.
+            let headers = error.headers();
+            let header = |name| headers.iter().find(|(n, _)| *n == name).map(|(_, v)| v.as_str());
+            if matches!(status.as_u16(), 429 | 500..) {
+                assert!(header("x-should-retry").is_some(), "{error:?}");
+            }
+            let after = header("retry-after").map(|seconds| seconds.parse::<u16>().unwrap());
+            assert!(after.is_none_or(|seconds| seconds <= 120), "{error:?}");
+            assert_eq!(header("www-authenticate").is_some(), status == 401, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn every_fault_of_the_process_has_words_and_a_code_of_its_own() {
+        let errors = [
+            Error::Control(crate::ipc::Error::Truncated),
+            Error::SupervisorGone,
+            Error::Protocol("x"),
+            Error::ListenersMismatch { named: 1, received: 2 },
+            Error::Tls("x"),
+            Error::Sandbox(crate::sandbox::Error::LandlockTooOld { abi: 1, floor: 3 }),
+            Error::Io { action: "x", source: std::io::ErrorKind::NotFound.into() },
+        ];
+        let codes: Vec<_> = errors.iter().map(Error::exit_code).collect();
+        assert_eq!(codes, [10, 11, 12, 13, 14, 15, 16]);
+        assert!(errors.iter().all(|error| !error.to_string().is_empty()));
     }
 }
