@@ -211,7 +211,6 @@ pub enum ToWorker {
 }
 
 /// One request's work.
-#[derive(Debug)]
 pub struct Generate {
     /// The request; must have a ticket.
     pub request: RequestId,
@@ -226,7 +225,6 @@ pub struct Generate {
 }
 
 /// What to answer.
-#[derive(Debug)]
 pub enum Prompt {
     /// A chat, rendered by the model's template.
     Chat {
@@ -266,7 +264,7 @@ pub struct Sampling {
 }
 
 /// Worker to gateway, on the data channel.
-#[derive(Debug, PartialEq)]
+#[derive(PartialEq)]
 pub enum FromWorker {
     /// The prompt is read; tokens will follow.
     Started {
@@ -462,7 +460,6 @@ pub enum FromOpener {
 }
 
 /// Supervisor to opener.
-#[derive(Debug)]
 pub enum ToOpener {
     /// Open an age file. Descriptors: the file, the pipe's write end.
     OpenAge,

@@ -14,6 +14,7 @@ pub mod channel;
 pub mod codec;
 pub mod frames;
 pub mod message;
+mod redacted;
 mod wire;
 
 use std::fmt;

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::ipc::message::MESSAGES_COUNT_MAX;
 
 const CANARY: &str = "canary-7f3a";
 
@@ -196,8 +197,8 @@ fn limits_on_lengths_are_exact() {
     assert_eq!(refused_field(chat(&bias(LOGIT_BIAS_COUNT_MAX + 1))), "logit_bias");
     let messages =
         |count: usize| json!({"messages": vec![json!({"role": "user", "content": "x"}); count]});
-    assert!(chat(&messages(1024)).is_ok());
-    assert_eq!(refused_field(chat(&messages(1025))), "messages");
+    assert!(chat(&messages(MESSAGES_COUNT_MAX)).is_ok());
+    assert_eq!(refused_field(chat(&messages(MESSAGES_COUNT_MAX + 1))), "messages");
 }
 
 #[test]
