@@ -68,7 +68,7 @@ fn main() {
             }
             decode(&pool, isa, ty, options.is_quick || is_slow, bandwidth);
             for (tokens, precision) in
-                [(4, Precision::Int8), (48, Precision::Int8), (48, Precision::F32)]
+                [(4, Precision::Int8), (512, Precision::Int8), (512, Precision::F32)]
             {
                 prefill(&pool, isa, ty, (tokens, precision), peak);
             }
@@ -128,7 +128,7 @@ fn prefill(
     let x = activations(tokens * cols);
     let mut scratch = Activations::new(cols, tokens);
     let mut out = vec![0.0; tokens * rows];
-    let runs = if isa == Isa::Reference { 1 } else { 400 };
+    let runs = if isa == Isa::Reference { 1 } else { 40 };
     let seconds = fast_run(runs, || {
         let product = Product { weights, out: &mut out };
         gemm(pool, isa, precision, &mut scratch, &x, tokens, &mut [product]);
