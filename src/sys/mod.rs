@@ -8,4 +8,5 @@
 pub mod fork;
 pub mod memory;
 pub mod process;
+pub mod random;
 pub mod socket;

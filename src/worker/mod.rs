@@ -1,10 +1,184 @@
 //! The process that runs the engine; no network, no file, no key.
-use std::process::ExitCode;
+//!
+//! It serves what has a ticket of the supervisor and nothing else. No text that it sees goes
+//! anywhere but to the gateway: the supervisor gets digests and counts, a panic tells file and
+//! line. The same binary, started as `loader`, packs a model (see `crate::loader`).
 
-/// Runs the program. Under the name `loader` it is that child: the same file, another role.
+mod link;
+mod prepare;
+mod scheduler;
+mod session;
+mod text;
+mod tickets;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+
+use kernels::{Isa, Precision};
+use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
+
+use self::link::{Link, Mouth};
+use self::scheduler::Scheduler;
+use self::text::Text;
+use crate::engine::{Engine, Model, Options};
+use crate::ipc::message::{ToWorkerControl, WorkerConfig, WorkerReport};
+use crate::ipc::{Channel, DataChannel};
+use crate::sandbox::{self, Role, Sandboxed};
+use crate::sys::memory::SealedMemory;
+use crate::sys::process::inherited_descriptor;
+
+/// Where the spawner puts the control channel.
+const CONTROL_DESCRIPTOR: i32 = 3;
+
+/// A step of the start that failed; told by the exit code alone, since there is nobody to read
+/// a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Failed {
+    /// No control channel.
+    Control = 10,
+    /// The first half of the sandbox.
+    Begin = 11,
+    /// The configuration.
+    Config = 12,
+    /// The image is not sealed, or cannot be mapped.
+    Image = 13,
+    /// The model in the image.
+    Model = 14,
+    /// The tokenizer.
+    Tokenizer = 15,
+    /// The chat template.
+    Template = 19,
+    /// Memory or threads of the engine.
+    Engine = 16,
+    /// The second half of the sandbox.
+    Seal = 17,
+    /// The supervisor is gone.
+    Ready = 18,
+}
+
+/// Runs the program.
 pub fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|argument| argument == "loader") {
-        return crate::loader::main();
+    match std::env::args().nth(1).as_deref() {
+        Some("loader") => crate::loader::main(),
+        Some("worker") => match serve() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failed) => ExitCode::from(failed as u8),
+        },
+        _ => ExitCode::from(2),
     }
-    ExitCode::from(2)
+}
+
+/// Starts in the order of the design; after step 5 the worker can reach its channels and its
+/// own memory, and nothing else.
+fn serve() -> Result<(), Failed> {
+    // 1. The control channel; landlock, before there is a second thread.
+    let control = inherited_descriptor(CONTROL_DESCRIPTOR).map_err(|_| Failed::Control)?;
+    let control = Arc::new(Channel::new(control));
+    let begun = sandbox::begin(Role::Worker, &control).map_err(|_| Failed::Begin)?;
+    report_panics_to(&control);
+    // 2. Configuration, image and data channel.
+    let (message, mut descriptors) = control.recv().map_err(|_| Failed::Config)?;
+    let (ToWorkerControl::Config(config), Some(data), Some(image)) =
+        (message, descriptors.pop(), descriptors.pop())
+    else {
+        return Err(Failed::Config);
+    };
+    let image = SealedMemory::open(std::os::fd::AsFd::as_fd(&image)).map_err(|_| Failed::Image)?;
+    // 3. Everything that takes memory or makes threads.
+    let model = Model::from_image(image.as_ref()).map_err(|_| Failed::Model)?;
+    let text = Text::from_metadata(&model.header().metadata).map_err(|error| match error {
+        text::Error::Tokenizer => Failed::Tokenizer,
+        text::Error::Template => Failed::Template,
+    })?;
+    let options = options(&config, &model);
+    let context_len_tokens = u32::try_from(options.context_len).map_err(|_| Failed::Config)?;
+    let engine = Engine::new(&model, options).map_err(|_| Failed::Engine)?;
+    let ready = WorkerReport::Ready { context_len_tokens, engine: describe(&options, &text) };
+    thread::scope(|scope| {
+        let (said, woken, mouth) = mouths().map_err(|_| Failed::Engine)?;
+        let (heard_sender, heard) = mpsc::channel();
+        let (admitted_sender, admitted) = mpsc::channel();
+        let (go, wait) = mpsc::channel::<Sandboxed>();
+        let engine_sender = heard_sender.clone();
+        let [engine_mouth, text_mouth] = mouth;
+        let text = &text;
+        scope.spawn(move || {
+            prepare::run(text, context_len_tokens, &admitted, &engine_sender, &text_mouth);
+        });
+        let link = Link {
+            control: Arc::clone(&control),
+            data: DataChannel::new(data),
+            said,
+            woken,
+            admitted: admitted_sender,
+            heard: heard_sender,
+        };
+        // The link ends the other threads by dropping its ends.
+        scope.spawn(move || wait.recv().map(|_sandboxed| link.run()));
+        // 4. Give up every power, on every thread.
+        let sandboxed = begun.seal().map_err(|_| Failed::Seal)?;
+        // 5. Serve.
+        control.send(&ready, &[]).map_err(|_| Failed::Ready)?;
+        go.send(sandboxed).map_err(|_| Failed::Ready)?;
+        Scheduler::new(engine, text, engine_mouth).run(&heard);
+        Ok(())
+    })
+}
+
+/// Two mouths, what is said into them, and the pipe that wakes the listener.
+fn mouths() -> nix::Result<(mpsc::Receiver<link::Said>, std::os::fd::OwnedFd, [Mouth; 2])> {
+    let (woken, wake) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+    let (sender, said) = mpsc::channel();
+    let wake = Arc::new(wake);
+    let mouth = || Mouth::new(sender.clone(), Arc::clone(&wake));
+    Ok((said, woken, [mouth(), mouth()]))
+}
+
+/// The cache has room for every sequence at its longest, so an admitted request never waits for
+/// another to end.
+fn options(config: &WorkerConfig, model: &Model<'_>) -> Options {
+    let threads = usize::from(config.threads.max(1));
+    let model_len = model.config().context_len;
+    let context_len = match config.context_len_tokens as usize {
+        0 => model_len,
+        asked => asked.min(model_len),
+    };
+    let sequences_max = usize::from(config.sequences_max.max(1));
+    let isa = Isa::detect();
+    let one = if config.exact {
+        Options::exact(isa, threads, context_len)
+    } else {
+        Options::fast(isa, threads, context_len)
+    };
+    Options {
+        cache_len: context_len.saturating_mul(sequences_max),
+        sequences_max,
+        tokens_max: scheduler::STEP_TOKENS_MAX,
+        logits_max: sequences_max.min(scheduler::STEP_TOKENS_MAX),
+        ..one
+    }
+}
+
+/// What the worker says of itself in `status`.
+fn describe(options: &Options, text: &Text) -> String {
+    let activations = match options.precision {
+        Precision::F32 => "f32 activations",
+        Precision::Int8 => "int8 activations",
+    };
+    let template =
+        if text.has_no_template() { "; the model has no chat template: plain roles" } else { "" };
+    format!("{}, {} threads, {activations}{template}", options.isa.name(), options.threads)
+}
+
+/// A panic tells the supervisor where, never what.
+fn report_panics_to(control: &Arc<Channel>) {
+    let control = Arc::clone(control);
+    sandbox::report_panics(move |file, line| {
+        // The process ends whether or not the report goes out.
+        let _ = control.send(&WorkerReport::Panicked { file: file.to_owned(), line }, &[]);
+    });
 }

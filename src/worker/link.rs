@@ -1,0 +1,208 @@
+//! The thread that talks: tickets and work in, text deltas and reports out.
+//!
+//! It reads the control channel before it judges a request, so a ticket that was sent before
+//! the request is always seen before it. It never touches the engine, and a reader that stalls
+//! never stalls the engine: what waits to be written is bounded, and over the bound the
+//! gateway counts as gone.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::Instant;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::scheduler::Heard;
+use super::tickets::{Right, Tickets};
+use crate::ipc::message::{
+    Failure, FromWorker, Generate, RequestId, ToWorker, ToWorkerControl, WorkerReport,
+};
+use crate::ipc::{Channel, DataChannel, Error, Event};
+
+/// Most bytes of answers that wait for the gateway to read them.
+const UNREAD_LEN_MAX_BYTES: usize = 16 << 20;
+
+/// What the engine's side has to say.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// To the gateway.
+    Gateway(FromWorker),
+    /// To the supervisor.
+    Supervisor(WorkerReport),
+}
+
+/// A request with its ticket, on its way to be tokenized.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    /// The request.
+    pub(super) generate: Box<Generate>,
+    /// Its ticket.
+    pub(super) right: Right,
+}
+
+/// Wakes the link's poll; written by whoever queued something to say.
+#[derive(Debug)]
+pub(super) struct Mouth {
+    queue: Sender<Said>,
+    wake: Arc<OwnedFd>,
+}
+
+impl Mouth {
+    /// Joins the queue and the pipe that wakes its reader.
+    #[must_use]
+    pub(super) fn new(queue: Sender<Said>, wake: Arc<OwnedFd>) -> Self {
+        Self { queue, wake }
+    }
+
+    /// Queues a message. After the link is gone it goes nowhere: the process is ending.
+    pub(super) fn say(&self, said: Said) {
+        if self.queue.send(said).is_ok() {
+            // A full pipe wakes as well as one more byte.
+            let _ = nix::unistd::write(&self.wake, &[1]);
+        }
+    }
+}
+
+/// Why the link ended; the process ends with it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The supervisor or the gateway closed its end.
+    Closed,
+    /// A channel broke or the other side broke protocol.
+    Broken(Error),
+    /// The supervisor gave more tickets than there may be.
+    TooManyTickets,
+    /// The gateway does not read its answers.
+    Unread,
+}
+
+impl From<Error> for Ended {
+    fn from(error: Error) -> Self {
+        if error == Error::Closed { Self::Closed } else { Self::Broken(error) }
+    }
+}
+
+/// The link's ends.
+pub(super) struct Link {
+    /// To the supervisor.
+    pub(super) control: Arc<Channel>,
+    /// To the gateway.
+    pub(super) data: DataChannel<FromWorker, ToWorker>,
+    /// What the engine's side says.
+    pub(super) said: Receiver<Said>,
+    /// Readable when something was said.
+    pub(super) woken: OwnedFd,
+    /// Requests, to the thread that renders and tokenizes them.
+    pub(super) admitted: Sender<Admitted>,
+    /// Everything else, to the engine's thread.
+    pub(super) heard: Sender<Heard>,
+}
+
+impl Link {
+    /// Talks until a channel ends; returns why.
+    pub(super) fn run(mut self) -> Ended {
+        let mut state = State::default();
+        loop {
+            if let Err(ended) = self.turn(&mut state) {
+                return ended;
+            }
+        }
+    }
+
+    fn turn(&mut self, state: &mut State) -> Result<(), Ended> {
+        let mut data_events = PollFlags::POLLIN;
+        data_events.set(PollFlags::POLLOUT, self.data.pending_len() > 0);
+        let mut fds = [
+            PollFd::new(self.control.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.data.as_fd(), data_events),
+            PollFd::new(self.woken.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(errno) => return Err(Ended::Broken(Error::Io { action: "poll", errno })),
+        }
+        self.hear_supervisor(state)?;
+        self.hear_gateway(state)?;
+        self.speak()
+    }
+
+    fn hear_supervisor(&self, state: &mut State) -> Result<(), Ended> {
+        loop {
+            match self.control.try_recv::<ToWorkerControl>() {
+                Ok((ToWorkerControl::Ticket(ticket), _)) => {
+                    if !state.tickets.keep(ticket, Instant::now()) {
+                        return Err(Ended::TooManyTickets);
+                    }
+                }
+                Ok((ToWorkerControl::Revoke { request }, _)) => {
+                    state.tickets.void(request);
+                    self.pass_on(Heard::Cancel(request))?;
+                }
+                Ok((ToWorkerControl::Drain, _)) => self.pass_on(Heard::Drain)?,
+                // A configuration comes once, before the link runs.
+                Ok((ToWorkerControl::Config(_), _)) => {
+                    let what = "configuration";
+                    return Err(Ended::Broken(Error::UnknownVariant { what, value: 0 }));
+                }
+                Err(Error::WouldBlock) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn hear_gateway(&mut self, state: &mut State) -> Result<(), Ended> {
+        loop {
+            match self.data.read()? {
+                Event::Message(ToWorker::Generate(generate)) => self.judge(generate, state)?,
+                Event::Message(ToWorker::Cancel { request }) => {
+                    self.pass_on(Heard::Cancel(request))?;
+                }
+                Event::Empty => return Ok(()),
+                Event::Closed => return Err(Ended::Closed),
+            }
+        }
+    }
+
+    /// Passes a request on if it has a ticket; refuses and reports it otherwise.
+    fn judge(&mut self, generate: Box<Generate>, state: &mut State) -> Result<(), Ended> {
+        self.hear_supervisor(state)?;
+        let request = generate.request;
+        if let Some(right) = state.tickets.take(request, Instant::now()) {
+            return self.admitted.send(Admitted { generate, right }).map_err(|_| Ended::Closed);
+        }
+        // Told once per request: a gateway that asks again learns nothing and costs no record.
+        if state.told.len() < super::tickets::TICKETS_COUNT_MAX && state.told.insert(request) {
+            self.control.send(&WorkerReport::NoTicket { request }, &[])?;
+        }
+        self.data.push(&FromWorker::Failed { request, failure: Failure::NoTicket })?;
+        Ok(())
+    }
+
+    fn pass_on(&self, heard: Heard) -> Result<(), Ended> {
+        self.heard.send(heard).map_err(|_| Ended::Closed)
+    }
+
+    fn speak(&mut self) -> Result<(), Ended> {
+        let mut bytes = [0; 64];
+        // Only empties the pipe; what was said stands in the queue.
+        let _ = nix::unistd::read(&self.woken, &mut bytes);
+        while let Ok(said) = self.said.try_recv() {
+            match said {
+                Said::Gateway(message) => self.data.push(&message)?,
+                Said::Supervisor(report) => self.control.send(&report, &[])?,
+            }
+        }
+        self.data.flush()?;
+        if self.data.pending_len() > UNREAD_LEN_MAX_BYTES {
+            return Err(Ended::Unread);
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct State {
+    tickets: Tickets,
+    told: HashSet<RequestId>,
+}

@@ -1,0 +1,289 @@
+//! Which sequence runs next: every step reads a bounded number of tokens, of all that run.
+//!
+//! Sequences that generate come first, one token each; what room is left reads the prompts
+//! that wait, in turn. Cancels are looked at before each step, so a request that is cancelled
+//! costs at most the step that runs. No text is looked at here but to pass it on.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Instant;
+
+use super::link::{Mouth, Said};
+use super::prepare::{Prepared, refuse};
+use super::session::{Session, outcome};
+use super::text::Text;
+use crate::engine::{BatchToken, Engine, Sampler, SamplingParams, TextStream, TextStreamEnd};
+use crate::ipc::message::{Failure, Finish, FromWorker, Outcome, RequestId, WorkerReport};
+use crate::sys::random::random_u64;
+
+/// Most tokens of one engine step.
+pub(super) const STEP_TOKENS_MAX: usize = 512;
+/// Most requests that wait for a place in the KV cache.
+const WAITING_COUNT_MAX: usize = 64;
+/// Most cancels that are kept for requests that are not there yet.
+const EARLY_CANCELS_COUNT_MAX: usize = 4096;
+
+/// What the engine's thread is told.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// Serve this request.
+    Start(Box<Prepared>),
+    /// Stop this request.
+    Cancel(RequestId),
+    /// Finish what runs, then exit.
+    Drain,
+}
+
+/// The engine's thread.
+pub(super) struct Scheduler<'m> {
+    engine: Engine<'m>,
+    text: &'m Text,
+    mouth: Mouth,
+    running: Vec<Session>,
+    waiting: VecDeque<Prepared>,
+    early_cancels: HashSet<RequestId>,
+    batch: Vec<BatchToken>,
+    /// Which session each wanted row of logits belongs to.
+    wanted: Vec<usize>,
+    draining: bool,
+}
+
+impl<'m> Scheduler<'m> {
+    /// A scheduler with nothing to do.
+    #[must_use]
+    pub(super) fn new(engine: Engine<'m>, text: &'m Text, mouth: Mouth) -> Self {
+        Self {
+            engine,
+            text,
+            mouth,
+            running: Vec::new(),
+            waiting: VecDeque::new(),
+            early_cancels: HashSet::new(),
+            batch: Vec::with_capacity(STEP_TOKENS_MAX),
+            wanted: Vec::new(),
+            draining: false,
+        }
+    }
+
+    /// Serves until the link is gone, or drained and nothing runs.
+    pub(super) fn run(mut self, heard: &Receiver<Heard>) {
+        loop {
+            if self.running.is_empty() && self.waiting.is_empty() {
+                if self.draining {
+                    return;
+                }
+                match heard.recv() {
+                    Ok(message) => self.hear(message),
+                    Err(_) => return,
+                }
+            }
+            loop {
+                match heard.try_recv() {
+                    Ok(message) => self.hear(message),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
+                }
+            }
+            self.admit();
+            self.expire();
+            self.step();
+        }
+    }
+
+    fn hear(&mut self, message: Heard) {
+        match message {
+            Heard::Start(prepared) => self.enqueue(*prepared),
+            Heard::Cancel(request) => self.cancel(request),
+            Heard::Drain => self.draining = true,
+        }
+    }
+
+    fn enqueue(&mut self, prepared: Prepared) {
+        let is_cancelled = self.early_cancels.remove(&prepared.request);
+        if is_cancelled || self.waiting.len() >= WAITING_COUNT_MAX {
+            refuse(&self.mouth, prepared.request, prepared.digests, Failure::Busy);
+        } else {
+            self.waiting.push_back(prepared);
+        }
+    }
+
+    fn cancel(&mut self, request: RequestId) {
+        if let Some(at) = self.running.iter().position(|session| session.request == request) {
+            self.finish(at, Finish::Cancelled);
+        } else if let Some(at) = self.waiting.iter().position(|one| one.request == request) {
+            if let Some(prepared) = self.waiting.remove(at) {
+                refuse(&self.mouth, request, prepared.digests, Failure::Busy);
+            }
+        } else {
+            if self.early_cancels.len() >= EARLY_CANCELS_COUNT_MAX {
+                self.early_cancels.clear();
+            }
+            self.early_cancels.insert(request);
+        }
+    }
+
+    /// Gives waiting requests a place, as long as there is one.
+    fn admit(&mut self) {
+        while let Some(prepared) = self.waiting.front() {
+            let needed = prepared.tokens.len() + prepared.max_tokens as usize;
+            let Ok(sequence) = self.engine.sequence_start(needed) else {
+                if self.running.is_empty()
+                    && let Some(prepared) = self.waiting.pop_front()
+                {
+                    refuse(&self.mouth, prepared.request, prepared.digests, Failure::Busy);
+                    continue;
+                }
+                return;
+            };
+            let Some(prepared) = self.waiting.pop_front() else { return };
+            let sampler = self.sampler(&prepared);
+            let text = TextStream::new(&prepared.stop);
+            self.mouth.say(Said::Gateway(FromWorker::Started {
+                request: prepared.request,
+                prompt_tokens: u32::try_from(prepared.tokens.len()).unwrap_or(u32::MAX),
+            }));
+            self.running.push(Session::new(prepared, sequence, sampler, text));
+        }
+    }
+
+    fn sampler(&self, prepared: &Prepared) -> Sampler {
+        let asked = &prepared.sampling;
+        let params = SamplingParams {
+            temperature: asked.temperature,
+            top_k: asked.top_k,
+            top_p: asked.top_p,
+            min_p: asked.min_p,
+            repeat_penalty: asked.repeat_penalty,
+            presence_penalty: asked.presence_penalty,
+            frequency_penalty: asked.frequency_penalty,
+            logit_bias: asked.logit_bias.clone(),
+            seed: asked.seed.unwrap_or_else(|| random_u64().unwrap_or_default()),
+        };
+        let mut sampler = Sampler::new(
+            params,
+            self.engine.model().config().vocab_size,
+            self.engine.options().isa,
+        );
+        sampler.observe_prompt(&prepared.tokens);
+        sampler
+    }
+
+    fn expire(&mut self) {
+        let now = Instant::now();
+        for at in (0..self.running.len()).rev() {
+            if self.running[at].deadline <= now {
+                self.finish(at, Finish::Length);
+            }
+        }
+    }
+
+    /// Runs the engine once and deals with the tokens that it chose.
+    fn step(&mut self) {
+        self.fill_batch();
+        if self.batch.is_empty() {
+            return;
+        }
+        if self.engine.forward(&self.batch).is_err() {
+            for at in (0..self.running.len()).rev() {
+                self.fail(at);
+            }
+            return;
+        }
+        let wanted = std::mem::take(&mut self.wanted);
+        let mut ended = Vec::new();
+        for (row, &at) in wanted.iter().enumerate() {
+            let session = &mut self.running[at];
+            let token = session.sampler.sample(self.engine.logits_mut(row));
+            if let Some(finish) = take_token(session, self.text, &self.mouth, token) {
+                ended.push((at, finish));
+            }
+        }
+        self.wanted = wanted;
+        ended.sort_by_key(|&(at, _)| std::cmp::Reverse(at));
+        for (at, finish) in ended {
+            self.finish(at, finish);
+        }
+    }
+
+    /// One token of each sequence that generates, then as much of the prompts as fits.
+    fn fill_batch(&mut self) {
+        self.batch.clear();
+        self.wanted.clear();
+        let generates = |session: &Session| session.completion_tokens > 0;
+        let (first, then): (Vec<usize>, Vec<usize>) =
+            (0..self.running.len()).partition(|&at| generates(&self.running[at]));
+        for at in first.into_iter().chain(then) {
+            let session = &mut self.running[at];
+            let room = STEP_TOKENS_MAX - self.batch.len();
+            let count = session.unread().len().min(room);
+            let last = session.tokens.len();
+            for index in session.read_count..session.read_count + count {
+                let logits = index + 1 == last;
+                if logits {
+                    self.wanted.push(at);
+                }
+                let (seq, token) = (session.sequence, session.tokens[index]);
+                self.batch.push(BatchToken { seq, token, logits });
+            }
+            session.read_count += count;
+        }
+    }
+
+    fn finish(&mut self, at: usize, finish: Finish) {
+        let mut session = self.running.remove(at);
+        self.end_sequence(&session);
+        if finish != Finish::Cancelled {
+            let mut rest = String::new();
+            session.text.finish(&mut rest);
+            tell(&mut session, &self.mouth, rest);
+        }
+        let report = session.report(outcome(finish));
+        self.mouth.say(Said::Supervisor(WorkerReport::End(report)));
+        self.mouth.say(Said::Gateway(FromWorker::Done {
+            request: session.request,
+            finish,
+            prompt_tokens: session.prompt_tokens,
+            completion_tokens: session.completion_tokens,
+        }));
+    }
+
+    /// Gives the place in the cache back, zeroed. Every session has one until it ends.
+    fn end_sequence(&mut self, session: &Session) {
+        let ended = self.engine.sequence_end(session.sequence);
+        debug_assert!(ended.is_ok(), "a session has a sequence");
+    }
+
+    fn fail(&mut self, at: usize) {
+        let mut session = self.running.remove(at);
+        self.end_sequence(&session);
+        let report = session.report(Outcome::Failed);
+        self.mouth.say(Said::Supervisor(WorkerReport::End(report)));
+        let failure = Failure::Internal;
+        self.mouth.say(Said::Gateway(FromWorker::Failed { request: session.request, failure }));
+    }
+}
+
+/// Deals with one chosen token; returns how the answer ends, if it does.
+fn take_token(session: &mut Session, text: &Text, mouth: &Mouth, token: u32) -> Option<Finish> {
+    session.completion_tokens += 1;
+    if text.ends_generation(token) {
+        return Some(Finish::Stop);
+    }
+    session.sampler.accept(token);
+    let mut delta = String::new();
+    let end = session.text.push(text.token_bytes(token), &mut delta);
+    tell(session, mouth, delta);
+    if end != TextStreamEnd::Open {
+        return Some(Finish::Stop);
+    }
+    session.feed_back(token);
+    (session.completion_tokens >= session.max_tokens).then_some(Finish::Length)
+}
+
+/// Sends text to the gateway, if there is any.
+fn tell(session: &mut Session, mouth: &Mouth, text: String) {
+    if !text.is_empty() {
+        session.observe(&text);
+        mouth.say(Said::Gateway(FromWorker::Delta { request: session.request, text }));
+    }
+}

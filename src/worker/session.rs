@@ -1,0 +1,109 @@
+//! The state of one request while it is served; erased when it ends.
+
+use std::time::Instant;
+
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroize as _;
+
+use super::prepare::Prepared;
+use crate::engine::{Sampler, SeqId, TextStream};
+use crate::ipc::message::{Digest, EndReport, Finish, Outcome, RequestId};
+
+/// One request that the engine serves.
+pub(super) struct Session {
+    /// The request.
+    pub(super) request: RequestId,
+    /// Its place in the KV cache.
+    pub(super) sequence: SeqId,
+    /// Prompt, and the last generated token while it waits to be fed back.
+    pub(super) tokens: Vec<u32>,
+    /// How many of `tokens` the engine has read.
+    pub(super) read_count: usize,
+    /// Tokens of the prompt.
+    pub(super) prompt_tokens: u32,
+    /// Tokens of the answer so far.
+    pub(super) completion_tokens: u32,
+    /// Most tokens of the answer.
+    pub(super) max_tokens: u32,
+    /// When it must have ended.
+    pub(super) deadline: Instant,
+    /// Chooses tokens.
+    pub(super) sampler: Sampler,
+    /// Makes text of them.
+    pub(super) text: TextStream,
+    digests: Vec<Digest>,
+    answer: Sha256,
+}
+
+impl Session {
+    /// Starts a session.
+    #[must_use]
+    pub(super) fn new(
+        prepared: Prepared,
+        sequence: SeqId,
+        sampler: Sampler,
+        text: TextStream,
+    ) -> Self {
+        Self {
+            request: prepared.request,
+            sequence,
+            prompt_tokens: u32::try_from(prepared.tokens.len()).unwrap_or(u32::MAX),
+            tokens: prepared.tokens,
+            read_count: 0,
+            completion_tokens: 0,
+            max_tokens: prepared.max_tokens,
+            deadline: prepared.right.deadline,
+            sampler,
+            text,
+            digests: prepared.digests,
+            answer: Sha256::new(),
+        }
+    }
+
+    /// Tokens that the engine has not read yet.
+    #[must_use]
+    pub(super) fn unread(&self) -> &[u32] {
+        &self.tokens[self.read_count..]
+    }
+
+    /// Notes text that goes to the client.
+    pub(super) fn observe(&mut self, text: &str) {
+        self.answer.update(text);
+    }
+
+    /// Takes a generated token as the next to be read; the prompt is no longer needed.
+    pub(super) fn feed_back(&mut self, token: u32) {
+        self.tokens.zeroize();
+        self.tokens.push(token);
+        self.read_count = 0;
+    }
+
+    /// What the supervisor is told at the end.
+    #[must_use]
+    pub(super) fn report(&mut self, outcome: Outcome) -> EndReport {
+        EndReport {
+            request: self.request,
+            outcome,
+            messages: std::mem::take(&mut self.digests),
+            answer: Digest(self.answer.clone().finalize().into()),
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens: self.completion_tokens,
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.tokens.zeroize();
+    }
+}
+
+/// How an end is told to the supervisor.
+#[must_use]
+pub(super) fn outcome(finish: Finish) -> Outcome {
+    match finish {
+        Finish::Stop => Outcome::Stop,
+        Finish::Length => Outcome::Length,
+        Finish::Cancelled => Outcome::Cancelled,
+    }
+}

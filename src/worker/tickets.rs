@@ -1,0 +1,85 @@
+//! The tickets that the supervisor gave out: no ticket, no work, and each serves once.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::ipc::message::{RequestId, Ticket};
+
+/// Most unused tickets; the supervisor bounds its requests far below.
+pub(super) const TICKETS_COUNT_MAX: usize = 4096;
+
+/// Unused tickets, by request.
+#[derive(Debug, Default)]
+pub(super) struct Tickets {
+    unused: HashMap<RequestId, Right>,
+}
+
+/// The right to have one request served until a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Right {
+    /// The ticket as it came.
+    pub(super) ticket: Ticket,
+    /// When the request must have ended.
+    pub(super) deadline: Instant,
+}
+
+impl Tickets {
+    /// Keeps a ticket that came at `now`; false when there are too many.
+    #[must_use]
+    pub(super) fn keep(&mut self, ticket: Ticket, now: Instant) -> bool {
+        self.unused.retain(|_, right| right.deadline > now);
+        if self.unused.len() >= TICKETS_COUNT_MAX {
+            return false;
+        }
+        let deadline = now + Duration::from_millis(u64::from(ticket.deadline_ms));
+        self.unused.insert(ticket.request, Right { ticket, deadline });
+        true
+    }
+
+    /// Takes the ticket of `request`; `None` when there is none, it was used, or it is too old.
+    #[must_use]
+    pub(super) fn take(&mut self, request: RequestId, now: Instant) -> Option<Right> {
+        self.unused.remove(&request).filter(|right| right.deadline > now)
+    }
+
+    /// Voids the ticket of `request`, if it is unused.
+    pub(super) fn void(&mut self, request: RequestId) {
+        self.unused.remove(&request);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ticket(request: u8) -> Ticket {
+        let request = RequestId([request; 16]);
+        Ticket { request, cache_domain: [0; 16], max_tokens: 1, deadline_ms: 1000 }
+    }
+
+    #[test]
+    fn a_ticket_serves_once_and_in_time() {
+        let (mut tickets, now) = (Tickets::default(), Instant::now());
+        assert!(tickets.take(RequestId([1; 16]), now).is_none());
+        assert!(tickets.keep(ticket(1), now));
+        assert!(tickets.take(RequestId([1; 16]), now).is_some());
+        assert!(tickets.take(RequestId([1; 16]), now).is_none());
+        assert!(tickets.keep(ticket(2), now));
+        assert!(tickets.take(RequestId([2; 16]), now + Duration::from_secs(2)).is_none());
+        assert!(tickets.keep(ticket(3), now));
+        tickets.void(RequestId([3; 16]));
+        assert!(tickets.take(RequestId([3; 16]), now).is_none());
+    }
+
+    #[test]
+    fn the_count_of_tickets_is_bounded() {
+        let (mut tickets, now) = (Tickets::default(), Instant::now());
+        for i in 0..TICKETS_COUNT_MAX {
+            let mut id = [0; 16];
+            id[..8].copy_from_slice(&(i as u64).to_le_bytes());
+            assert!(tickets.keep(Ticket { request: RequestId(id), ..ticket(0) }, now));
+        }
+        assert!(!tickets.keep(ticket(255), now));
+        assert!(tickets.keep(ticket(255), now + Duration::from_secs(2)));
+    }
+}
