@@ -4,7 +4,9 @@
 //! runs in a jailed process. Exit codes: 0 done or holds, 1 refused, 2 usage or a fault.
 
 pub mod audit;
+pub mod bench;
 pub mod chat;
+pub mod demo;
 pub mod fetch;
 pub mod golden;
 pub mod http_client;
@@ -49,8 +51,12 @@ enum Command {
     /// Verify or list the audit log.
     #[command(subcommand)]
     Audit(audit::Command),
+    /// Time prefill and decode of a plain GGUF on this machine.
+    Bench(bench::Arguments),
     /// Talk to a model.
     Chat(chat::Arguments),
+    /// Try everything in one folder: keys, a model, the jailed appliance, an answer, the log.
+    Demo(demo::Arguments),
     /// Make keys: for signing, opening, the audit log, TLS.
     #[command(subcommand)]
     Keygen(keygen::Command),
@@ -68,6 +74,8 @@ enum Command {
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
+        Command::Bench(arguments) => bench::run(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Audit(command) => audit::run(command),
         Command::Chat(arguments) => chat::run(&arguments),
         Command::Keygen(command) => keygen::run(&command),
