@@ -1,3 +1,5 @@
+//! The program of all four binaries; the map of the code follows.
+//!
 #![doc = include_str!("ARCHITECTURE.md")]
 
 pub mod audit;

@@ -14,7 +14,10 @@ const UNSAFE_HOMES: &[&str] = &["kernels/src/", "src/sys/"];
 /// Which names a folder must never mention: the walls between the processes.
 const WALLS: &[(&str, &[&str])] = &[
     ("src/supervisor", &["hyper", "rustls", "tokio", "crate::gateway::", "crate::engine::"]),
-    ("src/worker", &["hyper", "rustls", "tokio", "std::net", "crate::gateway"]),
+    ("src/spawner", &["hyper", "rustls", "tokio", "ring::", "std::net", "crate::supervisor"]),
+    ("src/opener", &["hyper", "rustls", "tokio", "std::net", "crate::gguf", "crate::engine"]),
+    ("src/loader", &["hyper", "rustls", "tokio", "std::net", "ring::", "crate::package"]),
+    ("src/worker", &["hyper", "rustls", "tokio", "std::net", "ring::", "crate::gateway"]),
     ("src/engine", &["hyper", "rustls", "tokio", "std::net", "std::fs", "crate::ipc"]),
     ("src/gateway", &["kernels", "memmap2", "crate::engine", "crate::package"]),
     ("kernels/src", &["std::fs", "std::net", "std::env", "std::process"]),
