@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 #![expect(clippy::tests_outside_test_module, reason = "an integration test has no such module")]
 
+mod appliance;
+mod binaries;
 mod gateway;
 mod gguf;
 mod gguf_file;

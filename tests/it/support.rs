@@ -32,3 +32,13 @@ pub(crate) fn skip(what: &str, why: &str) {
     // Straight to the descriptor, so that the test harness does not capture it.
     let _ = writeln!(std::io::stderr(), "skipped: {what}: {why}");
 }
+
+/// A Python that has `module`: `CLOISTER_PYTHON`, or `python3`.
+pub(crate) fn python_with(module: &str) -> Option<PathBuf> {
+    let python = std::env::var_os("CLOISTER_PYTHON").map_or("python3".into(), PathBuf::from);
+    let found = std::process::Command::new(&python)
+        .args(["-c", &format!("import {module}")])
+        .stderr(std::process::Stdio::null())
+        .status();
+    found.is_ok_and(|status| status.success()).then_some(python)
+}

@@ -1,0 +1,31 @@
+//! The walls between the processes hold in the binaries: what the linker left in the worker.
+
+use std::fs;
+
+/// Names that must not be in the worker: no runtime, TLS, HTTP or signature code.
+const NOT_IN_THE_WORKER: &[&str] = &["5tokio", "6rustls", "5hyper", "4ring", "9age_core", "5rcgen"];
+
+/// Mangled symbol names stand in the binary's string table, in debug and release builds alike.
+#[test]
+fn the_worker_links_no_network_tls_or_signature_code() {
+    let worker = fs::read(env!("CARGO_BIN_EXE_cloister-worker")).unwrap();
+    let gateway = fs::read(env!("CARGO_BIN_EXE_cloister-gateway")).unwrap();
+    for name in NOT_IN_THE_WORKER {
+        assert!(!has_symbol_of(&worker, name), "the worker links {name}");
+    }
+    for name in ["5tokio", "6rustls", "5hyper", "4ring"] {
+        assert!(has_symbol_of(&gateway, name), "the test finds no {name} where it must be");
+    }
+    for name in NOT_IN_THE_WORKER.iter().chain(&["7kernels", "9minijinja"]) {
+        if ["7kernels", "9minijinja", "9age_core"].contains(name) {
+            assert!(!has_symbol_of(&gateway, name), "the gateway links {name}");
+        }
+    }
+}
+
+/// Whether a mangled Rust path starts in the crate `name`, given as its length and name.
+fn has_symbol_of(binary: &[u8], name: &str) -> bool {
+    // Legacy mangling: `_ZN` and the path's parts.
+    let needle = format!("_ZN{name}");
+    binary.windows(needle.len()).any(|window| window == needle.as_bytes())
+}
