@@ -628,9 +628,13 @@ fn every_wrong_file_is_refused_at_once_and_in_little_memory() {
     assert!(std::hint::black_box(&control).is_empty() && reserved.is_err(), "the limit must bind");
     let before = memory_kib("VmHWM");
     for fixture in &fixtures {
-        let start = Instant::now();
-        assert!(outcome(fixture).is_err(), "{}", fixture.name);
-        let took = start.elapsed();
+        // The best of some tries: a busy machine may stop us in the middle of one.
+        let tries = (0..5).map(|_| {
+            let start = Instant::now();
+            assert!(outcome(fixture).is_err(), "{}", fixture.name);
+            start.elapsed()
+        });
+        let took = tries.min().unwrap();
         assert!(took < TIME_MAX, "{} took {took:?}", fixture.name);
         let growth = memory_kib("VmHWM") - before;
         assert!(growth < GROWTH_KIB_MAX, "{}: memory grew {growth} KiB", fixture.name);
