@@ -263,11 +263,11 @@ fn rejects_a_text_over_its_limit() {
 
 #[test]
 fn rejects_a_count_that_the_bytes_cannot_hold() {
-    // WorkerReport::End with 1024 digests announced and none there.
+    // WorkerReport::End with as many digests announced as there may be, and none there.
     let mut bytes = vec![3];
     bytes.extend_from_slice(&[0; 16]);
     bytes.push(1);
-    bytes.extend_from_slice(&1024_u32.to_le_bytes());
+    bytes.extend_from_slice(&u32::try_from(MESSAGES_COUNT_MAX).unwrap().to_le_bytes());
     assert_eq!(WorkerReport::decode(&bytes).unwrap_err(), Error::Truncated);
     let at = bytes.len() - 4;
     bytes[at..].copy_from_slice(&u32::MAX.to_le_bytes());

@@ -14,7 +14,7 @@ use crate::gateway::error::JsonFault;
 /// Deepest nesting of objects and arrays.
 const DEPTH_MAX: u32 = 64;
 
-/// Most values in one body: 1024 messages with parts and calls, a full `logit_bias`, tool schemas.
+/// Most values in one body: messages with parts and calls, a full `logit_bias`, tool schemas.
 const VALUES_COUNT_MAX: u32 = 1 << 16;
 
 /// How many more values may be read, in a body and in the JSON texts inside it together.
