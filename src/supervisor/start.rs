@@ -102,7 +102,11 @@ pub(super) fn give_up_powers(config: &Config) -> Result<Sandboxed, Error> {
         allow(std::path::Path::new("/proc/self/fdinfo"), Access::Read),
         allow(std::path::Path::new("/proc/sys/kernel/random/boot_id"), Access::Read),
     ];
-    sandbox::begin_supervisor(&allowed).and_then(sandbox::Begun::seal).map_err(Error::Sandbox)
+    let begun = sandbox::begin_supervisor(&allowed).map_err(Error::Sandbox)?;
+    // The first thread of all has glibc install a signal handler; the filter allows none later.
+    let first = std::thread::Builder::new().spawn(|| {}).map(std::thread::JoinHandle::join);
+    first.map_err(|_| Error::System("make the first thread", nix::errno::Errno::EAGAIN))?.ok();
+    begun.seal().map_err(Error::Sandbox)
 }
 
 /// Opens the log and the models; returns what serves.
