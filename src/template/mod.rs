@@ -165,7 +165,7 @@ impl Job<'_> {
         let template = env.template_from_str(&source).map_err(|error| compile_error(&error))?;
         let mut output = Output { bytes: Vec::new(), len_max: output_len_max };
         template
-            .render_to_write(self.context(marking), &mut output)
+            .render_captured_to(self.context(marking), &mut output)
             .map_err(|error| render_error(&budget, &error))?;
         String::from_utf8(output.bytes).map_err(|_| Error::Provenance)
     }

@@ -71,7 +71,16 @@ impl Merger {
         text: &[u8],
         emit: &mut impl FnMut(u32, &[u8]),
     ) {
-        let mut window_len = WINDOW_LEN_BYTES;
+        self.merge_in_windows(rules, text, WINDOW_LEN_BYTES, emit);
+    }
+
+    fn merge_in_windows<R: Rules>(
+        &mut self,
+        rules: &R,
+        text: &[u8],
+        mut window_len: usize,
+        emit: &mut impl FnMut(u32, &[u8]),
+    ) {
         let mut start = 0;
         let mut pieces = Vec::new();
         let mut following = Vec::new();
@@ -208,4 +217,107 @@ fn give(pieces: &[Piece], text: &[u8], emit: &mut impl FnMut(u32, &[u8])) {
 
 fn index(value: usize) -> u32 {
     u32::try_from(value).expect("texts are shorter than `TEXT_LEN_MAX_BYTES`")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    /// A vocabulary of strings of `a` to `d` with priorities that need not follow their length.
+    struct Letters(HashMap<Vec<u8>, (u32, u32)>);
+
+    impl Letters {
+        /// Draws `count` tokens; some priorities are equal when `ties` is set.
+        fn new(random: &mut Random, count: u32, ties: bool) -> Self {
+            let mut tokens: Vec<Vec<u8>> = b"abcd".iter().map(|&letter| vec![letter]).collect();
+            for _ in 0..count {
+                let left = tokens[random.below(tokens.len())].clone();
+                let right = tokens[random.below(tokens.len())].clone();
+                tokens.push([left, right].concat());
+            }
+            let priority = |random: &mut Random, id: u32| {
+                if ties { index(random.below(4)) } else { id }
+            };
+            let mut ids: Vec<u32> = (0..index(tokens.len())).collect();
+            for place in 0..ids.len() {
+                ids.swap(place, random.below(place + 1));
+            }
+            let entry = |(text, id)| (text, (priority(random, id), id));
+            Self(tokens.into_iter().zip(ids).map(entry).collect())
+        }
+    }
+
+    impl Rules for Letters {
+        fn unit(&self, text: &[u8]) -> (usize, u32) {
+            (1, self.0.get(&text[..1]).map_or(NO_TOKEN, |token| token.1))
+        }
+
+        fn join(&self, _: u32, _: u32, both: &[u8]) -> Option<(u32, u32)> {
+            self.0.get(both).copied()
+        }
+    }
+
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, bound: usize) -> usize {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            usize::try_from(self.0 >> 33).unwrap() % bound
+        }
+    }
+
+    /// The meaning of merging: join the best, leftmost pair until there is none.
+    fn merge_slowly(rules: &Letters, text: &[u8]) -> Vec<u32> {
+        let mut parts: Vec<Vec<u8>> = text.iter().map(|&byte| vec![byte]).collect();
+        loop {
+            let pairs = parts.windows(2).enumerate();
+            let best =
+                pairs.filter_map(|(at, pair)| Some((rules.0.get(&pair.concat())?.0, at))).min();
+            let Some((_, at)) = best else {
+                return parts.iter().map(|part| rules.0[part].1).collect();
+            };
+            let right = parts.remove(at + 1);
+            parts[at].extend(right);
+        }
+    }
+
+    #[test]
+    fn windows_give_what_merging_the_whole_text_gives() {
+        let mut random = Random(7);
+        for round in 0..400 {
+            let rules = Letters::new(&mut random, 1 + round % 40, round % 3 == 0);
+            let letters = 1 + random.below(4);
+            let len = random.below(300);
+            let text: Vec<u8> = (0..len).map(|_| b"abcd"[random.below(letters)]).collect();
+            let expected = merge_slowly(&rules, &text);
+            for window_len in [8, 16, 64, WINDOW_LEN_BYTES] {
+                let mut tokens = Vec::new();
+                let mut joined = Vec::new();
+                Merger::default().merge_in_windows(&rules, &text, window_len, &mut |id, bytes| {
+                    tokens.push(id);
+                    joined.extend_from_slice(bytes);
+                });
+                assert_eq!(tokens, expected, "round {round}, window {window_len}");
+                assert_eq!(joined, text);
+            }
+        }
+    }
+
+    #[test]
+    fn steps_grow_as_the_text_does() {
+        let mut random = Random(3);
+        let rules = Letters::new(&mut random, 60, false);
+        let steps_per_byte = |text: &[u8]| {
+            let mut merger = Merger::default();
+            merger.merge(&rules, text, &mut |_, _| {});
+            merger.steps / text.len() as u64
+        };
+        for letters in 1..=4 {
+            let text: Vec<u8> = (0..1 << 20).map(|_| b"abcd"[random.below(letters)]).collect();
+            assert!(steps_per_byte(&text[..4096]) <= 5);
+            assert!(steps_per_byte(&text) <= 6);
+        }
+    }
 }

@@ -167,3 +167,53 @@ fn class(c: char) -> Class {
         _ => Class::Other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Written by `make.py` beside them with the regular expressions themselves.
+    const PIECES: &str = include_str!("../../tests/vectors/pretokenize/pieces.jsonl");
+    const CLASSES: &str = include_str!("../../tests/vectors/pretokenize/classes.txt");
+
+    #[test]
+    fn scanners_cut_as_the_regular_expressions() {
+        for line in PIECES.lines() {
+            let case: serde_json::Value = serde_json::from_str(line).unwrap();
+            let text = case["text"].as_str().unwrap();
+            for name in ["gpt-2", "smollm", "qwen2", "llama-bpe"] {
+                let pieces = PreTokenizer::by_name(name).unwrap().pieces(text);
+                let lens: Vec<usize> = pieces.map(str::len).collect();
+                let expected: Vec<usize> = serde_json::from_value(case[name].clone()).unwrap();
+                assert_eq!(lens, expected, "{name}: {text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn classes_are_those_of_unicode() {
+        let run = |line: &str| {
+            let (code, kind) = line.split_once(' ').unwrap();
+            (u32::from_str_radix(code, 16).unwrap(), kind.to_owned())
+        };
+        let runs: Vec<(u32, String)> = CLASSES.lines().map(run).collect();
+        for (index, (start, kind)) in runs.iter().enumerate() {
+            let end = runs.get(index + 1).map_or(0x11_0000, |next| next.0);
+            for c in (*start..end).filter_map(char::from_u32) {
+                let expected = match kind.as_str() {
+                    "L" => Class::Letter,
+                    "N" => Class::Number,
+                    "S" => Class::Space,
+                    "O" => Class::Other,
+                    _ => continue,
+                };
+                assert!(class(c) == expected, "U+{:04X}", u32::from(c));
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_names_are_refused() {
+        assert_eq!(PreTokenizer::by_name("default"), None);
+    }
+}

@@ -20,7 +20,8 @@ pub(super) struct Spm {
 /// Returns the byte of a token of the form `<0xNN>`.
 fn byte_of(text: &str) -> Option<u8> {
     let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
-    if digits.len() != 2 { None } else { u8::from_str_radix(digits, 16).ok() }
+    let is_hex = digits.len() == 2 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    if is_hex { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
 /// Returns the bytes that a token stands for.
