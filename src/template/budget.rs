@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::Relaxed};
 
+use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
 use super::error::Limit;
@@ -10,6 +11,8 @@ use super::error::Limit;
 const LIST_LEN_MAX: usize = 1 << 16;
 /// Most values looked at to measure one value.
 const VALUES_MAX: usize = 1 << 17;
+/// Deepest nesting of a value: the engine itself frees nested values by recursion.
+const DEPTH_MAX: usize = 100;
 /// Longest string that is multiplied, in bytes.
 const FACTOR_LEN_MAX_BYTES: usize = 1024;
 
@@ -24,7 +27,7 @@ pub(super) struct Budget {
 const RAISED: u8 = u8::MAX;
 
 impl Budget {
-    /// Starts with what a rendering of messages of `input_len` bytes may use up.
+    /// Starts with what a rendering may write and copy, in bytes.
     pub(super) fn new(output_len_max: usize, copies_max: usize) -> Self {
         Self {
             value_len_max: output_len_max,
@@ -98,6 +101,9 @@ impl Budget {
         if let Some(text) = value.as_str() {
             return self.copy(text.len());
         }
+        if matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
+            self.list(value.len())?;
+        }
         let mut values = VALUES_MAX;
         let len = self.text_len(value, &mut values)?;
         self.copy(len + (VALUES_MAX - values))
@@ -113,30 +119,30 @@ impl Budget {
         }
     }
 
-    /// Measures a value within `values` values; recursion is bounded by the depth of values that
-    /// templates can build within `values`, so it goes by a list.
+    /// Measures a value of at most `values` values.
     fn text_len(&self, value: &Value, values: &mut usize) -> Result<usize, Error> {
-        let mut pending = vec![value.clone()];
+        let mut pending = vec![(value.clone(), 0)];
         let mut len = 0usize;
-        while let Some(value) = pending.pop() {
+        while let Some((value, depth)) = pending.pop() {
             *values = values.checked_sub(1).ok_or_else(|| self.exceed(Limit::ValueLen))?;
             if let Some(text) = value.as_str() {
                 len = len.saturating_add(text.len());
-            }
-            let Ok(items) = value.try_iter().map_err(drop) else { continue };
-            if value.as_str().is_some() {
                 continue;
+            }
+            let Ok(items) = value.try_iter() else { continue };
+            if depth == DEPTH_MAX {
+                return Err(self.exceed(Limit::Depth));
             }
             for item in items {
                 if pending.len() > *values {
                     return Err(self.exceed(Limit::ValueLen));
                 }
-                if value.kind() == minijinja::value::ValueKind::Map
+                if value.kind() == ValueKind::Map
                     && let Ok(entry) = value.get_item(&item)
                 {
-                    pending.push(entry);
+                    pending.push((entry, depth + 1));
                 }
-                pending.push(item);
+                pending.push((item, depth + 1));
             }
         }
         Ok(len)

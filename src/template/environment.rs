@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use minijinja::value::{Kwargs, Rest, ValueKind};
+use minijinja::value::{Kwargs, Rest};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
@@ -69,12 +69,7 @@ fn add_functions(env: &mut Environment<'_>, budget: &Arc<Budget>, now_unix_s: u6
 fn add_filters(env: &mut Environment<'_>, budget: &Arc<Budget>) {
     let spent = Arc::clone(budget);
     env.add_filter(source::BOUND_FILTER, move |value: Value| -> Result<Value, Error> {
-        match value.kind() {
-            ValueKind::String => spent.copy(value.as_str().map_or(0, str::len))?,
-            ValueKind::Seq | ValueKind::Iterable => spent.list(value.len())?,
-            ValueKind::Map => spent.value(&value)?,
-            _ => {}
-        }
+        spent.value(&value)?;
         Ok(value)
     });
     let spent = Arc::clone(budget);

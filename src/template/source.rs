@@ -4,7 +4,8 @@
 //! that fails when they are too long, because instructions alone do not bound what doubling a
 //! string builds. Literals that a template compares with or passes to methods and filters stay
 //! unmarked, as they are held against a user's text; where that guess is wrong, the rendered text
-//! differs from the unmarked template's, and the caller sees it.
+//! differs from the unmarked template's, and the caller sees it. What `set` stores gets the same
+//! filter, so that no loop can nest a list in a list without end.
 
 use super::provenance::mark;
 
@@ -116,6 +117,7 @@ fn rewrite_tag(output: &mut String, source: &str, marking: Marking) -> usize {
         Marking::Everything => is_output || !matches!(name, "if" | "elif" | "for"),
     };
     let guards = guards(&tokens);
+    let assigned = if name == "set" { assignment(&tokens) } else { None };
     let mut copied = 0;
     for (index, token) in tokens.iter().enumerate() {
         output.push_str(&source[copied..token.start]);
@@ -129,9 +131,21 @@ fn rewrite_tag(output: &mut String, source: &str, marking: Marking) -> usize {
             output.push('|');
             output.push_str(filter);
         }
+        if assigned == Some(index) {
+            output.push_str(" (");
+        } else if assigned.is_some() && index + 1 == tokens.len() {
+            output.push_str(")|");
+            output.push_str(BOUND_FILTER);
+        }
     }
     output.push_str(&source[copied..len]);
     len
+}
+
+/// Returns the `=` of a `set` tag that has something after it.
+fn assignment(tokens: &[Token<'_>]) -> Option<usize> {
+    let is_equals = |token: &Token<'_>| token.kind == TokenKind::Operator && token.text == "=";
+    tokens.iter().position(is_equals).filter(|&index| index + 1 < tokens.len())
 }
 
 fn end_of_raw(source: &str) -> Option<usize> {
@@ -333,7 +347,12 @@ mod tests {
                 "{{- x.y[0] ~ (c)|trim('+') -}}",
                 "{{- x.y[0]|cloister_bounded ~ (c)|trim('+')|cloister_bounded -}}",
             ),
-            ("{% set n = -1 %}", "{% set n = -1 %}"),
+            ("{% set n = -1 -%}", "{% set n = ( -1)|cloister_bounded -%}"),
+            (
+                "{% set n.a = b + c %}",
+                "{% set n.a = ( b|cloister_bounded + c|cloister_bounded)|cloister_bounded %}",
+            ),
+            ("{% set n %}a{% endset %}", "{% set n %}a{% endset %}"),
             ("{{ 'a' * 3 }}", "{{ 'a'|cloister_factor * 3|cloister_factor }}"),
             (
                 "{# a + b #}{% raw %}{{ a + b }}{% endraw %}",

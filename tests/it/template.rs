@@ -163,6 +163,11 @@ fn hostile_templates_end_with_the_name_of_a_limit() {
                 .replace("{% endfor %}", "{% endfor %}{{ ns.x|tojson }}"),
             Limit::ValueLen,
         ),
+        (
+            "{% set ns = namespace(x=1) %}{% for i in range(60000) %}{% set ns.x = [ns.x] %}{% endfor %}",
+            Limit::Depth,
+        ),
+        ("{% set ns = namespace(x=1) %}{% set ns.x = ns %}{{ ns }}", Limit::Depth),
         ("{% set l = range(60000)|list %}{% set m = l + l %}{{ (m + m)|length }}", Limit::ValueLen),
         ("{{ ([1] * 1000000000)|list|length }}", Limit::ValueLen),
         (
