@@ -10,6 +10,7 @@ mod gguf;
 mod gguf_file;
 mod golden;
 mod inspect;
+mod jail;
 mod package;
 mod quants;
 mod support;

@@ -4,6 +4,7 @@
 //! probe jail ROLE full|begun ATTEMPT      as a child of the real spawner; prints how it ended
 //! probe free ATTEMPT                      in this process; prints the same
 //! probe look ROLE                         a sealed child's status and descriptors, from outside
+//! probe sweep ROLE                        every system call number, each in a child of its own
 //! probe orphan ROLE                       a sealed child whose spawner is then killed
 //! ```
 //!
@@ -16,9 +17,10 @@
 mod attempts;
 
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::net::UnixListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 use std::{env, fs, thread};
@@ -29,11 +31,15 @@ use cloister::sandbox::{self, Ids, Role};
 use cloister::spawner::message::{FromSpawner, ToSpawner};
 use cloister::spawner::{self, Config, Profile, Program, Started};
 use cloister::sys::process::{inherited_descriptor, pidfd_send_signal};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 
 /// Users of the test's children, as the installed service would have its own.
 const FIRST_UID: u32 = 61_200;
 /// More than the probe needs, fewer than would hide a leak.
 const NOFILE: u64 = 24;
+/// Past the last system call of this year's kernels.
+const CALL_NUMBER_MAX: u32 = 480;
 const ROLES: [Role; 4] = [Role::Gateway, Role::Worker, Role::Loader, Role::Opener];
 
 fn main() -> ExitCode {
@@ -42,9 +48,10 @@ fn main() -> ExitCode {
     match words[..] {
         [name, role] if name == format!("cloister-{role}") => child(role_of(role)),
         [_, "jail", role, walls, attempt] => {
-            println!("{}", in_jail(role_of(role), walls, attempt));
+            println!("{}", Jail::build().attempt(role_of(role), walls, attempt));
         }
-        [_, "free", attempt] => println!("{}", attempts::run(&outside(attempt))),
+        [_, "free", attempt] => println!("{}", free(attempt)),
+        [_, "sweep", role] => sweep(role_of(role)),
         [_, "look", role] => look(role_of(role)),
         [_, "orphan", role] => orphan(role_of(role)),
         _ => return ExitCode::from(2),
@@ -94,25 +101,41 @@ fn child(role: Role) {
     control.send(&text(outcome), &[]).unwrap();
 }
 
+/// A spawner, and what it is to keep its children away from.
 struct Jail {
     started: Started,
-    control: Channel,
-    pid: i32,
-    _folder: Folder,
+    folder: Folder,
 }
 
-/// The supervisor's folder, with a socket that would answer.
+/// A child of the spawner.
+struct Inmate {
+    control: Channel,
+    pid: i32,
+}
+
+/// The supervisor's folder, with sockets that would answer.
 struct Folder {
     path: PathBuf,
-    _listener: UnixListener,
+    _listeners: [UnixListener; 2],
 }
 
 impl Folder {
     fn make() -> Self {
-        let path = env::temp_dir().join(format!("cloister-probe-{}", std::process::id()));
+        let name = format!("cloister-probe-{}", std::process::id());
+        let path = env::temp_dir().join(&name);
         fs::create_dir(&path).unwrap();
-        let _listener = UnixListener::bind(path.join("control.sock")).unwrap();
-        Self { path, _listener }
+        let by_path = UnixListener::bind(path.join("control.sock")).unwrap();
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let abstract_one = UnixListener::bind_addr(&address).unwrap();
+        Self { path, _listeners: [by_path, abstract_one] }
+    }
+
+    /// Fills in what an attempt aims at: `SOCKET`, `ABSTRACT`, `PID`.
+    fn aim(&self, attempt: &str, pid: u32) -> String {
+        attempt
+            .replace("SOCKET", self.path.join("control.sock").to_str().unwrap())
+            .replace("ABSTRACT", self.path.file_name().unwrap().to_str().unwrap())
+            .replace("PID", &pid.to_string())
     }
 }
 
@@ -123,7 +146,7 @@ impl Drop for Folder {
 }
 
 impl Jail {
-    fn start(role: Role, walls: &str) -> Self {
+    fn build() -> Self {
         let path = env::current_exe().unwrap();
         let program = |(index, role): (usize, Role)| {
             let uid = FIRST_UID + 10 * u32::try_from(index).unwrap();
@@ -133,62 +156,78 @@ impl Jail {
         let programs = ROLES.into_iter().enumerate().map(program).collect();
         let profile = Profile::of_caller();
         let started = spawner::start(&Config { profile, programs }).unwrap();
-        let folder = Folder::make();
+        Self { started, folder: Folder::make() }
+    }
+
+    /// Starts a child behind `walls` and waits until they stand.
+    fn admit(&self, role: Role, walls: &str) -> Inmate {
         let (control, theirs) = Channel::pair().unwrap();
         let spawn = ToSpawner::Spawn { child: 1, role, index: 1, descriptors: 1 };
-        started.channel.send(&spawn, &[theirs.as_fd()]).unwrap();
+        self.started.channel.send(&spawn, &[theirs.as_fd()]).unwrap();
         drop(theirs);
-        let (answer, fds) = started.channel.recv::<FromSpawner>().unwrap();
+        let (answer, fds) = self.started.channel.recv::<FromSpawner>().unwrap();
         assert_eq!(answer, FromSpawner::Spawned { child: 1 });
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fds[0].as_raw_fd()));
         let info = info.unwrap();
         let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).unwrap();
         let pid = pid.trim().parse().unwrap();
         control.send(&text(walls), &[]).unwrap();
-        Self { started, control, pid, _folder: folder }
+        let ready = receive(&control).unwrap_or_else(|_| format!("died: {}", self.exit()));
+        assert!(ready.starts_with("landlock"), "{ready}");
+        Inmate { control, pid }
     }
 
-    /// Waits until the sandbox is closed.
-    fn wait_ready(&self) -> String {
-        receive(&self.control).unwrap_or_else(|_| format!("died: {:?}", self.exit()))
-    }
-
-    fn exit(&self) -> FromSpawner {
-        self.started.channel.recv().unwrap().0
-    }
-}
-
-/// What `ATTEMPT` aims at, from outside: the socket of this process and its number.
-fn outside(attempt: &str) -> String {
-    attempt.replace("PID", &std::os::unix::process::parent_id().to_string())
-}
-
-fn in_jail(role: Role, walls: &str, attempt: &str) -> String {
-    let jail = Jail::start(role, walls);
-    let ready = jail.wait_ready();
-    if !ready.starts_with("landlock") {
-        return ready;
-    }
-    let socket = jail._folder.path.join("control.sock");
-    let attempt = attempt
-        .replace("SOCKET", socket.to_str().unwrap())
-        .replace("PID", &std::process::id().to_string());
-    jail.control.send(&text(attempt), &[]).unwrap();
-    match receive(&jail.control) {
-        Ok(outcome) => outcome,
-        Err(Error::Closed) => match jail.exit() {
+    fn exit(&self) -> String {
+        match self.started.channel.recv().unwrap().0 {
             FromSpawner::Exited { exit, .. } => format!("{exit:?}"),
             other => format!("{other:?}"),
-        },
-        Err(error) => format!("{error}"),
+        }
+    }
+
+    /// Has a new child try `attempt`; the child is gone afterwards.
+    fn attempt(&self, role: Role, walls: &str, attempt: &str) -> String {
+        let inmate = self.admit(role, walls);
+        let attempt = self.folder.aim(attempt, std::process::id());
+        inmate.control.send(&text(attempt), &[]).unwrap();
+        let outcome = receive(&inmate.control);
+        let exit = self.exit();
+        outcome.unwrap_or(exit)
+    }
+}
+
+/// Tries it here, where nothing forbids it.
+fn free(attempt: &str) -> String {
+    let folder = Folder::make();
+    if attempt.ends_with("mount") {
+        // A view of the mounts of its own, so that the host's stay as they are.
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+    }
+    let mut victim = Command::new("sleep").arg("60").spawn().unwrap();
+    let attempt = folder.aim(attempt, victim.id());
+    let outcome = attempts::run(&attempt);
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    outcome
+}
+
+/// Prints the number of every system call that does not kill a sealed child at once.
+fn sweep(role: Role) {
+    let jail = Jail::build();
+    for number in 0..=CALL_NUMBER_MAX {
+        let outcome = jail.attempt(role, "full", &format!("call:{number}"));
+        if outcome != "Signal(31)" {
+            println!("{number} {outcome}");
+        }
     }
 }
 
 /// Prints what the kernel says of every thread of a sealed child, and its descriptors.
 fn look(role: Role) {
-    let jail = Jail::start(role, "full");
-    println!("ready: {}", jail.wait_ready());
-    let process = format!("/proc/{}", jail.pid);
+    let jail = Jail::build();
+    let inmate = jail.admit(role, "full");
+    let process = format!("/proc/{}", inmate.pid);
     for task in fs::read_dir(format!("{process}/task")).unwrap() {
         let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
         println!("thread");
@@ -217,12 +256,12 @@ fn look(role: Role) {
 
 /// Kills the spawner and waits for the child's end.
 fn orphan(role: Role) {
-    let jail = Jail::start(role, "full");
-    println!("ready: {}", jail.wait_ready());
+    let jail = Jail::build();
+    let inmate = jail.admit(role, "full");
     pidfd_send_signal(jail.started.pidfd.as_fd(), 9).unwrap();
-    println!("control {:?}", receive(&jail.control));
+    println!("control {:?}", receive(&inmate.control));
     for _ in 0..100 {
-        let Ok(status) = fs::read_to_string(format!("/proc/{}/status", jail.pid)) else {
+        let Ok(status) = fs::read_to_string(format!("/proc/{}/status", inmate.pid)) else {
             println!("child gone");
             return;
         };

@@ -1,0 +1,338 @@
+//! The jail is attacked from inside, through the real spawner, and each attack works outside.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use super::support::skip;
+
+const ROLES: [&str; 4] = ["gateway", "worker", "loader", "opener"];
+
+/// A user without privileges (`nobody`).
+const PLAIN_USER: &str = "65534";
+
+/// An attack: its name for the probe, whether the other walls stop it without seccomp too, and what
+/// it does when nothing is in its way.
+struct Attack(&'static str, Walls, Free);
+
+#[derive(PartialEq)]
+enum Walls {
+    /// Landlock, namespaces, user and empty root stop it.
+    StopIt,
+    /// Seccomp alone.
+    LetIt,
+}
+
+#[derive(PartialEq)]
+enum Free {
+    /// It works for everybody.
+    Works,
+    /// It works for root.
+    WorksForRoot,
+    /// It becomes another program, which ends well and says nothing.
+    Execs,
+    /// Kernel or harness forbid it even to root, so there is no control.
+    NoControl,
+}
+
+use Free::{Execs, NoControl, Works, WorksForRoot};
+use Walls::{LetIt, StopIt};
+
+const ATTACKS: &[Attack] = &[
+    Attack("open-file:/etc/passwd", StopIt, Works),
+    Attack("make-file", StopIt, WorksForRoot),
+    Attack("list-root", StopIt, Works),
+    Attack("leave-root", StopIt, Works),
+    Attack("inet-socket", LetIt, Works),
+    Attack("inet-connect", StopIt, Works),
+    Attack("inet-bind", StopIt, Works),
+    Attack("netlink-socket", LetIt, Works),
+    Attack("packet-socket", StopIt, WorksForRoot),
+    Attack("unix-socket", LetIt, Works),
+    Attack("connect-path:SOCKET", StopIt, Works),
+    Attack("connect-abstract:ABSTRACT", StopIt, Works),
+    Attack("exec", StopIt, Execs),
+    Attack("fork", LetIt, Works),
+    Attack("thread", LetIt, Works),
+    Attack("ptrace:PID", StopIt, Works),
+    Attack("read-memory:PID", StopIt, Works),
+    Attack("process-vm-readv:PID", LetIt, Works),
+    Attack("kill:PID", StopIt, Works),
+    Attack("kill-all", StopIt, NoControl),
+    Attack("setuid", StopIt, WorksForRoot),
+    Attack("setgid", StopIt, WorksForRoot),
+    Attack("mount", StopIt, WorksForRoot),
+    Attack("remount", StopIt, WorksForRoot),
+    Attack("unshare-user", StopIt, Works),
+    Attack("unshare-net", StopIt, WorksForRoot),
+    Attack("io-uring", LetIt, NoControl),
+    Attack("bpf", StopIt, WorksForRoot),
+    Attack("userfaultfd", LetIt, WorksForRoot),
+    Attack("keyctl", LetIt, Works),
+    Attack("perf", LetIt, NoControl),
+    Attack("memfd-exec", LetIt, Execs),
+    Attack("mmap-exec", LetIt, Works),
+    Attack("mprotect-exec", LetIt, Works),
+    Attack("prctl-dumpable", LetIt, Works),
+    Attack("personality", LetIt, Works),
+    Attack("x32", LetIt, NoControl),
+];
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum User {
+    Root,
+    Plain,
+}
+
+/// Those whom the tests can run as here.
+fn users() -> &'static [User] {
+    if nix::unistd::geteuid().is_root() {
+        &[User::Root, User::Plain]
+    } else {
+        static SAID: OnceLock<()> = OnceLock::new();
+        SAID.get_or_init(|| skip("the jail as root", "the tests run as a plain user"));
+        &[User::Plain]
+    }
+}
+
+/// The probe, in a folder that every user may reach.
+fn probe_path() -> &'static Path {
+    static PROBE: OnceLock<PathBuf> = OnceLock::new();
+    PROBE.get_or_init(|| {
+        let built = build_probe();
+        let folder = std::env::temp_dir().join(format!("cloister-jail-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let copy = folder.join("probe");
+        std::fs::copy(built, &copy).unwrap();
+        copy
+    })
+}
+
+/// `cargo test --test it` does not build examples, so this does.
+fn build_probe() -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let profile = own.parent().unwrap().parent().unwrap();
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--example", "probe"]);
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    assert!(cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
+    profile.join("examples/probe")
+}
+
+fn probe(user: User, arguments: &[&str]) -> String {
+    let root = nix::unistd::geteuid().is_root();
+    let mut command = match user {
+        User::Plain if root => {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid", PLAIN_USER, "--regid", PLAIN_USER, "--clear-groups"]);
+            command.arg(probe_path());
+            command
+        }
+        _ => Command::new(probe_path()),
+    };
+    let output = command.args(arguments).current_dir("/").output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{user:?} {arguments:?}: {errors}");
+    assert!(!errors.contains("canary"), "a child's text came out: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn every_attack_kills_the_attacker() {
+    for &user in users() {
+        for role in ROLES {
+            assert_eq!(probe(user, &["jail", role, "full", "nothing"]), "ok\n");
+        }
+        for Attack(attack, ..) in ATTACKS {
+            for role in ["gateway", "worker"] {
+                let outcome = probe(user, &["jail", role, "full", attack]);
+                assert_eq!(outcome, "Signal(31)\n", "{user:?} {role} {attack}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_other_walls_stand_without_seccomp() {
+    for &user in users() {
+        for Attack(attack, walls, _) in ATTACKS {
+            if *walls == StopIt {
+                let outcome = probe(user, &["jail", "worker", "begun", attack]);
+                assert_ne!(outcome, "ok\n", "{user:?} {attack}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_attack_works_outside() {
+    let is_root = nix::unistd::geteuid().is_root();
+    let user = if is_root { User::Root } else { User::Plain };
+    for Attack(attack, _, free) in ATTACKS {
+        let want = match free {
+            Works => "ok\n",
+            WorksForRoot if is_root => "ok\n",
+            Execs => "",
+            WorksForRoot | NoControl => continue,
+        };
+        assert_eq!(probe(user, &["free", attack]), want, "{attack}");
+    }
+}
+
+#[test]
+fn every_thread_has_no_power_left() {
+    for &user in users() {
+        for (role, uid) in ROLES.into_iter().zip((61_200..).step_by(10)) {
+            let (uid, gid) = match user {
+                User::Root => (uid + 1, uid),
+                User::Plain => plain_ids(),
+            };
+            let seen = probe(user, &["look", role]);
+            let threads: Vec<&str> = seen.split("thread\n").skip(1).collect();
+            assert_eq!(threads.len(), 3);
+            for thread in threads {
+                let has = |key: &str, value: &str| {
+                    let line = thread.lines().find(|line| line.starts_with(key));
+                    let words: Vec<&str> = line.unwrap().split_whitespace().skip(1).collect();
+                    assert_eq!(words.join(" "), value, "{user:?} {role} {key}");
+                };
+                has("Uid:", &format!("{uid} {uid} {uid} {uid}"));
+                has("Gid:", &format!("{gid} {gid} {gid} {gid}"));
+                ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"]
+                    .map(|key| has(key, "0000000000000000"));
+                has("NoNewPrivs:", "1");
+                has("Seccomp:", "2");
+            }
+            look_from_outside(user, role, &seen);
+        }
+    }
+}
+
+fn plain_ids() -> (u32, u32) {
+    use nix::unistd::{getegid, geteuid};
+    if geteuid().is_root() {
+        (PLAIN_USER.parse().unwrap(), PLAIN_USER.parse().unwrap())
+    } else {
+        (geteuid().as_raw(), getegid().as_raw())
+    }
+}
+
+/// Descriptors, limits, environment and namespaces of a sealed child.
+fn look_from_outside(user: User, role: &str, seen: &str) {
+    let lines = |start: &str| -> Vec<String> {
+        let found = seen.lines().filter_map(|line| line.strip_prefix(start));
+        found.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+    };
+    let mut descriptors = lines("fd ");
+    descriptors.sort();
+    if user == User::Root {
+        let null = ["0 /dev/null", "1 /dev/null", "2 /dev/null"];
+        assert_eq!(descriptors[..3], null, "{role}");
+        assert!(descriptors[3].starts_with("3 socket:"), "{descriptors:?}");
+        assert_eq!(descriptors.len(), 4);
+        assert_eq!(lines("environment "), ["Some(0)"], "{role}");
+    } else {
+        // A process that cannot be dumped hides these from its own user.
+        assert!(descriptors[0].starts_with("hidden"), "{descriptors:?}");
+        assert_eq!(lines("environment "), ["None"], "{role}");
+    }
+    let limits = lines("limit Max ");
+    let has = |limit: &str| assert!(limits.iter().any(|line| line == limit), "{role} {limit}");
+    has("core file size 0 0 bytes");
+    has("processes 0 0 processes");
+    has("open files 24 24 files");
+    if role != "loader" {
+        has("file size 0 0 bytes");
+    }
+    let namespaces = lines("namespace ");
+    assert_eq!(namespaces.len(), 7);
+    assert!(namespaces.iter().all(|line| line.ends_with("own true")), "{namespaces:?}");
+}
+
+#[test]
+fn a_child_dies_with_its_spawner() {
+    for &user in users() {
+        let seen = probe(user, &["orphan", "worker"]);
+        assert_eq!(seen, "control Err(Closed)\nchild gone\n", "{user:?}");
+    }
+}
+
+#[test]
+fn a_panic_ends_a_sealed_child_and_says_nothing() {
+    for &user in users() {
+        for role in ROLES {
+            let outcome = probe(user, &["jail", role, "full", "panic:canary"]);
+            assert_eq!(outcome, "Code(101)\n", "{user:?} {role}");
+        }
+        // The first process of a namespace cannot kill itself by SIGABRT; the fault after it does.
+        assert_eq!(probe(user, &["jail", "worker", "full", "abort"]), "Signal(11)\n");
+    }
+}
+
+/// The calls of each filter in `policy/seccomp`, by name.
+fn filters() -> BTreeMap<String, BTreeSet<String>> {
+    let path = format!("policy/seccomp/{}.json", std::env::consts::ARCH);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    let policy: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let calls = |filter: &serde_json::Value| {
+        let rules = filter["filter"].as_array().unwrap();
+        rules.iter().map(|rule| rule["syscall"].as_str().unwrap().to_owned()).collect()
+    };
+    let filters = policy.as_object().unwrap().iter();
+    filters.map(|(name, filter)| (name.clone(), calls(filter))).collect()
+}
+
+#[test]
+fn the_filters_have_grown_by_nothing_unseen() {
+    let counts: Vec<(String, usize)> =
+        filters().into_iter().map(|(name, calls)| (name, calls.len())).collect();
+    let want = [
+        ("gateway", 39),
+        ("loader", 32),
+        ("opener", 32),
+        ("supervisor", 72),
+        ("supervisor_threads", 1),
+        ("worker", 27),
+    ];
+    assert_eq!(counts, want.map(|(name, count)| (name.to_owned(), count)));
+}
+
+/// Each call of the worker that a child survives with all arguments 0; the others are answered by
+/// death, those with checked arguments among them.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn no_other_system_call_number_is_answered() {
+    use nix::libc::*;
+    let unchecked = [
+        SYS_read,
+        SYS_write,
+        SYS_recvmsg,
+        SYS_sendmsg,
+        SYS_poll,
+        SYS_close,
+        SYS_brk,
+        SYS_munmap,
+        SYS_mremap,
+        SYS_mprotect,
+        SYS_futex,
+        SYS_sched_yield,
+        SYS_clock_gettime,
+        SYS_getrandom,
+        SYS_restart_syscall,
+        SYS_rt_sigreturn,
+        SYS_rt_sigprocmask,
+        SYS_sigaltstack,
+        SYS_getpid,
+        SYS_gettid,
+        SYS_exit,
+        SYS_exit_group,
+    ];
+    let want: BTreeSet<i64> = unchecked.into_iter().collect();
+    let &user = users().first().unwrap();
+    let seen = probe(user, &["sweep", "worker"]);
+    let answered = seen.lines().map(|line| line.split_once(' ').unwrap().0.parse().unwrap());
+    assert_eq!(answered.collect::<BTreeSet<i64>>(), want, "{seen}");
+}
