@@ -5,6 +5,7 @@
 
 mod appliance;
 mod binaries;
+mod engine;
 mod gateway;
 mod gguf;
 mod gguf_file;

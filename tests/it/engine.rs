@@ -1,0 +1,285 @@
+//! The engine computes a sequence alike in any company, and refuses what it cannot compute by name.
+
+use cloister::cli::golden::PackedFile;
+use cloister::engine::{
+    BatchToken, Engine, Error, ImageLayout, Model, Options, Sampler, SamplingParams, argmax,
+};
+use cloister::gguf::{self, Name};
+use kernels::Isa;
+
+use crate::gguf_file::{self, File};
+use crate::support;
+
+/// Prompts whose lengths cross pages, windows and chunks.
+fn prompts(vocab_size: u32) -> Vec<Vec<u32>> {
+    let prompt = |len: u32, step: u32| (0..len).map(|i| (i * step + step) % vocab_size).collect();
+    vec![prompt(70, 7), prompt(3, 11), prompt(33, 5)]
+}
+
+/// The bits of the logits after the prompt and after each of four greedy tokens.
+fn alone(model: &Model<'_>, options: Options, prompt: &[u32]) -> Vec<Vec<u32>> {
+    let mut engine = Engine::new(model, options).unwrap();
+    let seq = engine.sequence_start(prompt.len() + 4).unwrap();
+    engine.prefill(seq, prompt).unwrap();
+    let mut seen = vec![bits(engine.logits(0))];
+    for _ in 0..4 {
+        let token = argmax(engine.logits(0));
+        engine.forward(&[BatchToken { seq, token, logits: true }]).unwrap();
+        seen.push(bits(engine.logits(0)));
+    }
+    seen
+}
+
+fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|logit| logit.to_bits()).collect()
+}
+
+/// The same for all prompts at once: each batch holds up to `stride` tokens of every sequence,
+/// so that prompts and answers mix.
+fn together(
+    model: &Model<'_>,
+    options: Options,
+    prompts: &[Vec<u32>],
+    stride: usize,
+) -> Vec<Vec<Vec<u32>>> {
+    let mut engine = Engine::new(model, options).unwrap();
+    let mut texts = prompts.to_vec();
+    let seqs: Vec<_> =
+        texts.iter().map(|text| engine.sequence_start(text.len() + 4).unwrap()).collect();
+    let mut done = vec![0; texts.len()];
+    let mut seen = vec![Vec::new(); texts.len()];
+    while seen.iter().any(|seen| seen.len() < 5) {
+        let (mut batch, mut owners) = (Vec::new(), Vec::new());
+        for (i, text) in texts.iter().enumerate().filter(|(i, _)| seen[*i].len() < 5) {
+            let end = (done[i] + stride).min(text.len());
+            for (at, &token) in text.iter().enumerate().take(end).skip(done[i]) {
+                let logits = at + 1 == text.len();
+                batch.push(BatchToken { seq: seqs[i], token, logits });
+                owners.extend(logits.then_some(i));
+            }
+            done[i] = end;
+        }
+        engine.forward(&batch).unwrap();
+        for (row, &i) in owners.iter().enumerate() {
+            seen[i].push(bits(engine.logits(row)));
+            texts[i].push(argmax(engine.logits(row)));
+        }
+    }
+    seen
+}
+
+fn hold_in_company(path: &std::path::Path, isas: &[Isa]) {
+    let file = PackedFile::read(path).unwrap();
+    let model = Model::from_image(file.image()).unwrap();
+    let prompts = prompts(300);
+    for make in [Options::exact, Options::fast] {
+        let first = Options { tokens_max: 512, ..make(isas[0], 1, 128) };
+        let want: Vec<_> = prompts.iter().map(|prompt| alone(&model, first, prompt)).collect();
+        for &isa in isas {
+            for threads in [1, 3] {
+                let one = Options { tokens_max: 7, ..make(isa, threads, 128) };
+                assert!(alone(&model, one, &prompts[0]) == want[0], "{} in chunks", isa.name());
+                let all = Options {
+                    sequences_max: 3,
+                    cache_len: 384,
+                    tokens_max: 256,
+                    logits_max: 3,
+                    ..make(isa, threads, 128)
+                };
+                for stride in [1, 10, 64] {
+                    let found = together(&model, all, &prompts, stride);
+                    assert!(found == want, "{} with {threads} threads by {stride}", isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sequence_does_not_depend_on_company_chunks_threads_or_instruction_set() {
+    for name in ["llama3_ropefreqs", "qwen2", "gemma3"] {
+        hold_in_company(&tiny(name), &Isa::available());
+    }
+}
+
+#[test]
+fn a_quantised_model_does_not_depend_on_company_either() {
+    let path = support::model(&cloister::cli::fetch::SMOLLM2);
+    hold_in_company(&path, &[Isa::detect()]);
+}
+
+#[test]
+fn equal_seeds_write_equal_text() {
+    let file = PackedFile::read(&tiny("llama")).unwrap();
+    let model = Model::from_image(file.image()).unwrap();
+    let write = |seed: u64| {
+        let isa = Isa::detect();
+        let mut engine = Engine::new(&model, Options::fast(isa, 1, 64)).unwrap();
+        let greedy = SamplingParams::greedy();
+        let params = SamplingParams { temperature: 1.0, top_k: 40, top_p: 0.9, seed, ..greedy };
+        let mut sampler = Sampler::new(params, model.config().vocab_size, isa);
+        let seq = engine.sequence_start(40).unwrap();
+        engine.prefill(seq, &[1, 2, 3]).unwrap();
+        let mut text = Vec::new();
+        for _ in 0..32 {
+            let token = sampler.sample(engine.logits_mut(0));
+            sampler.accept(token);
+            text.push(token);
+            engine.forward(&[BatchToken { seq, token, logits: true }]).unwrap();
+        }
+        text
+    };
+    assert_eq!(write(5), write(5));
+    assert_ne!(write(5), write(6));
+}
+
+#[test]
+fn a_refused_batch_changes_nothing() {
+    let file = PackedFile::read(&tiny("llama")).unwrap();
+    let model = Model::from_image(file.image()).unwrap();
+    let options = Options { tokens_max: 4, ..Options::exact(Isa::Reference, 1, 32) };
+    let mut engine = Engine::new(&model, options).unwrap();
+    let seq = engine.sequence_start(3).unwrap();
+    let token = |token, logits| BatchToken { seq, token, logits };
+    let refused = [
+        (vec![token(1, false); 5], Error::BatchTooLarge { what: "tokens", max: 4 }),
+        (vec![token(1, true); 2], Error::BatchTooLarge { what: "logits", max: 1 }),
+        (vec![token(1, false), token(320, true)], Error::TokenOutOfRange),
+        (vec![token(1, false); 4], Error::SequenceFull),
+    ];
+    for (batch, error) in refused {
+        assert_eq!(engine.forward(&batch), Err(error));
+        assert_eq!(engine.sequence_len(seq), Ok(0));
+    }
+    engine.forward(&[token(1, false), token(2, false), token(3, true)]).unwrap();
+    engine.sequence_end(seq).unwrap();
+    assert_eq!(engine.forward(&[token(1, true)]), Err(Error::UnknownSequence));
+    for options in [
+        Options { threads: 0, ..options },
+        Options { context_len: 5000, ..options },
+        Options { logits_max: 5, ..options },
+        Options { cache_len: usize::MAX, ..options },
+    ] {
+        assert!(matches!(Engine::new(&model, options), Err(Error::BadOption(_))));
+    }
+}
+
+fn tiny(name: &str) -> std::path::PathBuf {
+    support::golden().join(format!("tiny/{name}.gguf"))
+}
+
+/// The tiny model with one more metadata entry, and one that fills the header up.
+fn with_entry(name: &str, entry: File) -> Vec<u8> {
+    let mut file = std::fs::read(tiny(name)).unwrap();
+    let n_keys = u64::from_le_bytes(file[16..24].try_into().unwrap());
+    file[16..24].copy_from_slice(&(n_keys + 2).to_le_bytes());
+    let filler = File::empty().key("general.note", gguf_file::STRING);
+    let mut bytes = [entry.bytes(), filler.bytes()].concat();
+    // The data keep their alignment if the header grows by a multiple of 32.
+    let text_len = 32 - (bytes.len() + 8) % 32;
+    bytes = File::empty().raw(&bytes).text(&"x".repeat(text_len)).bytes();
+    file.splice(24..24, bytes);
+    file
+}
+
+fn refusal(file: &[u8]) -> Error {
+    let header = gguf::parse(file, file.len() as u64).unwrap();
+    ImageLayout::new(&header).unwrap_err()
+}
+
+#[test]
+fn metadata_that_change_the_mathematics_are_refused_by_name() {
+    let number =
+        |key: &str, value: f32| File::empty().key(key, gguf_file::F32).raw(&value.to_le_bytes());
+    let count = |key: &str, value| File::empty().key(key, gguf_file::U32).u32(value);
+    let flag = |key: &str, value: u8| File::empty().key(key, gguf_file::BOOL).raw(&[value]);
+    let text = |key: &str, value| File::empty().key(key, gguf_file::STRING).text(value);
+    let cases = [
+        ("llama.rope.scaling.type", text("llama.rope.scaling.type", "linear")),
+        ("llama.rope.scaling.type", text("llama.rope.scaling.type", "yarn")),
+        ("llama.rope.scaling.factor", number("llama.rope.scaling.factor", 8.0)),
+        ("llama.rope.scaling.attn_factor", number("llama.rope.scaling.attn_factor", 1.0)),
+        ("llama.attention.scale", number("llama.attention.scale", 0.5)),
+        ("llama.attention.causal", flag("llama.attention.causal", 0)),
+        ("llama.attention.clamp_kqv", number("llama.attention.clamp_kqv", 8.0)),
+        ("llama.attn_logit_softcapping", number("llama.attn_logit_softcapping", 50.0)),
+        ("llama.final_logit_softcapping", number("llama.final_logit_softcapping", 30.0)),
+        ("llama.expert_count", count("llama.expert_count", 4)),
+        ("llama.attention.sliding_window", count("llama.attention.sliding_window", 16)),
+        ("llama.some_new_mathematics", flag("llama.some_new_mathematics", 1)),
+        ("llama.attention.value_length", count("llama.attention.key_length", 24)),
+        ("split.count", count("split.count", 2)),
+    ];
+    for (key, entry) in cases {
+        match refusal(&with_entry("llama", entry)) {
+            Error::UnsupportedKey(name) | Error::UnsupportedValue { key: name, .. } => {
+                assert_eq!(name, Name::from(key));
+            }
+            other => panic!("{key}: {other}"),
+        }
+    }
+    for entry in [
+        text("llama.rope.scaling.type", "none"),
+        flag("llama.attention.causal", 1),
+        count("llama.expert_count", 0),
+    ] {
+        let file = with_entry("llama", entry);
+        let header = gguf::parse(&file, file.len() as u64).unwrap();
+        ImageLayout::new(&header).unwrap();
+    }
+}
+
+/// The tiny model with some bytes replaced by as many others, wherever they are.
+fn with_bytes(from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut file = std::fs::read(tiny("llama")).unwrap();
+    let starts: Vec<usize> =
+        (0..file.len() - from.len()).filter(|&at| file[at..].starts_with(from)).collect();
+    assert!(!starts.is_empty(), "the bytes are there");
+    starts.iter().for_each(|&at| file[at..][..to.len()].copy_from_slice(to));
+    file
+}
+
+#[test]
+fn tensors_that_are_missing_unknown_or_misshaped_are_refused_by_name() {
+    assert_eq!(
+        refusal(&with_bytes(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight")),
+        Error::UnexpectedTensor(Name::from("blk.1.ffn_xx.weight"))
+    );
+    assert_eq!(
+        refusal(&with_bytes(b"token_embd.weight", b"token_xxxx.weight")),
+        Error::MissingTensor(Name::from("token_embd.weight"))
+    );
+    let row = |dim: u64| File::empty().text("output_norm.weight").u32(1).u64(dim).bytes();
+    assert_eq!(
+        refusal(&with_bytes(&row(128), &row(96))),
+        Error::WrongShape {
+            tensor: Name::from("output_norm.weight"),
+            expected: vec![128],
+            found: vec![96]
+        }
+    );
+    // A model of one layer leaves the tensors of the second without a place.
+    let layers = |n| File::empty().key("llama.block_count", gguf_file::U32).u32(n).bytes();
+    assert!(matches!(refusal(&with_bytes(&layers(2), &layers(1))), Error::UnexpectedTensor(_)));
+    assert!(matches!(refusal(&with_bytes(&layers(2), &layers(3))), Error::MissingTensor(_)));
+    assert!(matches!(refusal(&with_bytes(&layers(2), &layers(0))), Error::OutOfBounds { .. }));
+}
+
+#[test]
+fn architectures_without_a_forward_pass_are_refused_by_name() {
+    let name = |name: &str| {
+        File::empty().key("general.architecture", gguf_file::STRING).text(name).bytes()
+    };
+    let error = refusal(&with_bytes(&name("llama"), &name("mamba")));
+    assert_eq!(error, Error::UnsupportedArchitecture(Name::from("mamba")));
+}
+
+#[test]
+fn an_image_that_was_cut_is_refused() {
+    let file = PackedFile::read(&tiny("llama")).unwrap();
+    let image = file.image();
+    assert!(Model::from_image(image).is_ok());
+    let cut = &image[..image.len() - 64 * 1024];
+    assert!(matches!(Model::from_image(cut), Err(Error::ImageTruncated { .. })));
+    assert!(matches!(Model::from_image(&image[..100]), Err(Error::Gguf(_))));
+}
