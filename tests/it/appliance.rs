@@ -58,7 +58,14 @@ impl Appliance {
         cloister_ok(&["keygen", "signing", "--out", &path("signing.pem")]);
         fs::rename(path("signing.pub.pem"), path("trust/test.pem")).unwrap();
         cloister_ok(&["keygen", "model-identity", "--out", &path("identity.age")]);
-        cloister_ok(&["keygen", "audit", "--name", "test.example/audit", "--out", &path("audit.key")]);
+        cloister_ok(&[
+            "keygen",
+            "audit",
+            "--name",
+            "test.example/audit",
+            "--out",
+            &path("audit.key"),
+        ]);
         let model = support::model(&SMOLLM2).display().to_string();
         let key = path("signing.pem");
         cloister_ok(&["model", "sign", &model, "--key", &key, "--out", &path("m.gguf.sig")]);
@@ -74,7 +81,8 @@ impl Appliance {
              [control]\nsocket = \"control.sock\"\n[worker]\ncontext = 2048\n"
         );
         fs::write(path("cloister.toml"), config).unwrap();
-        let made = cloister_ok(&["token", "add", "test", "--json", "--config", &path("cloister.toml")]);
+        let made =
+            cloister_ok(&["token", "add", "test", "--json", "--config", &path("cloister.toml")]);
         let made: Value = serde_json::from_str(&made).unwrap();
         let token = made["token"].as_str().unwrap().to_owned();
         if user == As::Nobody {
@@ -183,7 +191,8 @@ impl Drop for Appliance {
 }
 
 fn spawn(folder: &Path, user: As) -> Child {
-    let told = fs::OpenOptions::new().create(true).append(true).open(folder.join("told.log")).unwrap();
+    let told =
+        fs::OpenOptions::new().create(true).append(true).open(folder.join("told.log")).unwrap();
     let binary = env!("CARGO_BIN_EXE_cloister-supervisor");
     let mut command = match user {
         As::Oneself => Command::new(binary),
@@ -445,7 +454,10 @@ fn every_thread_of_every_child_is_without_powers() {
 #[test]
 fn the_openai_client_chats_streaming_and_not() {
     let Some(python) = support::python_with("openai") else {
-        return support::skip("the openai client", "python has no package openai (CLOISTER_PYTHON)");
+        return support::skip(
+            "the openai client",
+            "python has no package openai (CLOISTER_PYTHON)",
+        );
     };
     let appliance = Appliance::start(As::Oneself);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/openai_client.py");

@@ -205,7 +205,7 @@ fn each_wrong_vocabulary_is_refused_by_its_field() {
             Error::UnsupportedPreTokenizer("tekken".into()),
         ),
         (
-            Made::bpe().with(|made| drop(made.types.pop())),
+            Made::bpe().with(|made| made.types.truncate(size - 1)),
             Error::LengthMismatch { field: types, count: size - 1, expected: size },
         ),
         (Made::bpe().with(|made| made.types[3] = 9), Error::BadTokenType { id: 3, token_type: 9 }),
