@@ -9,7 +9,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -155,7 +155,7 @@ fn dial(path: &Path) -> io::Result<OwnedFd> {
 /// Connection errors, `TimedOut` when it does not answer (it may still be loading a model), and
 /// `InvalidData` when the answer is none.
 pub fn ask(
-    path: &PathBuf,
+    path: &Path,
     command: Command,
     descriptor: Option<BorrowedFd<'_>>,
 ) -> io::Result<serde_json::Value> {
@@ -180,6 +180,8 @@ pub fn ask(
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn path(name: &str) -> PathBuf {

@@ -283,7 +283,7 @@ impl Dispatch {
     /// # Errors
     ///
     /// [`Fault`]: the gateway must die.
-    pub(super) fn from_gateway(
+    pub(super) fn hear_gateway(
         &mut self,
         message: FromGateway,
         ledger: &mut Ledger,
@@ -432,7 +432,7 @@ impl Dispatch {
     /// # Errors
     ///
     /// [`Fault`]: the worker must die.
-    pub(super) fn from_worker(
+    pub(super) fn hear_worker(
         &mut self,
         index: ModelIndex,
         report: WorkerReport,

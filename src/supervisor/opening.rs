@@ -139,7 +139,7 @@ impl Opening<'_> {
         let target = self.start_loader(len_max_bytes)?;
         let unwraps_count = if job.is_encrypted { self.unwrap_key(job.identity)? } else { 0 };
         let (digest, len_bytes) = self.pass(source, target, len_max_bytes)?;
-        match self.from_opener()? {
+        match self.hear_opener()? {
             FromOpener::Finished { len_bytes: said } if said == len_bytes => {}
             FromOpener::Refused { check } => return Err(Refusal::Opener(check)),
             _ => return Err(Refusal::Protocol("opener")),
@@ -147,7 +147,7 @@ impl Opening<'_> {
         if let Some(statement) = job.statement {
             statement.check(&digest).map_err(|_| Refusal::Digest)?;
         }
-        match self.from_loader()? {
+        match self.hear_loader()? {
             (FromLoader::Received { len_bytes: said }, _) if said == len_bytes => {}
             (FromLoader::Refused { check }, _) => return Err(Refusal::Loader(check)),
             _ => return Err(Refusal::Protocol("loader")),
@@ -175,7 +175,7 @@ impl Opening<'_> {
     /// Answers the opener until it has its file key.
     fn unwrap_key(&self, identity: Option<&Identity>) -> Result<usize, Refusal> {
         for count in 1..=UNWRAPS_COUNT_MAX {
-            let (ephemeral, body) = match self.from_opener()? {
+            let (ephemeral, body) = match self.hear_opener()? {
                 FromOpener::Unwrap { ephemeral, body } => (ephemeral, body),
                 FromOpener::Refused { check } => return Err(Refusal::Opener(check)),
                 FromOpener::Finished { .. } => return Err(Refusal::Protocol("opener")),
@@ -188,7 +188,7 @@ impl Opening<'_> {
             }
             send(self.opener, "opener", &ToOpener::NoMatch, &[])?;
         }
-        match self.from_opener()? {
+        match self.hear_opener()? {
             FromOpener::Refused { check } => Err(Refusal::Opener(check)),
             _ => Err(Refusal::Protocol("opener")),
         }
@@ -223,7 +223,7 @@ impl Opening<'_> {
     /// Waits for the sealed image.
     fn image(&self) -> Result<OwnedFd, Refusal> {
         loop {
-            match self.from_loader()? {
+            match self.hear_loader()? {
                 (FromLoader::Progress { done_bytes, total_bytes }, _) => {
                     (self.progress)(Step::Packing(done_bytes, total_bytes));
                 }
@@ -241,11 +241,11 @@ impl Opening<'_> {
         }
     }
 
-    fn from_opener(&self) -> Result<FromOpener, Refusal> {
+    fn hear_opener(&self) -> Result<FromOpener, Refusal> {
         self.receive(self.opener, "opener").map(|(message, _)| message)
     }
 
-    fn from_loader(&self) -> Result<(FromLoader, Vec<OwnedFd>), Refusal> {
+    fn hear_loader(&self) -> Result<(FromLoader, Vec<OwnedFd>), Refusal> {
         self.receive(self.loader, "loader")
     }
 

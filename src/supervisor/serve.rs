@@ -278,7 +278,7 @@ impl Supervisor {
         for _ in 0..frames_max {
             let done = match self.gateway.receive::<FromGateway>() {
                 Ok(Some(message)) => {
-                    self.dispatch.from_gateway(message, &mut self.ledger, now()).map_err(fault)
+                    self.dispatch.hear_gateway(message, &mut self.ledger, now()).map_err(fault)
                 }
                 Ok(None) => return Ok(()),
                 Err(doom) => Err(doom),
@@ -296,7 +296,7 @@ impl Supervisor {
             let done = match model.seat.receive::<WorkerReport>() {
                 Ok(Some(report)) => self
                     .dispatch
-                    .from_worker(model.index, report, &mut self.ledger, now())
+                    .hear_worker(model.index, report, &mut self.ledger, now())
                     .map_err(fault),
                 Ok(None) => return Ok(()),
                 Err(doom) => Err(doom),

@@ -14,6 +14,7 @@ mod inspect;
 mod jail;
 mod package;
 mod quants;
+mod supervisor;
 mod support;
 mod template;
 mod tokenizer;

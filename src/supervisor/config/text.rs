@@ -105,9 +105,9 @@ impl Config {
             identity: reader.key_path(
                 raw.keys.identity.as_ref(),
                 "keys.identity",
-                "identity.txt",
+                "identity.age",
             )?,
-            audit: reader.key_path(raw.keys.audit.as_ref(), "keys.audit", "audit.pem")?,
+            audit: reader.key_path(raw.keys.audit.as_ref(), "keys.audit", "audit.key")?,
             tls,
         };
         Ok(Self {

@@ -87,11 +87,11 @@ fn end(request: RequestId) -> EndReport {
 
 impl Appliance {
     fn gateway(&mut self, message: FromGateway) -> Result<(), Fault> {
-        self.dispatch.from_gateway(message, &mut self.ledger, self.now)
+        self.dispatch.hear_gateway(message, &mut self.ledger, self.now)
     }
 
     fn worker(&mut self, model: ModelIndex, report: WorkerReport) -> Result<(), Fault> {
-        self.dispatch.from_worker(model, report, &mut self.ledger, self.now)
+        self.dispatch.hear_worker(model, report, &mut self.ledger, self.now)
     }
 
     fn ask(&mut self, model: &str) -> Result<(), Fault> {
