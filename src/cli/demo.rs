@@ -214,7 +214,17 @@ impl Demo {
         let url = format!("http://{}", self.listen);
         tell(&format!("$ cloister chat --url {url} {:?}", arguments.prompt));
         let status = Command::new(&self.cloister)
-            .args(["chat", "--url", &url, "--model", &self.name, "--max-tokens", "200"])
+            .args([
+                "chat",
+                "--url",
+                &url,
+                "--model",
+                &self.name,
+                "--max-tokens",
+                "200",
+                "--temperature",
+                "0",
+            ])
             .arg("--api-key-file")
             .arg(self.path("token.txt"))
             .arg(&arguments.prompt)

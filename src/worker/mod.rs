@@ -12,8 +12,8 @@ mod text;
 mod tickets;
 
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::mpsc;
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 use kernels::{Isa, Precision};
@@ -98,6 +98,8 @@ fn serve() -> Result<(), Failed> {
     let context_len_tokens = u32::try_from(options.context_len).map_err(|_| Failed::Config)?;
     let engine = Engine::new(&model, options).map_err(|_| Failed::Engine)?;
     let ready = WorkerReport::Ready { context_len_tokens, engine: describe(&options, &text) };
+    // A thread that starts under the filter would die of what the C library does first.
+    let running = &Barrier::new(3);
     thread::scope(|scope| {
         let (said, woken, mouth) = mouths().map_err(|_| Failed::Engine)?;
         let (heard_sender, heard) = mpsc::channel();
@@ -107,6 +109,7 @@ fn serve() -> Result<(), Failed> {
         let [engine_mouth, text_mouth] = mouth;
         let text = &text;
         scope.spawn(move || {
+            running.wait();
             prepare::run(text, context_len_tokens, &admitted, &engine_sender, &text_mouth);
         });
         let link = Link {
@@ -118,7 +121,11 @@ fn serve() -> Result<(), Failed> {
             heard: heard_sender,
         };
         // The link ends the other threads by dropping its ends.
-        scope.spawn(move || wait.recv().map(|_sandboxed| link.run()));
+        scope.spawn(move || {
+            running.wait();
+            wait.recv().map(|_sandboxed| link.run())
+        });
+        running.wait();
         // 4. Give up every power, on every thread.
         let sandboxed = begun.seal().map_err(|_| Failed::Seal)?;
         // 5. Serve.
