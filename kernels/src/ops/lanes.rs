@@ -16,6 +16,7 @@ pub(super) type Lanes = [f32; LANES];
 const EXP_MIN: f32 = -87.0;
 const EXP_MAX: f32 = 88.0;
 /// `ln 2` in two parts; the first has 9 significant bits, so `n * LN2_HIGH` is exact.
+#[expect(clippy::excessive_precision, reason = "the digits are the exact value")]
 const LN2_HIGH: f32 = 0.693_359_375;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 /// 1.5 × 2^23: adding it rounds to an integer.
