@@ -382,7 +382,7 @@ fn compare(
 
 fn sum_up(lines: Vec<LineReport>, rules: &Rules) -> Report {
     let distances: Vec<(f64, f64)> = lines.iter().filter_map(|line| line.distance).collect();
-    let sum: f64 = distances.iter().map(|(mean, _)| mean).sum();
+    let sum = distances.iter().fold(0.0, |sum, (mean, _)| sum + mean);
     let distance_mean = sum / distances.len().max(1) as f64;
     let max = |values: &mut dyn Iterator<Item = f64>| values.fold(0.0, f64::max);
     let splits = lines.iter().filter_map(|line| line.split.map(|(_, margin)| margin));

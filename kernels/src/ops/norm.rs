@@ -20,7 +20,7 @@ pub fn rms_norm(pool: &Pool, isa: Isa, x: &[f32], weight: &[f32], epsilon: f32, 
     });
 }
 
-/// Normalises rows in place, as [`rms_norm`].
+/// Normalises rows, one after another.
 #[inline(always)]
 fn rows<V: Vector>(_: V, x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
     for (x, out) in x.chunks_exact(weight.len()).zip(out.chunks_exact_mut(weight.len())) {
