@@ -334,5 +334,8 @@ fn no_other_system_call_number_is_answered() {
     let &user = users().first().unwrap();
     let seen = probe(user, &["sweep", "worker"]);
     let answered = seen.lines().map(|line| line.split_once(' ').unwrap().0.parse().unwrap());
-    assert_eq!(answered.collect::<BTreeSet<i64>>(), want, "{seen}");
+    // `uretprobe` and `uprobe` pass every filter: recent kernels let them by, and outside of a probe
+    // that root has placed they do nothing but fail.
+    let answered: BTreeSet<i64> = answered.filter(|number| ![335, 336].contains(number)).collect();
+    assert_eq!(answered, want, "{seen}");
 }
