@@ -101,12 +101,24 @@ fn probe_path() -> &'static Path {
     static PROBE: OnceLock<PathBuf> = OnceLock::new();
     PROBE.get_or_init(|| {
         let built = build_probe();
+        remove_copies_of_earlier_runs();
         let folder = std::env::temp_dir().join(format!("cloister-jail-{}", std::process::id()));
         std::fs::create_dir(&folder).unwrap();
         let copy = folder.join("probe");
         std::fs::copy(built, &copy).unwrap();
         copy
     })
+}
+
+fn remove_copies_of_earlier_runs() {
+    for entry in std::fs::read_dir(std::env::temp_dir()).unwrap().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix("cloister-jail-"));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Another user's stays.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// `cargo test --test it` does not build examples, so this does.
