@@ -8,6 +8,8 @@ mod link;
 mod prepare;
 mod scheduler;
 mod session;
+#[cfg(test)]
+mod tests;
 mod text;
 mod tickets;
 

@@ -58,7 +58,7 @@ fn tiny_gemma3_answers_as_the_reference() {
 fn missing_instruction_sets_are_said() {
     for name in Isa::NAMES {
         if let Err(error) = Isa::by_name(name) {
-            support::skip(&format!("golden lines on {name}"), &error.to_string());
+            support::skip(&format!("instruction set {name}"), &error.to_string());
         }
     }
 }
