@@ -34,6 +34,9 @@ impl UnsealedMemory {
     ///
     /// What the kernel says; `EINVAL` for no bytes.
     pub fn new(name: &str, len: usize) -> Result<Self, Errno> {
+        if len == 0 {
+            return Err(Errno::EINVAL);
+        }
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let noexec = MFdFlags::from_bits_retain(MFD_NOEXEC_SEAL);
         let fd = match memfd_create(name, flags | noexec) {
@@ -128,6 +131,9 @@ impl PrivateMemory {
     ///
     /// What the kernel says; `EINVAL` for no bytes.
     pub fn new(len: usize) -> Result<Self, Errno> {
+        if len == 0 {
+            return Err(Errno::EINVAL);
+        }
         let map = MmapMut::map_anon(len).map_err(|error| errno(&error))?;
         map.advise(Advice::DontDump).map_err(|error| errno(&error))?;
         map.advise(Advice::DontFork).map_err(|error| errno(&error))?;
