@@ -201,6 +201,24 @@ fn copy_tree(from: &Path, to: &Path) {
 }
 
 #[test]
+fn a_log_that_is_being_written_verifies() {
+    let (folder, key) = (Folder::new("live"), Key::new());
+    let (mut log, _) = Log::open(&folder.0, key.signer()).unwrap();
+    fill(&mut log, 1);
+    let (path, verifier) = (folder.0.clone(), key.signer().verifier());
+    let reader = std::thread::spawn(move || {
+        for _ in 0..20 {
+            verify(&path, &verifier, None, &mut |_, _| {}).unwrap();
+        }
+    });
+    for i in 0..400 {
+        log.append(refused(i)).unwrap();
+        log.commit().unwrap();
+    }
+    reader.join().unwrap();
+}
+
+#[test]
 fn a_second_writer_is_refused() {
     let (folder, key) = (Folder::new("lock"), Key::new());
     let _first = Log::open(&folder.0, key.signer()).unwrap();

@@ -39,8 +39,14 @@ pub struct Report {
     pub anchored_at: Option<u64>,
 }
 
+/// Most walks over a log that is being written: each starts over with the newest checkpoint.
+const WALKS_COUNT_MAX: usize = 20;
+
 /// Verifies the log in `folder`; `visit` sees each record, `anchor` is a checkpoint kept
 /// elsewhere that this log must extend.
+///
+/// A log that grows meanwhile replaces its open tiles; the walk then starts over, and `visit`
+/// sees record 0 again.
 ///
 /// # Errors
 ///
@@ -51,8 +57,32 @@ pub fn verify(
     anchor: Option<&Checkpoint>,
     visit: &mut dyn FnMut(u64, &Record),
 ) -> Result<Report, Error> {
-    let note = read_bounded(&folder.join("checkpoint"), NOTE_LEN_MAX_BYTES)?;
-    let signed = Checkpoint::parse(verifier.open(&note)?)?;
+    let read = || read_bounded(&folder.join("checkpoint"), NOTE_LEN_MAX_BYTES);
+    let mut note = read()?;
+    for _ in 1..WALKS_COUNT_MAX {
+        match verify_at(folder, verifier, &note, anchor, visit) {
+            Err(error) => {
+                let newer = read()?;
+                if newer == note {
+                    return Err(error);
+                }
+                note = newer;
+            }
+            report => return report,
+        }
+    }
+    verify_at(folder, verifier, &note, anchor, visit)
+}
+
+/// Verifies the log as the checkpoint in `note` has it.
+fn verify_at(
+    folder: &Path,
+    verifier: &Verifier,
+    note: &[u8],
+    anchor: Option<&Checkpoint>,
+    visit: &mut dyn FnMut(u64, &Record),
+) -> Result<Report, Error> {
+    let signed = Checkpoint::parse(verifier.open(note)?)?;
     if signed.origin != verifier.name() {
         return Err(Error::CheckpointOrigin);
     }

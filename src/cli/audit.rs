@@ -149,6 +149,9 @@ fn run_list(arguments: &ListArguments) -> Outcome {
     let verifier = read_verifier(log)?;
     let mut lines = Vec::new();
     let checked = verify(&log.folder, &verifier, None, &mut |index, record| {
+        if index == 0 {
+            lines.clear();
+        }
         if wanted(arguments, record) {
             lines.push(line(log.json, index, record));
         }
