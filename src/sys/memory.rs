@@ -34,6 +34,7 @@ impl UnsealedMemory {
     ///
     /// What the kernel says; `EINVAL` for no bytes.
     pub fn new(name: &str, len: usize) -> Result<Self, Errno> {
+        some_bytes(len)?;
         if len == 0 {
             return Err(Errno::EINVAL);
         }
@@ -93,6 +94,7 @@ impl SealedMemory {
             return Err(Errno::EPERM);
         }
         let len = usize::try_from(fstat(fd)?.st_size).map_err(|_| Errno::EINVAL)?;
+        some_bytes(len)?;
         let mut options = MmapOptions::new();
         // A private read-only mapping shares the same pages; a shared one of a sealed memfd is
         // refused before Linux 6.7.
@@ -131,6 +133,7 @@ impl PrivateMemory {
     ///
     /// What the kernel says; `EINVAL` for no bytes.
     pub fn new(len: usize) -> Result<Self, Errno> {
+        some_bytes(len)?;
         if len == 0 {
             return Err(Errno::EINVAL);
         }
@@ -177,6 +180,11 @@ impl DerefMut for PrivateMemory {
     fn deref_mut(&mut self) -> &mut [u8] {
         &mut self.map
     }
+}
+
+/// The kernel maps no empty range; memmap2 would hide that by a page of its own.
+fn some_bytes(len: usize) -> Result<(), Errno> {
+    if len == 0 { Err(Errno::EINVAL) } else { Ok(()) }
 }
 
 fn errno(error: &std::io::Error) -> Errno {
