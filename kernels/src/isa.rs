@@ -96,7 +96,7 @@ pub struct Avx2Fma(());
 
 #[cfg(target_arch = "x86_64")]
 impl Avx2Fma {
-    fn detect() -> Option<Self> {
+    pub(crate) fn detect() -> Option<Self> {
         (is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c"))

@@ -164,20 +164,25 @@ impl<'a> IntTile<'a> {
         self.low.len() / self.form.low_step()
     }
 
-    /// Returns the byte of a weight.
-    pub(crate) fn byte(&self, row: usize, col: usize) -> u8 {
-        let (block, group, lane) = (col / BLOCK_LEN, col % BLOCK_LEN / 4, row * 4 + col % 4);
+    /// Returns the bytes of 4 columns, `[row][4]`; `group` counts them from the first block.
+    #[inline(always)]
+    pub(crate) fn group(&self, group: usize) -> [u8; LINE] {
+        let line = |plane: &[u8], at: usize| -> [u8; LINE] {
+            *plane[at..].first_chunk().expect("a plane has whole lines")
+        };
+        let (block, group) = (group / 8, group % 8);
         let low_at = block * self.form.low_step();
         if self.form.bits == 8 {
-            return self.low[low_at + group * LINE + lane];
+            return line(self.low, low_at + group * LINE);
         }
-        let low = self.low[low_at + group / 2 * LINE + lane] >> (group % 2 * 4) & 15;
-        let high_at = block * self.form.high_step() + lane;
-        match self.form.bits {
-            5 => low | (self.high[high_at] >> group & 1) << 4,
-            6 => low | (self.high[high_at + group / 4 * LINE] >> (group % 4 * 2) & 3) << 4,
-            _ => low,
-        }
+        let low = line(self.low, low_at + group / 2 * LINE).map(|x| x >> (group % 2 * 4) & 15);
+        let high_at = block * self.form.high_step();
+        let (high, mask) = match self.form.bits {
+            5 => (line(self.high, high_at).map(|x| x >> group), 1),
+            6 => (line(self.high, high_at + group / 4 * LINE).map(|x| x >> (group % 4 * 2)), 3),
+            _ => return low,
+        };
+        core::array::from_fn(|i| low[i] | (high[i] & mask) << 4)
     }
 
     /// Returns scale and minimum of the sub-block `sub` of a row.
@@ -199,11 +204,11 @@ impl<'a> IntTile<'a> {
         }
     }
 
-    /// Returns a weight. Exact but for the one rounding that the format itself prescribes.
-    pub(crate) fn weight(&self, row: usize, col: usize) -> f32 {
-        let (scale, min) = self.scale_and_min(row, col / self.form.scales.sub_len());
-        let steps = i16::from(self.byte(row, col)) - i16::from(self.form.zero);
-        let weight = scale * f32::from(steps);
+    /// Returns the weight that a byte stands for. Exact but for the one rounding that the format
+    /// itself prescribes.
+    #[inline(always)]
+    pub(crate) fn weight_of(&self, byte: u8, scale: f32, min: f32) -> f32 {
+        let weight = scale * f32::from(i16::from(byte) - i16::from(self.form.zero));
         if self.form.scales.has_min() { weight + min } else { weight }
     }
 }
@@ -399,7 +404,13 @@ impl<'a> Packed<'a> {
         match Form::of(self.ty) {
             Form::Int(_) => {
                 let tile = self.int_tile(tile).expect("the form is an integer form");
-                out.iter_mut().enumerate().for_each(|(col, out)| *out = tile.weight(lane, col));
+                let sub_len = tile.form.scales.sub_len();
+                for (i, out) in out.chunks_exact_mut(4).enumerate() {
+                    let (scale, min) = tile.scale_and_min(lane, i * 4 / sub_len);
+                    let bytes = &tile.group(i)[lane * 4..][..4];
+                    let weights = bytes.iter().map(|&byte| tile.weight_of(byte, scale, min));
+                    out.iter_mut().zip(weights).for_each(|(out, weight)| *out = weight);
+                }
             }
             Form::Rows => dequantize(self.ty, self.row_blocks(row, 0..self.cols), out),
             Form::F32 | Form::F16 | Form::Bf16 => {

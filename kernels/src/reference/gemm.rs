@@ -9,6 +9,25 @@ use crate::gemm::{
 use crate::packed::{BLOCK_LEN, IntForm, IntTile, Scales, TILE_ROWS};
 use crate::quantize::{MAGIC_BITS, Panel};
 
+/// Calls `$body`, compiled with the CPU's own fused multiply-add where it has one: the library's
+/// is equal by definition and a hundred times slower.
+macro_rules! fused {
+    ($body:ident, $($arg:ident: $ty:ty = $value:expr),+) => {{
+        #[cfg(target_arch = "x86_64")]
+        {
+            #[target_feature(enable = "avx2,fma")]
+            fn with_fma($($arg: $ty),+) {
+                $body($($arg),+);
+            }
+            if crate::isa::Avx2Fma::detect().is_some() {
+                // SAFETY: the CPU has AVX2 and FMA.
+                return unsafe { with_fma($($value),+) };
+            }
+        }
+        $body($($value),+);
+    }};
+}
+
 /// The reference instruction set.
 #[derive(Clone, Copy)]
 pub(crate) struct Plain;
@@ -17,10 +36,10 @@ impl Kernel for Plain {
     fn unpack_int(self, tile: &IntTile<'_>, chunk: &mut IntChunk, index: usize) {
         let scales = tile.form.scales;
         let cols = tile.blocks_len() * BLOCK_LEN;
+        for (group, bytes) in chunk.bytes[index][..cols / 4].iter_mut().enumerate() {
+            *bytes = tile.group(group);
+        }
         for row in 0..TILE_ROWS {
-            for col in 0..cols {
-                chunk.bytes[index][col / 4][row * 4 + col % 4] = tile.byte(row, col);
-            }
             for sub in 0..cols / scales.sub_len() {
                 let (scale, min) = tile.scale_and_min(row, sub);
                 chunk.scales[index][sub][row] = scale;
@@ -39,13 +58,14 @@ impl Kernel for Plain {
         panel: &Panel<'_>,
         sums: &mut [Sums],
     ) {
-        for (token, sums) in sums.iter_mut().enumerate() {
-            for (lane, sum) in sums[..tiles * TILE_ROWS].iter_mut().enumerate() {
-                for block in 0..panel.scales.len() / panel.width {
-                    add_block(form.scales, lane, chunk, panel, (block, token), sum);
-                }
-            }
-        }
+        fused!(
+            add_int,
+            scales: Scales = form.scales,
+            tiles: usize = tiles,
+            chunk: &IntChunk = chunk,
+            panel: &Panel<'_> = panel,
+            sums: &mut [Sums] = sums
+        );
     }
 
     fn multiply_one(self, tiles: &[IntTile<'_>], panel: &Panel<'_>, sums: &mut Sums) {
@@ -67,8 +87,18 @@ impl Kernel for Plain {
         let lanes = &mut chunk.weights[index][..len];
         match *tile {
             TileCols::Int(tile) => {
-                for (col, lanes) in lanes.iter_mut().enumerate() {
-                    *lanes = core::array::from_fn(|row| tile.weight(row, col));
+                let sub_len = tile.form.scales.sub_len();
+                for (sub, lanes) in lanes.chunks_exact_mut(sub_len).enumerate() {
+                    let scales: [_; TILE_ROWS] =
+                        core::array::from_fn(|row| tile.scale_and_min(row, sub));
+                    for (i, lanes) in lanes.chunks_exact_mut(4).enumerate() {
+                        let bytes = tile.group(sub * sub_len / 4 + i);
+                        for (row, (scale, min)) in scales.iter().enumerate() {
+                            for (col, lanes) in lanes.iter_mut().enumerate() {
+                                lanes[row] = tile.weight_of(bytes[row * 4 + col], *scale, *min);
+                            }
+                        }
+                    }
                 }
             }
             TileCols::F32(bytes) => unpack_each(bytes, f32::from_le_bytes, lanes),
@@ -90,49 +120,80 @@ impl Kernel for Plain {
     }
 
     fn multiply_float(self, tiles: usize, chunk: &FloatChunk, x: &[&[f32]], sums: &mut [Sums]) {
-        for (x, sums) in x.iter().zip(sums) {
-            for (weights, sums) in
-                chunk.weights[..tiles].iter().zip(sums.chunks_exact_mut(TILE_ROWS))
-            {
-                for (weights, x) in weights.iter().zip(*x) {
-                    for (weight, sum) in weights.iter().zip(&mut *sums) {
-                        *sum = weight.mul_add(*x, *sum);
-                    }
-                }
+        fused!(
+            add_float,
+            tiles: usize = tiles,
+            chunk: &FloatChunk = chunk,
+            x: &[&[f32]] = x,
+            sums: &mut [Sums] = sums
+        );
+    }
+}
+
+/// Adds the first blocks of `chunk` times `panel` to the sums of each token.
+#[inline(always)]
+fn add_int(scales: Scales, tiles: usize, chunk: &IntChunk, panel: &Panel<'_>, sums: &mut [Sums]) {
+    for (token, sums) in sums.iter_mut().enumerate() {
+        for index in 0..tiles {
+            let sums = sums[index * TILE_ROWS..].first_chunk_mut().expect("a tile has 16 sums");
+            for block in 0..panel.scales.len() / panel.width {
+                add_block(scales, index, chunk, panel, (block, token), sums);
             }
         }
     }
 }
 
-/// Adds one block of one (row, token) to its sum.
+/// Adds one block of one tile and token to its sums.
+#[inline(always)]
 fn add_block(
     scales: Scales,
-    lane: usize,
+    index: usize,
     chunk: &IntChunk,
     panel: &Panel<'_>,
     (block, token): (usize, usize),
-    sum: &mut f32,
+    sums: &mut Lanes,
 ) {
-    let (index, row) = (lane / TILE_ROWS, lane % TILE_ROWS);
     let subs = BLOCK_LEN / scales.sub_len();
+    let groups = scales.sub_len() / 4;
     let at = block * panel.width + token;
     for sub in block * subs..(block + 1) * subs {
-        let groups = scales.sub_len() / 4;
-        let mut dot = match panel.starts {
+        let start = match panel.starts {
             [] => 0,
             starts => starts[sub * panel.width + token] - MAGIC_BITS,
         };
+        let mut dots = [start; TILE_ROWS];
         for group in sub * groups..(sub + 1) * groups {
-            let bytes = &chunk.bytes[index][group][row * 4..][..4];
+            let bytes = chunk.bytes[index][group].as_chunks::<4>().0;
             let quants = &panel.quants[(group * panel.width + token) * 4..][..4];
-            let products = bytes.iter().zip(quants).map(|(&b, &q)| i32::from(b) * i32::from(q));
-            dot += products.sum::<i32>();
+            for (dot, bytes) in dots.iter_mut().zip(bytes) {
+                let products = bytes.iter().zip(quants).map(|(&b, &q)| i32::from(b) * i32::from(q));
+                *dot += products.sum::<i32>();
+            }
         }
-        let steps = dot as f32 * panel.scales[at];
-        *sum = steps.mul_add(chunk.scales[index][sub][row], *sum);
+        for ((sum, dot), scale) in sums.iter_mut().zip(dots).zip(&chunk.scales[index][sub]) {
+            *sum = (dot as f32 * panel.scales[at]).mul_add(*scale, *sum);
+        }
     }
     if scales.has_min() {
-        *sum = panel.sums[at].mul_add(chunk.mins[index][block][row], *sum);
+        for (sum, min) in sums.iter_mut().zip(&chunk.mins[index][block]) {
+            *sum = panel.sums[at].mul_add(*min, *sum);
+        }
+    }
+}
+
+/// Adds the first columns of `chunk` times the tokens `x` to the sums of each token.
+#[inline(always)]
+fn add_float(tiles: usize, chunk: &FloatChunk, x: &[&[f32]], sums: &mut [Sums]) {
+    for (x, sums) in x.iter().zip(sums) {
+        for (weights, sums) in chunk.weights[..tiles].iter().zip(sums.as_chunks_mut().0) {
+            let mut lanes: Lanes = *sums;
+            for (weights, x) in weights.iter().zip(*x) {
+                for (weight, sum) in weights.iter().zip(&mut lanes) {
+                    *sum = weight.mul_add(*x, *sum);
+                }
+            }
+            *sums = lanes;
+        }
     }
 }
 
