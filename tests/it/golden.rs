@@ -1,19 +1,28 @@
 //! The engine answers as the reference does: golden lines on every instruction set.
 
-use std::path::Path;
-
-use cloister::cli::golden::{Line, Mode, PackedFile, RuleSet, Rules, check, options, read_lines};
+use cloister::cli::fetch::{GEMMA3, KnownModel, QWEN25_CODER, SMOLLM2};
+use cloister::cli::golden::{
+    Line, Mode, PackedFile, Report, RuleSet, Rules, check, options, read_lines,
+};
 use cloister::engine::Model;
 use kernels::Isa;
 
 use crate::support;
 
 /// Checks lines with one mode, instruction set and number of threads; panics with the report.
-fn hold(model: &Model<'_>, lines: &[Line], mode: Mode, set: RuleSet, isa: Isa, threads: usize) {
+fn hold(
+    model: &Model<'_>,
+    lines: &[Line],
+    mode: Mode,
+    set: RuleSet,
+    isa: Isa,
+    threads: usize,
+) -> Report {
     let rules = Rules::new(set, model.config().architecture);
     let options = options(model, lines, mode, isa, threads);
     let report = check(model, options, lines, &rules).unwrap();
     assert!(report.holds, "{} with {threads} threads: {report:#?}", isa.name());
+    report
 }
 
 fn hold_tiny(name: &str) {
@@ -70,8 +79,9 @@ fn lines_of(name: &str, suffix: &str) -> Vec<Line> {
 
 /// The short lines in both modes, the long one in the fast mode: on the fastest set with both
 /// numbers of threads, on the others with two; on the reference a few lines.
-fn hold_real(name: &str, path: &Path) {
-    let file = PackedFile::read(path).unwrap();
+fn hold_real(model: &KnownModel) {
+    let name = model.name;
+    let file = PackedFile::read(&support::model(model)).unwrap();
     let model = Model::from_image(file.image()).unwrap();
     let (short, long) = (lines_of(name, ""), lines_of(name, ".long"));
     let fastest = Isa::detect();
@@ -91,10 +101,41 @@ fn hold_real(name: &str, path: &Path) {
 
 #[test]
 fn smollm2_answers_as_the_reference() {
-    hold_real("smollm2-135m", &support::model(&cloister::cli::fetch::SMOLLM2));
+    hold_real(&SMOLLM2);
 }
 
 #[test]
 fn gemma3_answers_as_the_reference() {
-    hold_real("gemma3-270m", &support::model(&cloister::cli::fetch::GEMMA3));
+    hold_real(&GEMMA3);
+}
+
+/// Every line of every model, on every instruction set, in both modes, with one thread and two.
+#[test]
+#[ignore = "takes an hour: cargo test --release --test it every_line -- --ignored --nocapture"]
+fn every_line_of_every_model_on_every_instruction_set() {
+    for known in [&SMOLLM2, &GEMMA3, &QWEN25_CODER] {
+        let file = PackedFile::read(&support::model(known)).unwrap();
+        let model = Model::from_image(file.image()).unwrap();
+        let (short, long) = (lines_of(known.name, ""), lines_of(known.name, ".long"));
+        let tokens = lines_of(known.name, ".tokens");
+        hold(&model, &tokens, Mode::F32, RuleSet::Exact, Isa::Reference, 1);
+        for isa in Isa::available().into_iter().rev() {
+            for threads in [2, 1] {
+                for (mode, set) in [(Mode::Int8, RuleSet::Int8), (Mode::F32, RuleSet::Exact)] {
+                    for (what, lines) in [("short", &short), ("long", &long)] {
+                        let report = hold(&model, lines, mode, set, isa, threads);
+                        support::tell(&format!(
+                            "{} {} {threads} threads {mode:?} {what}: distance mean {:.5} max \
+                             {:.5}, mean_nll {:.4} %",
+                            known.name,
+                            isa.name(),
+                            report.distance_mean,
+                            report.distance_max,
+                            report.nll_error_max * 100.0
+                        ));
+                    }
+                }
+            }
+        }
+    }
 }

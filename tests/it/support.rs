@@ -28,9 +28,13 @@ pub(crate) fn golden() -> PathBuf {
 /// Says that something was not tested. `.ci/run` fails when it finds such a line that is not
 /// about an instruction set.
 pub(crate) fn skip(what: &str, why: &str) {
+    tell(&format!("skipped: {what}: {why}"));
+}
+
+/// Says a line, straight to the descriptor, so that the test harness does not capture it.
+pub(crate) fn tell(line: &str) {
     use std::io::Write as _;
-    // Straight to the descriptor, so that the test harness does not capture it.
-    let _ = writeln!(std::io::stderr(), "skipped: {what}: {why}");
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// A Python that has `module`: `CLOISTER_PYTHON`, or `python3`.
