@@ -193,6 +193,8 @@ impl<'m> Scheduler<'m> {
         let mut ended = Vec::new();
         for (row, &at) in wanted.iter().enumerate() {
             let session = &mut self.running[at];
+            #[cfg(debug_assertions)]
+            session.panic_if_asked(self.text);
             let token = session.sampler.sample(self.engine.logits_mut(row));
             if let Some(finish) = take_token(session, self.text, &self.mouth, token) {
                 ended.push((at, finish));

@@ -6,6 +6,8 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroize as _;
 
 use super::prepare::Prepared;
+#[cfg(debug_assertions)]
+use super::text::Text;
 use crate::engine::{Sampler, SeqId, TextStream};
 use crate::ipc::message::{Digest, EndReport, Finish, Outcome, RequestId};
 
@@ -33,7 +35,13 @@ pub(super) struct Session {
     pub(super) text: TextStream,
     digests: Vec<Digest>,
     answer: Sha256,
+    #[cfg(debug_assertions)]
+    seed: Option<u64>,
 }
+
+/// Test hook, in no release build: a request with this seed panics in the engine's thread.
+#[cfg(debug_assertions)]
+const PANIC_SEED: u64 = 0x7061_6e69_6373;
 
 impl Session {
     /// Starts a session.
@@ -57,7 +65,17 @@ impl Session {
             text,
             digests: prepared.digests,
             answer: Sha256::new(),
+            #[cfg(debug_assertions)]
+            seed: prepared.sampling.seed,
         }
+    }
+
+    /// The worst panic there could be: its text holds the whole prompt.
+    #[cfg(debug_assertions)]
+    pub(super) fn panic_if_asked(&self, text: &Text) {
+        let bytes: Vec<u8> =
+            self.tokens.iter().flat_map(|&token| text.token_bytes(token).to_vec()).collect();
+        assert!(self.seed != Some(PANIC_SEED), "{}", String::from_utf8_lossy(&bytes));
     }
 
     /// Tokens that the engine has not read yet.

@@ -85,14 +85,18 @@ impl Appliance {
             cloister_ok(&["token", "add", "test", "--json", "--config", &path("cloister.toml")]);
         let made: Value = serde_json::from_str(&made).unwrap();
         let token = made["token"].as_str().unwrap().to_owned();
-        if user == As::Nobody {
-            let done = Command::new("chown").args(["-R", "nobody:nogroup"]).arg(&folder).status();
-            assert!(done.unwrap().success());
-        }
+        give_to(&folder, user);
         let child = spawn(&folder, user);
         let mut appliance = Self { folder, port, token, child, user };
         appliance.wait_until_ready();
         appliance
+    }
+
+    /// Replaces a part of the configuration, once.
+    fn change_config(&self, from: &str, to: &str) {
+        let text = fs::read_to_string(self.path("cloister.toml")).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(self.path("cloister.toml"), text.replacen(from, to, 1)).unwrap();
     }
 
     fn path(&self, name: &str) -> String {
@@ -198,6 +202,14 @@ impl Drop for Appliance {
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Lets the user of the appliance own its files.
+fn give_to(folder: &Path, user: As) {
+    if user == As::Nobody {
+        let done = Command::new("chown").args(["-R", "nobody:nogroup"]).arg(folder).status();
+        assert!(done.unwrap().success());
     }
 }
 
@@ -351,6 +363,46 @@ fn answers_are_right_recorded_and_leave_no_trace() {
     }
 }
 
+/// What the worker does with such a request stands in its `session.rs`, in debug builds alone.
+#[cfg(debug_assertions)]
+const PANIC_SEED: u64 = 0x7061_6e69_6373;
+
+#[cfg(debug_assertions)]
+#[test]
+fn a_panic_that_quotes_the_prompt_and_a_cancel_leave_no_trace() {
+    for user in users() {
+        let mut appliance = Appliance::start(user);
+        let mut stream = ask(&format!("Tell me all about {CANARY}."), 1500);
+        stream["stream"] = true.into();
+        let mut cancelled = appliance.post("/v1/chat/completions", &stream);
+        cancelled.read_exact(&mut [0; 400]).unwrap();
+        drop(cancelled);
+        eventually("the record of a cancel", || {
+            appliance.records("end").iter().any(|end| end.to_string().contains("cancelled"))
+        });
+
+        let worker = appliance.only_child("cloister-worker");
+        let mut asked = ask(&format!("{CANARY} {CANARY}"), 8);
+        asked["seed"] = PANIC_SEED.into();
+        let (status, answer) = appliance.chat(&asked);
+        assert!(status >= 500, "{status}: {answer}");
+        assert!(!answer.to_string().contains(CANARY), "{answer}");
+        eventually("the record of the panic", || {
+            let died = appliance.records("child_died");
+            died.iter().any(|died| died.to_string().contains("panic at src/worker/session.rs"))
+        });
+        assert_ne!(appliance.only_child("cloister-worker"), worker, "it is started again");
+        appliance.wait_until_ready();
+        assert_eq!(appliance.chat(&ask("hi", 4)).0, 200);
+        assert_eq!(appliance.records("end_missing").len(), 1);
+        appliance.stop();
+        assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+        let listed = appliance.records("begin").len();
+        assert!(listed >= 3, "{listed}");
+        no_canary(&appliance.folder);
+    }
+}
+
 /// Looks for the canary in every file of the appliance, but in none that the test wrote.
 fn no_canary(folder: &Path) {
     let mut folders = vec![folder.to_owned()];
@@ -489,6 +541,68 @@ fn the_openai_client_chats_streaming_and_not() {
         .unwrap();
     let told = String::from_utf8_lossy(&done.stderr).into_owned();
     assert!(done.status.success(), "{told}");
+}
+
+#[test]
+fn tls_is_served_with_a_key_that_only_the_supervisor_has() {
+    for user in users() {
+        let mut appliance = Appliance::start(user);
+        appliance.stop();
+        let (key, certificate) = (appliance.path("tls.pem"), appliance.path("tls.cert.pem"));
+        cloister_ok(&[
+            "keygen",
+            "tls",
+            "--host",
+            "localhost",
+            "--host",
+            "127.0.0.1",
+            "--out",
+            &key,
+        ]);
+        appliance.change_config(
+            "[limits]",
+            "certificate = \"tls.cert.pem\"\n[keys]\ntls = \"tls.pem\"\n[limits]",
+        );
+        give_to(&appliance.folder, user);
+        appliance.child = spawn(&appliance.folder, user);
+        fs::write(appliance.path("key.txt"), &appliance.token).unwrap();
+        let (url, file) =
+            (format!("https://localhost:{}", appliance.port), appliance.path("key.txt"));
+        let asked = [
+            "chat",
+            "--url",
+            &url,
+            "--ca",
+            &certificate,
+            "--api-key-file",
+            &file,
+            "--max-tokens",
+            "8",
+            "--json",
+            "Hello",
+        ];
+        eventually("an answer over TLS", || cloister(&asked).status.success());
+        let other = appliance.path("other.pem");
+        cloister_ok(&["keygen", "tls", "--host", "localhost", "--out", &other]);
+        let distrusted = asked.map(|word| word.replace("tls.cert.pem", "other.cert.pem"));
+        let refused = Command::new(env!("CARGO_BIN_EXE_cloister")).args(&distrusted).output();
+        assert!(!refused.unwrap().status.success(), "a certificate that is not trusted");
+        if let Some(python) = support::python_with("openai") {
+            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/openai_client.py");
+            let done = Command::new(python)
+                .arg(script)
+                .args([format!("{url}/v1"), "smol".into()])
+                .env("OPENAI_API_KEY", &appliance.token)
+                .env("SSL_CERT_FILE", &certificate)
+                .output()
+                .unwrap();
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        } else {
+            support::skip("the openai client over TLS", "python has no package openai");
+        }
+        appliance.stop();
+        assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+    }
 }
 
 #[test]
