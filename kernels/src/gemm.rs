@@ -15,6 +15,7 @@
 use crate::isa::Isa;
 use crate::packed::{BLOCK_LEN, Form, IntForm, IntTile, Packed, TILE_ROWS};
 use crate::pool::{Disjoint, Pool};
+use crate::prefetch::Ahead;
 use crate::quantize::{Activations, PANEL_TOKENS, Panel, StartsNeeded};
 use crate::reference;
 
@@ -114,8 +115,15 @@ pub(crate) trait Kernel: Copy + Sync {
         sums: &mut [Sums],
     );
 
-    /// Computes whole tiles for one token, straight from the packed bytes.
-    fn multiply_one(self, tiles: &[IntTile<'_>], panel: &Panel<'_>, sums: &mut Sums);
+    /// Computes whole tiles for one token, straight from the packed bytes; a step of `ahead`
+    /// with each block.
+    fn multiply_one(
+        self,
+        tiles: &[IntTile<'_>],
+        panel: &Panel<'_>,
+        ahead: Ahead<'_>,
+        sums: &mut Sums,
+    );
 
     /// Unpacks `len` columns of a tile to floats.
     fn unpack_float(self, tile: &TileCols<'_>, len: usize, chunk: &mut FloatChunk, index: usize);
@@ -184,64 +192,77 @@ struct Input<'a> {
     cols: usize,
 }
 
-/// A product whose output is shared by the threads, cut into tasks.
+/// A product whose output is shared by the threads; a unit is a task.
 struct Target<'a> {
     weights: Packed<'a>,
     out: Disjoint<'a, f32>,
-    units_a_task: usize,
 }
 
 impl Target<'_> {
     fn units(&self) -> usize {
         self.weights.tiles().div_ceil(UNIT_TILES)
     }
+}
 
-    fn tasks(&self) -> usize {
-        self.units().div_ceil(self.units_a_task)
+/// Returns the product and the unit of a task.
+fn find_unit<'t, 'a>(
+    targets: &'t [Option<Target<'a>>],
+    mut task: usize,
+) -> Option<(&'t Target<'a>, usize)> {
+    for target in targets.iter().flatten() {
+        if task < target.units() {
+            return Some((target, task));
+        }
+        task -= target.units();
     }
+    None
 }
 
 fn run_region<K: Kernel>(pool: &Pool, kernel: K, input: &Input<'_>, products: &mut [Product<'_>]) {
     let mut targets = [const { None }; REGION_PRODUCTS];
     for (target, product) in targets.iter_mut().zip(products) {
-        let units = product.weights.tiles().div_ceil(UNIT_TILES);
-        *target = Some(Target {
-            weights: product.weights,
-            out: Disjoint::new(product.out),
-            // Enough tasks to even out the threads, few enough to keep the counter cool.
-            units_a_task: (units / (pool.threads() * 8)).clamp(1, 8),
-        });
+        *target = Some(Target { weights: product.weights, out: Disjoint::new(product.out) });
     }
-    let n_tasks = targets.iter().flatten().map(Target::tasks).sum();
-    pool.run(n_tasks, &|mut task| {
-        for target in targets.iter().flatten() {
-            let tasks = target.tasks();
-            if task >= tasks {
-                task -= tasks;
-                continue;
-            }
-            let first = task * target.units_a_task;
-            for unit in first..target.units().min(first + target.units_a_task) {
-                run_unit(kernel, input, target, unit);
-            }
-            return;
+    let n_tasks = targets.iter().flatten().map(Target::units).sum();
+    pool.run_ahead(n_tasks, &|task, next| {
+        let next = next.and_then(|next| find_unit(&targets, next));
+        let next = next.map_or(&[][..], |(target, unit)| unit_bytes(&target.weights, unit));
+        if let Some((target, unit)) = find_unit(&targets, task) {
+            run_unit(kernel, input, target, unit, next);
         }
     });
 }
 
-fn run_unit<K: Kernel>(kernel: K, input: &Input<'_>, target: &Target<'_>, unit: usize) {
+/// Returns the packed bytes of a unit of a tiled format.
+fn unit_bytes<'a>(weights: &Packed<'a>, unit: usize) -> &'a [u8] {
+    match weights.form() {
+        Form::Rows => &[],
+        _ => weights.tiles_bytes(unit * UNIT_TILES, UNIT_TILES),
+    }
+}
+
+/// Computes a unit; `next` is what this thread will read after it.
+fn run_unit<K: Kernel>(
+    kernel: K,
+    input: &Input<'_>,
+    target: &Target<'_>,
+    unit: usize,
+    next: &[u8],
+) {
     match (target.weights.form(), input.precision) {
         (Form::Int(form), Precision::Int8) if input.tokens == 1 => {
-            run_one(kernel, form, input, target, unit);
+            run_one(kernel, form, input, target, unit, next);
         }
         (Form::Int(form), Precision::Int8) if input.tokens <= TOKENS_FEW => {
-            run_int::<TOKENS_FEW, K>(kernel, form, input, target, unit);
+            run_int::<TOKENS_FEW, K>(kernel, form, input, target, unit, next);
         }
         (Form::Int(form), Precision::Int8) => {
-            run_int::<TOKENS_MAX, K>(kernel, form, input, target, unit);
+            run_int::<TOKENS_MAX, K>(kernel, form, input, target, unit, next);
         }
-        _ if input.tokens <= TOKENS_FEW => run_float::<TOKENS_FEW, K>(kernel, input, target, unit),
-        _ => run_float::<TOKENS_MAX, K>(kernel, input, target, unit),
+        _ if input.tokens <= TOKENS_FEW => {
+            run_float::<TOKENS_FEW, K>(kernel, input, target, unit, next);
+        }
+        _ => run_float::<TOKENS_MAX, K>(kernel, input, target, unit, next),
     }
 }
 
@@ -260,14 +281,16 @@ fn run_one<K: Kernel>(
     input: &Input<'_>,
     target: &Target<'_>,
     unit: usize,
+    next: &[u8],
 ) {
     let mut sums = [0.0; UNIT_ROWS];
     let panel = input.quantized.panel(form, 1, input.cols, 0);
+    let ahead = Ahead::new(next, input.cols / BLOCK_LEN);
     match int_tiles(&target.weights, unit) {
         ([Some(first), Some(second)], _) => {
-            kernel.multiply_one(&[first, second], &panel, &mut sums);
+            kernel.multiply_one(&[first, second], &panel, ahead, &mut sums);
         }
-        ([Some(first), None], _) => kernel.multiply_one(&[first], &panel, &mut sums),
+        ([Some(first), None], _) => kernel.multiply_one(&[first], &panel, ahead, &mut sums),
         _ => unreachable!("an integer form has integer tiles"),
     }
     store(target, unit, 0, &[sums]);
@@ -280,10 +303,13 @@ fn run_int<const TOKENS: usize, K: Kernel>(
     input: &Input<'_>,
     target: &Target<'_>,
     unit: usize,
+    next: &[u8],
 ) {
     let mut chunk = IntChunk::zeroed();
     let (unit_tiles, tiles) = int_tiles(&target.weights, unit);
     let blocks = input.cols / BLOCK_LEN;
+    let panels = input.tokens.div_ceil(PANEL_TOKENS);
+    let mut ahead = Ahead::new(next, blocks.div_ceil(INT_CHUNK_BLOCKS) * panels);
     for first_token in (0..input.tokens).step_by(TOKENS) {
         let mut sums = [[0.0; UNIT_ROWS]; TOKENS];
         let sums = &mut sums[..TOKENS.min(input.tokens - first_token)];
@@ -296,6 +322,7 @@ fn run_int<const TOKENS: usize, K: Kernel>(
                 let first = first_token + i * PANEL_TOKENS;
                 let panel = input.quantized.panel(form, input.tokens, input.cols, first);
                 let panel = panel.blocks(form.scales, start, len);
+                ahead.step();
                 kernel.multiply_int(form, tiles, &chunk, &panel, sums);
             }
         }
@@ -309,11 +336,14 @@ fn run_float<const TOKENS: usize, K: Kernel>(
     input: &Input<'_>,
     target: &Target<'_>,
     unit: usize,
+    next: &[u8],
 ) {
     let cols = input.cols;
     let mut chunk = FloatChunk { weights: [[[0.0; TILE_ROWS]; FLOAT_CHUNK_COLS]; UNIT_TILES] };
     let first_tile = unit * UNIT_TILES;
     let tiles = UNIT_TILES.min(target.weights.tiles() - first_tile);
+    let panels = input.tokens.div_ceil(PANEL_TOKENS);
+    let mut ahead = Ahead::new(next, cols.div_ceil(FLOAT_CHUNK_COLS) * panels);
     for first_token in (0..input.tokens).step_by(TOKENS) {
         let mut sums = [[0.0; UNIT_ROWS]; TOKENS];
         let sums = &mut sums[..TOKENS.min(input.tokens - first_token)];
@@ -330,6 +360,7 @@ fn run_float<const TOKENS: usize, K: Kernel>(
                     _ => &[],
                 };
                 let x: [&[f32]; PANEL_TOKENS] = core::array::from_fn(row);
+                ahead.step();
                 kernel.multiply_float(tiles, &chunk, &x[..sums.len()], sums);
             }
         }

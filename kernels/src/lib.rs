@@ -16,6 +16,7 @@ pub mod ops;
 mod packed;
 mod packed_source;
 mod pool;
+mod prefetch;
 mod quantize;
 mod reference;
 

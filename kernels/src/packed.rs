@@ -437,6 +437,12 @@ impl<'a> Packed<'a> {
         &self.bytes[tile * size..][..size]
     }
 
+    /// Returns the bytes of up to `count` tiles of a tiled format.
+    pub(crate) fn tiles_bytes(&self, first: usize, count: usize) -> &'a [u8] {
+        let size = self.bytes.len() / self.tiles();
+        &self.bytes[first * size..self.bytes.len().min((first + count) * size)]
+    }
+
     /// Returns the planes of a tile of an integer format.
     pub(crate) fn int_tile(&self, tile: usize) -> Option<IntTile<'a>> {
         match self.form() {

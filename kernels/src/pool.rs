@@ -25,7 +25,7 @@ const NEXT_REGION: u64 = 1 << 32;
 /// One parallel region: what to call, how often.
 #[derive(Clone, Copy)]
 struct Job {
-    task: *const (dyn Fn(usize) + Sync),
+    task: *const (dyn Fn(usize, Option<usize>) + Sync),
     n_tasks: usize,
 }
 
@@ -116,8 +116,18 @@ impl Pool {
     ///
     /// Panics if a task panics, after all threads have left the region.
     pub fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.run_ahead(n_tasks, &|index, _| task(index));
+    }
+
+    /// As [`Pool::run`]; each call is also told which task the same thread runs next.
+    ///
+    /// # Panics
+    ///
+    /// Panics if a task panics, after all threads have left the region.
+    pub(crate) fn run_ahead(&self, n_tasks: usize, task: &(dyn Fn(usize, Option<usize>) + Sync)) {
         if self.workers.is_empty() || n_tasks <= 1 {
-            return (0..n_tasks).for_each(task);
+            let next = |index| if index + 1 < n_tasks { Some(index + 1) } else { None };
+            return (0..n_tasks).for_each(|index| task(index, next(index)));
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.open(n_tasks, task);
@@ -130,12 +140,13 @@ impl Pool {
     }
 
     /// Publishes the job and wakes the workers that sleep.
-    fn open(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+    fn open(&self, n_tasks: usize, task: &(dyn Fn(usize, Option<usize>) + Sync)) {
         let shared = &*self.shared;
-        let task: *const (dyn Fn(usize) + Sync + '_) = task;
+        let task: *const (dyn Fn(usize, Option<usize>) + Sync + '_) = task;
         // SAFETY: only the lifetime changes. `close` returns after the last worker has left the
         // region, and `run` calls it on every path, so `task` outlives every use.
-        let task: *const (dyn Fn(usize) + Sync + 'static) = unsafe { core::mem::transmute(task) };
+        let task: *const (dyn Fn(usize, Option<usize>) + Sync + 'static) =
+            unsafe { core::mem::transmute(task) };
         // SAFETY: the region is closed and empty, and `turn` is held, so nobody else reads or
         // writes `job` until the store to `state` below.
         unsafe { *shared.job.get() = Some(Job { task, n_tasks }) };
@@ -177,14 +188,16 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    /// Runs tasks until none is left.
-    fn take_tasks(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        loop {
+    /// Runs tasks until none is left; takes each one while the one before it still runs.
+    fn take_tasks(&self, n_tasks: usize, task: &(dyn Fn(usize, Option<usize>) + Sync)) {
+        let take = || {
             let index = self.next.fetch_add(1, Ordering::Relaxed);
-            if index >= n_tasks {
-                return;
-            }
-            task(index);
+            (index < n_tasks).then_some(index)
+        };
+        let mut current = take();
+        while let Some(index) = current {
+            current = take();
+            task(index, current);
         }
     }
 

@@ -15,6 +15,7 @@ use super::unpack::{
 use crate::gemm::{FloatChunk, IntChunk, Kernel, Lanes, Sums, TileCols};
 use crate::isa::Avx2Fma;
 use crate::packed::{BLOCK_LEN, IntForm, IntTile, Scales, TILE_ROWS};
+use crate::prefetch::Ahead;
 use crate::quantize::{MAGIC_BITS, Panel};
 use crate::reference::Plain;
 
@@ -47,12 +48,19 @@ impl Kernel for Avx2Fma {
         }
     }
 
-    fn multiply_one(self, tiles: &[IntTile<'_>], panel: &Panel<'_>, sums: &mut Sums) {
-        for (tile, sums) in tiles.iter().zip(sums.chunks_exact_mut(TILE_ROWS)) {
-            for (half, sums) in sums.as_chunks_mut().0.iter_mut().enumerate() {
-                // SAFETY: `Avx2Fma` proves that the CPU has the features.
-                unsafe { multiply_one(tile, half, panel, sums) }
-            }
+    fn multiply_one(
+        self,
+        tiles: &[IntTile<'_>],
+        panel: &Panel<'_>,
+        ahead: Ahead<'_>,
+        sums: &mut Sums,
+    ) {
+        // The first tile's blocks are the steps, so it asks for everything that comes next.
+        let mut ahead = Some(ahead);
+        for (tile, sums) in tiles.iter().zip(sums.as_chunks_mut().0) {
+            let ahead = ahead.take().unwrap_or(Ahead::new(&[], 1));
+            // SAFETY: `Avx2Fma` proves that the CPU has the features.
+            unsafe { multiply_one(tile, panel, ahead, sums) }
         }
     }
 
@@ -239,59 +247,66 @@ fn broadcast(quants: &[i8; 4]) -> __m256i {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn multiply_one(tile: &IntTile<'_>, half: usize, panel: &Panel<'_>, sums: &mut HalfLanes) {
-    let total = match (tile.form.bits, tile.form.scales) {
-        (4, Scales::Plain) => token_times_half::<4, false, false>(tile, half, panel),
-        (5, Scales::Plain) => token_times_half::<5, false, false>(tile, half, panel),
-        (_, Scales::Plain) => token_times_half::<8, false, false>(tile, half, panel),
-        (4, Scales::Min) => token_times_half::<4, false, true>(tile, half, panel),
-        (_, Scales::Min) => token_times_half::<5, false, true>(tile, half, panel),
-        (4, Scales::SuperMin) => token_times_half::<4, true, true>(tile, half, panel),
-        (_, Scales::SuperMin) => token_times_half::<5, true, true>(tile, half, panel),
-        (_, Scales::SuperPlain) => token_times_half::<6, true, false>(tile, half, panel),
+fn multiply_one(tile: &IntTile<'_>, panel: &Panel<'_>, ahead: Ahead<'_>, sums: &mut Lanes) {
+    let totals = match (tile.form.bits, tile.form.scales) {
+        (4, Scales::Plain) => token_times_tile::<4, false, false>(tile, panel, ahead),
+        (5, Scales::Plain) => token_times_tile::<5, false, false>(tile, panel, ahead),
+        (_, Scales::Plain) => token_times_tile::<8, false, false>(tile, panel, ahead),
+        (4, Scales::Min) => token_times_tile::<4, false, true>(tile, panel, ahead),
+        (_, Scales::Min) => token_times_tile::<5, false, true>(tile, panel, ahead),
+        (4, Scales::SuperMin) => token_times_tile::<4, true, true>(tile, panel, ahead),
+        (_, Scales::SuperMin) => token_times_tile::<5, true, true>(tile, panel, ahead),
+        (_, Scales::SuperPlain) => token_times_tile::<6, true, false>(tile, panel, ahead),
     };
-    store_lanes(sums, total);
+    for (sums, total) in sums.as_chunks_mut().0.iter_mut().zip(totals) {
+        store_lanes(sums, total);
+    }
 }
 
-/// Computes one token times half a tile, unpacking in registers.
+/// Computes one token times a tile, unpacking in registers: the upper 8 rows, the lower 8 rows.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn token_times_half<const BITS: u32, const SUPER: bool, const MIN: bool>(
+fn token_times_tile<const BITS: u32, const SUPER: bool, const MIN: bool>(
     tile: &IntTile<'_>,
-    half: usize,
     panel: &Panel<'_>,
-) -> __m256 {
+    mut ahead: Ahead<'_>,
+) -> [__m256; 2] {
     let quants = panel.quants.as_chunks::<4>().0.as_chunks::<8>().0;
     let subs = subs_of(BITS);
     let (size, step_cols) = tile.form.scales.step();
     let step_blocks = step_cols / BLOCK_LEN;
-    let mut total = _mm256_setzero_ps();
+    let mut totals = [_mm256_setzero_ps(); 2];
     for (step, quants) in quants.chunks_exact(step_blocks).enumerate() {
-        let scales = StepScales::read::<SUPER, MIN>(&tile.scales[step * size..][..size], half);
+        let bytes = &tile.scales[step * size..][..size];
+        let scales = [0, 1].map(|half| StepScales::read::<SUPER, MIN>(bytes, half));
         for (i, quants) in quants.iter().enumerate() {
             let block = step * step_blocks + i;
             let low = low_part::<BITS>(tile.low, block);
             let high = high_part::<BITS>(tile.high, block);
-            let bytes = block_bytes::<BITS>(low, high, half);
             let x_scale = _mm256_set1_ps(panel.scales[block]);
             let x_bias = _mm256_set1_ps(panel.biases[block]);
-            for sub in 0..subs {
-                let start = if MIN { MAGIC_BITS } else { panel.starts[block * subs + sub] };
-                let mut dot = _mm256_set1_epi32(start);
-                for first in (sub * 8 / subs..(sub + 1) * 8 / subs).step_by(groups_in_16_bits(BITS))
-                {
-                    dot = add_dot::<BITS>(&bytes, first, quants, dot);
+            ahead.step();
+            for half in 0..2 {
+                let bytes = block_bytes::<BITS>(low, high, half);
+                for sub in 0..subs {
+                    let start = if MIN { MAGIC_BITS } else { panel.starts[block * subs + sub] };
+                    let mut dot = _mm256_set1_epi32(start);
+                    let groups = sub * 8 / subs..(sub + 1) * 8 / subs;
+                    for first in groups.step_by(groups_in_16_bits(BITS)) {
+                        dot = add_dot::<BITS>(&bytes, first, quants, dot);
+                    }
+                    let steps = _mm256_fmadd_ps(_mm256_castsi256_ps(dot), x_scale, x_bias);
+                    let scale = scales[half].scale::<SUPER, MIN>(i * subs + sub);
+                    totals[half] = _mm256_fmadd_ps(steps, scale, totals[half]);
                 }
-                let steps = _mm256_fmadd_ps(_mm256_castsi256_ps(dot), x_scale, x_bias);
-                let scale = scales.scale::<SUPER, MIN>(i * subs + sub);
-                total = _mm256_fmadd_ps(steps, scale, total);
-            }
-            if MIN {
-                let x_sum = _mm256_set1_ps(panel.sums[block]);
-                total = _mm256_fmadd_ps(x_sum, scales.min::<SUPER>(i), total);
+                if MIN {
+                    let x_sum = _mm256_set1_ps(panel.sums[block]);
+                    totals[half] =
+                        _mm256_fmadd_ps(x_sum, scales[half].min::<SUPER>(i), totals[half]);
+                }
             }
         }
     }
-    total
+    totals
 }
 
 /// Adds the products of as many groups as fit in 16 bits to `dot`.

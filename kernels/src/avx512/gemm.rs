@@ -14,6 +14,7 @@ use super::unpack::{
 use crate::gemm::{FloatChunk, IntChunk, Kernel, Sums, TileCols};
 use crate::isa::Avx512Vnni;
 use crate::packed::{BLOCK_LEN, IntForm, IntTile, Scales};
+use crate::prefetch::Ahead;
 use crate::quantize::{MAGIC_BITS, Panel};
 use crate::reference::Plain;
 
@@ -35,9 +36,15 @@ impl Kernel for Avx512Vnni {
         unsafe { multiply_int(form, tiles, chunk, panel, sums) }
     }
 
-    fn multiply_one(self, tiles: &[IntTile<'_>], panel: &Panel<'_>, sums: &mut Sums) {
+    fn multiply_one(
+        self,
+        tiles: &[IntTile<'_>],
+        panel: &Panel<'_>,
+        ahead: Ahead<'_>,
+        sums: &mut Sums,
+    ) {
         // SAFETY: `Avx512Vnni` proves that the CPU has the features.
-        unsafe { multiply_one(tiles, panel, sums) }
+        unsafe { multiply_one(tiles, panel, ahead, sums) }
     }
 
     fn unpack_float(self, tile: &TileCols<'_>, len: usize, chunk: &mut FloatChunk, index: usize) {
@@ -182,11 +189,11 @@ fn store_sums<const WIDTH: usize, const TILES: usize>(
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn multiply_one(tiles: &[IntTile<'_>], panel: &Panel<'_>, sums: &mut Sums) {
+fn multiply_one(tiles: &[IntTile<'_>], panel: &Panel<'_>, ahead: Ahead<'_>, sums: &mut Sums) {
     match tiles {
         [] => {}
-        [only] => one_by_form::<1>([only], panel, sums),
-        [first, second, ..] => one_by_form::<2>([first, second], panel, sums),
+        [only] => one_by_form::<1>([only], panel, ahead, sums),
+        [first, second, ..] => one_by_form::<2>([first, second], panel, ahead, sums),
     }
 }
 
@@ -194,17 +201,24 @@ fn multiply_one(tiles: &[IntTile<'_>], panel: &Panel<'_>, sums: &mut Sums) {
 fn one_by_form<const TILES: usize>(
     tiles: [&IntTile<'_>; TILES],
     panel: &Panel<'_>,
+    ahead: Ahead<'_>,
     sums: &mut Sums,
 ) {
     match (tiles[0].form.bits, tiles[0].form.scales) {
-        (4, Scales::Plain) => token_times_unit::<TILES, 4, false, false>(tiles, panel, sums),
-        (5, Scales::Plain) => token_times_unit::<TILES, 5, false, false>(tiles, panel, sums),
-        (_, Scales::Plain) => token_times_unit::<TILES, 8, false, false>(tiles, panel, sums),
-        (4, Scales::Min) => token_times_unit::<TILES, 4, false, true>(tiles, panel, sums),
-        (_, Scales::Min) => token_times_unit::<TILES, 5, false, true>(tiles, panel, sums),
-        (4, Scales::SuperMin) => token_times_unit::<TILES, 4, true, true>(tiles, panel, sums),
-        (_, Scales::SuperMin) => token_times_unit::<TILES, 5, true, true>(tiles, panel, sums),
-        (_, Scales::SuperPlain) => token_times_unit::<TILES, 6, true, false>(tiles, panel, sums),
+        (4, Scales::Plain) => token_times_unit::<TILES, 4, false, false>(tiles, panel, ahead, sums),
+        (5, Scales::Plain) => token_times_unit::<TILES, 5, false, false>(tiles, panel, ahead, sums),
+        (_, Scales::Plain) => token_times_unit::<TILES, 8, false, false>(tiles, panel, ahead, sums),
+        (4, Scales::Min) => token_times_unit::<TILES, 4, false, true>(tiles, panel, ahead, sums),
+        (_, Scales::Min) => token_times_unit::<TILES, 5, false, true>(tiles, panel, ahead, sums),
+        (4, Scales::SuperMin) => {
+            token_times_unit::<TILES, 4, true, true>(tiles, panel, ahead, sums)
+        }
+        (_, Scales::SuperMin) => {
+            token_times_unit::<TILES, 5, true, true>(tiles, panel, ahead, sums)
+        }
+        (_, Scales::SuperPlain) => {
+            token_times_unit::<TILES, 6, true, false>(tiles, panel, ahead, sums)
+        }
     }
 }
 
@@ -213,6 +227,7 @@ fn one_by_form<const TILES: usize>(
 fn token_times_unit<const TILES: usize, const BITS: u32, const SUPER: bool, const MIN: bool>(
     tiles: [&IntTile<'_>; TILES],
     panel: &Panel<'_>,
+    mut ahead: Ahead<'_>,
     sums: &mut Sums,
 ) {
     let quants = panel.quants.as_chunks::<4>().0.as_chunks::<8>().0;
@@ -228,6 +243,7 @@ fn token_times_unit<const TILES: usize, const BITS: u32, const SUPER: bool, cons
         for (i, quants) in quants.iter().enumerate() {
             let block = step * step_blocks + i;
             let (x_scale, x_bias) = (panel.scales[block], panel.biases[block]);
+            ahead.step();
             for tile in 0..TILES {
                 let low = low_part::<BITS>(tiles[tile].low.as_chunks().0, block);
                 let high = high_part::<BITS>(tiles[tile].high.as_chunks().0, block);

@@ -7,6 +7,7 @@ use crate::gemm::{
     FLOAT_CHUNK_COLS, FloatChunk, INT_CHUNK_BLOCKS, IntChunk, Kernel, Lanes, Sums, TileCols,
 };
 use crate::packed::{BLOCK_LEN, IntForm, IntTile, Scales, TILE_ROWS};
+use crate::prefetch::Ahead;
 use crate::quantize::{MAGIC_BITS, Panel};
 
 /// Calls `$body`, compiled with the CPU's own fused multiply-add where it has one: the library's
@@ -68,7 +69,7 @@ impl Kernel for Plain {
         );
     }
 
-    fn multiply_one(self, tiles: &[IntTile<'_>], panel: &Panel<'_>, sums: &mut Sums) {
+    fn multiply_one(self, tiles: &[IntTile<'_>], panel: &Panel<'_>, _: Ahead<'_>, sums: &mut Sums) {
         let mut chunk = IntChunk::zeroed();
         let Some(form) = tiles.first().map(|tile| tile.form) else { return };
         let blocks = panel.scales.len();

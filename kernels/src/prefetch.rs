@@ -1,0 +1,60 @@
+//! Asking for memory before it is read. Never changes what is computed.
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// What a thread will read after the work at hand, asked for a share at a time while it works.
+///
+/// The hardware follows a stream inside a page and loses it at each border of a tile; measured
+/// on decoding, asking one unit ahead takes it from 73 % of the read bandwidth to 95 %.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead<'a> {
+    bytes: &'a [u8],
+    share: usize,
+}
+
+impl<'a> Ahead<'a> {
+    /// Spreads `bytes` over `steps` steps.
+    pub(crate) fn new(bytes: &'a [u8], steps: usize) -> Self {
+        let share = bytes.len().div_ceil(steps.max(1)).next_multiple_of(LINE);
+        Self { bytes, share }
+    }
+
+    /// Asks for the next share.
+    #[inline(always)]
+    pub(crate) fn step(&mut self) {
+        let (share, rest) = self.bytes.split_at(self.share.min(self.bytes.len()));
+        for line in share.chunks(LINE) {
+            fetch(line);
+        }
+        self.bytes = rest;
+    }
+}
+
+/// Asks for a line to be in the second-level cache.
+#[inline(always)]
+fn fetch(line: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing and faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_is_asked_for_within_the_steps() {
+        for (len, steps) in [(0, 1), (1, 1), (64, 3), (28_416, 48), (1000, 7), (64, 0)] {
+            let bytes = vec![0; len];
+            let mut ahead = Ahead::new(&bytes, steps);
+            (0..steps.max(1)).for_each(|_| ahead.step());
+            assert!(ahead.bytes.is_empty(), "{len} bytes in {steps} steps");
+        }
+    }
+}
