@@ -5,13 +5,14 @@
 //! never stalls the engine: what waits to be written is bounded, and over the bound the
 //! gateway counts as gone.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use zeroize::Zeroize as _;
 
 use super::scheduler::Heard;
 use super::tickets::{Right, Tickets};
@@ -41,26 +42,67 @@ pub(super) struct Admitted {
     pub(super) right: Right,
 }
 
+/// Most texts that are kept to be used again.
+const SPARE_COUNT_MAX: usize = 1024;
+
+/// What was said and not sent yet. Grows to the most that ever waited; then saying something
+/// allocates nothing.
+#[derive(Debug, Default)]
+pub(super) struct Sayings {
+    said: Mutex<VecDeque<Said>>,
+    /// Texts that were sent: empty and erased.
+    spare: Mutex<Vec<String>>,
+}
+
+impl Sayings {
+    fn take(&self) -> Option<Said> {
+        locked(&self.said).pop_front()
+    }
+
+    fn give_back(&self, mut text: String) {
+        text.zeroize();
+        let mut spare = locked(&self.spare);
+        if spare.len() < SPARE_COUNT_MAX {
+            spare.push(text);
+        }
+    }
+}
+
+/// Whoever panicked under the lock takes the process with it.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Wakes the link's poll; written by whoever queued something to say.
 #[derive(Debug)]
 pub(super) struct Mouth {
-    queue: Sender<Said>,
+    queue: Arc<Sayings>,
     wake: Arc<OwnedFd>,
 }
 
 impl Mouth {
     /// Joins the queue and the pipe that wakes its reader.
     #[must_use]
-    pub(super) fn new(queue: Sender<Said>, wake: Arc<OwnedFd>) -> Self {
+    pub(super) fn new(queue: Arc<Sayings>, wake: Arc<OwnedFd>) -> Self {
         Self { queue, wake }
     }
 
     /// Queues a message. After the link is gone it goes nowhere: the process is ending.
     pub(super) fn say(&self, said: Said) {
-        if self.queue.send(said).is_ok() {
-            // A full pipe wakes as well as one more byte.
-            let _ = nix::unistd::write(&self.wake, &[1]);
-        }
+        locked(&self.queue.said).push_back(said);
+        // A full pipe wakes as well as one more byte.
+        let _ = nix::unistd::write(&self.wake, &[1]);
+    }
+
+    /// An empty text to be filled and said, or given back.
+    #[must_use]
+    pub(super) fn blank(&self) -> String {
+        locked(&self.queue.spare).pop().unwrap_or_default()
+    }
+
+    /// Takes a text back that was not said.
+    pub(super) fn give_back(&self, text: String) {
+        self.queue.give_back(text);
     }
 }
 
@@ -90,7 +132,7 @@ pub(super) struct Link {
     /// To the gateway.
     pub(super) data: DataChannel<FromWorker, ToWorker>,
     /// What the engine's side says.
-    pub(super) said: Receiver<Said>,
+    pub(super) said: Arc<Sayings>,
     /// Readable when something was said.
     pub(super) woken: OwnedFd,
     /// Requests, to the thread that renders and tokenizes them.
@@ -187,9 +229,14 @@ impl Link {
         let mut bytes = [0; 64];
         // Only empties the pipe; what was said stands in the queue.
         let _ = nix::unistd::read(&self.woken, &mut bytes);
-        while let Ok(said) = self.said.try_recv() {
+        while let Some(said) = self.said.take() {
             match said {
-                Said::Gateway(message) => self.data.push(&message)?,
+                Said::Gateway(message) => {
+                    self.data.push(&message)?;
+                    if let FromWorker::Delta { text, .. } = message {
+                        self.said.give_back(text);
+                    }
+                }
                 Said::Supervisor(report) => self.control.send(&report, &[])?,
             }
         }

@@ -12,6 +12,7 @@ mod session;
 mod tests;
 mod text;
 mod tickets;
+mod turns;
 
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -139,12 +140,13 @@ fn serve() -> Result<(), Failed> {
 }
 
 /// Two mouths, what is said into them, and the pipe that wakes the listener.
-fn mouths() -> nix::Result<(mpsc::Receiver<link::Said>, std::os::fd::OwnedFd, [Mouth; 2])> {
+fn mouths() -> nix::Result<(Arc<link::Sayings>, std::os::fd::OwnedFd, [Mouth; 2])> {
     let (woken, wake) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-    let (sender, said) = mpsc::channel();
+    let said = Arc::<link::Sayings>::default();
     let wake = Arc::new(wake);
-    let mouth = || Mouth::new(sender.clone(), Arc::clone(&wake));
-    Ok((said, woken, [mouth(), mouth()]))
+    let mouth = || Mouth::new(Arc::clone(&said), Arc::clone(&wake));
+    let mouths = [mouth(), mouth()];
+    Ok((said, woken, mouths))
 }
 
 /// The cache has room for every sequence at its longest, so an admitted request never waits for
@@ -166,8 +168,8 @@ fn options(config: &WorkerConfig, model: &Model<'_>) -> Options {
     Options {
         cache_len: context_len.saturating_mul(sequences_max),
         sequences_max,
-        tokens_max: scheduler::STEP_TOKENS_MAX,
-        logits_max: sequences_max.min(scheduler::STEP_TOKENS_MAX),
+        tokens_max: turns::STEP_TOKENS_MAX,
+        logits_max: sequences_max.min(turns::STEP_TOKENS_MAX),
         ..one
     }
 }

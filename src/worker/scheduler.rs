@@ -1,8 +1,8 @@
 //! Which sequence runs next: every step reads a bounded number of tokens, of all that run.
 //!
-//! Sequences that generate come first, one token each; what room is left reads the prompts
-//! that wait, in turn. Cancels are looked at before each step, so a request that is cancelled
-//! costs at most the step that runs. No text is looked at here but to pass it on.
+//! Who reads how much is dealt out in `turns`. Cancels are looked at before each step, so a
+//! request that is cancelled costs at most the step that runs. No text is looked at here but to
+//! pass it on, and a step allocates nothing.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -12,12 +12,11 @@ use super::link::{Mouth, Said};
 use super::prepare::{Prepared, refuse};
 use super::session::{Session, outcome};
 use super::text::Text;
+use super::turns::{Need, STEP_TOKENS_MAX, Turns};
 use crate::engine::{BatchToken, Engine, Sampler, SamplingParams, TextStream, TextStreamEnd};
 use crate::ipc::message::{Failure, Finish, FromWorker, Outcome, RequestId, WorkerReport};
 use crate::sys::random::random_u64;
 
-/// Most tokens of one engine step.
-pub(super) const STEP_TOKENS_MAX: usize = 512;
 /// Most requests that wait for a place in the KV cache.
 const WAITING_COUNT_MAX: usize = 64;
 /// Most cancels that are kept for requests that are not there yet.
@@ -43,8 +42,13 @@ pub(super) struct Scheduler<'m> {
     waiting: VecDeque<Prepared>,
     early_cancels: HashSet<RequestId>,
     batch: Vec<BatchToken>,
+    turns: Turns,
+    /// What each session could read.
+    needs: Vec<Need>,
     /// Which session each wanted row of logits belongs to.
     wanted: Vec<usize>,
+    /// Which sessions ended in a step, in order.
+    ended: Vec<(usize, Finish)>,
     draining: bool,
 }
 
@@ -52,15 +56,19 @@ impl<'m> Scheduler<'m> {
     /// A scheduler with nothing to do.
     #[must_use]
     pub(super) fn new(engine: Engine<'m>, text: &'m Text, mouth: Mouth) -> Self {
+        let sequences_max = engine.options().sequences_max;
         Self {
             engine,
             text,
             mouth,
-            running: Vec::new(),
+            running: Vec::with_capacity(sequences_max),
             waiting: VecDeque::new(),
             early_cancels: HashSet::new(),
             batch: Vec::with_capacity(STEP_TOKENS_MAX),
-            wanted: Vec::new(),
+            turns: Turns::new(sequences_max),
+            needs: Vec::with_capacity(sequences_max),
+            wanted: Vec::with_capacity(sequences_max),
+            ended: Vec::with_capacity(sequences_max),
             draining: false,
         }
     }
@@ -189,37 +197,32 @@ impl<'m> Scheduler<'m> {
             }
             return;
         }
-        let wanted = std::mem::take(&mut self.wanted);
-        let mut ended = Vec::new();
-        for (row, &at) in wanted.iter().enumerate() {
+        for (row, &at) in self.wanted.iter().enumerate() {
             let session = &mut self.running[at];
             #[cfg(debug_assertions)]
             session.panic_if_asked(self.text);
             let token = session.sampler.sample(self.engine.logits_mut(row));
             if let Some(finish) = take_token(session, self.text, &self.mouth, token) {
-                ended.push((at, finish));
+                self.ended.push((at, finish));
             }
         }
-        self.wanted = wanted;
-        ended.sort_by_key(|&(at, _)| std::cmp::Reverse(at));
-        for (at, finish) in ended {
+        // The last first, so that those before it stay where they are.
+        while let Some((at, finish)) = self.ended.pop() {
             self.finish(at, finish);
         }
     }
 
-    /// One token of each sequence that generates, then as much of the prompts as fits.
+    /// Reads the next tokens of every session, as many as are dealt to it.
     fn fill_batch(&mut self) {
         self.batch.clear();
         self.wanted.clear();
-        let generates = |session: &Session| session.completion_tokens > 0;
-        let (first, then): (Vec<usize>, Vec<usize>) =
-            (0..self.running.len()).partition(|&at| generates(&self.running[at]));
-        for at in first.into_iter().chain(then) {
-            let session = &mut self.running[at];
-            let room = STEP_TOKENS_MAX - self.batch.len();
-            let count = session.unread().len().min(room);
-            let last = session.tokens.len();
-            for index in session.read_count..session.read_count + count {
+        self.needs.clear();
+        self.needs.extend(self.running.iter().map(Session::need));
+        let shares = self.turns.deal(&self.needs);
+        for (at, (session, &share)) in self.running.iter_mut().zip(shares).enumerate() {
+            let (first, last) = (session.read_count, session.tokens.len());
+            session.read_count += share;
+            for index in first..session.read_count {
                 let logits = index + 1 == last;
                 if logits {
                     self.wanted.push(at);
@@ -227,15 +230,13 @@ impl<'m> Scheduler<'m> {
                 let (seq, token) = (session.sequence, session.tokens[index]);
                 self.batch.push(BatchToken { seq, token, logits });
             }
-            session.read_count += count;
         }
     }
 
     fn finish(&mut self, at: usize, finish: Finish) {
-        let mut session = self.running.remove(at);
-        self.end_sequence(&session);
+        let mut session = self.take_session(at);
         if finish != Finish::Cancelled {
-            let mut rest = String::new();
+            let mut rest = self.mouth.blank();
             session.text.finish(&mut rest);
             tell(&mut session, &self.mouth, rest);
         }
@@ -249,15 +250,17 @@ impl<'m> Scheduler<'m> {
         }));
     }
 
-    /// Gives the place in the cache back, zeroed. Every session has one until it ends.
-    fn end_sequence(&mut self, session: &Session) {
+    /// Takes a session away and gives its place in the cache back, zeroed.
+    fn take_session(&mut self, at: usize) -> Session {
+        let session = self.running.remove(at);
+        self.turns.removed(at);
         let ended = self.engine.sequence_end(session.sequence);
         debug_assert!(ended.is_ok(), "a session has a sequence");
+        session
     }
 
     fn fail(&mut self, at: usize) {
-        let mut session = self.running.remove(at);
-        self.end_sequence(&session);
+        let mut session = self.take_session(at);
         let report = session.report(Outcome::Failed);
         self.mouth.say(Said::Supervisor(WorkerReport::End(report)));
         let failure = Failure::Internal;
@@ -272,7 +275,7 @@ fn take_token(session: &mut Session, text: &Text, mouth: &Mouth, token: u32) -> 
         return Some(Finish::Stop);
     }
     session.sampler.accept(token);
-    let mut delta = String::new();
+    let mut delta = mouth.blank();
     let end = session.text.push(text.token_bytes(token), &mut delta);
     tell(session, mouth, delta);
     if end != TextStreamEnd::Open {
@@ -284,7 +287,9 @@ fn take_token(session: &mut Session, text: &Text, mouth: &Mouth, token: u32) -> 
 
 /// Sends text to the gateway, if there is any.
 fn tell(session: &mut Session, mouth: &Mouth, text: String) {
-    if !text.is_empty() {
+    if text.is_empty() {
+        mouth.give_back(text);
+    } else {
         session.observe(&text);
         mouth.say(Said::Gateway(FromWorker::Delta { request: session.request, text }));
     }

@@ -8,6 +8,7 @@ use zeroize::Zeroize as _;
 use super::prepare::Prepared;
 #[cfg(debug_assertions)]
 use super::text::Text;
+use super::turns::Need;
 use crate::engine::{Sampler, SeqId, TextStream};
 use crate::ipc::message::{Digest, EndReport, Finish, Outcome, RequestId};
 
@@ -17,7 +18,7 @@ pub(super) struct Session {
     pub(super) request: RequestId,
     /// Its place in the KV cache.
     pub(super) sequence: SeqId,
-    /// Prompt, and the last generated token while it waits to be fed back.
+    /// Prompt and answer; has room for all of it, so that it never moves and leaves no copy.
     pub(super) tokens: Vec<u32>,
     /// How many of `tokens` the engine has read.
     pub(super) read_count: usize,
@@ -47,16 +48,19 @@ impl Session {
     /// Starts a session.
     #[must_use]
     pub(super) fn new(
-        prepared: Prepared,
+        mut prepared: Prepared,
         sequence: SeqId,
         sampler: Sampler,
         text: TextStream,
     ) -> Self {
+        let mut tokens = Vec::with_capacity(prepared.tokens.len() + prepared.max_tokens as usize);
+        tokens.extend_from_slice(&prepared.tokens);
+        prepared.tokens.zeroize();
         Self {
             request: prepared.request,
             sequence,
-            prompt_tokens: u32::try_from(prepared.tokens.len()).unwrap_or(u32::MAX),
-            tokens: prepared.tokens,
+            prompt_tokens: u32::try_from(tokens.len()).unwrap_or(u32::MAX),
+            tokens,
             read_count: 0,
             completion_tokens: 0,
             max_tokens: prepared.max_tokens,
@@ -89,11 +93,18 @@ impl Session {
         self.answer.update(text);
     }
 
-    /// Takes a generated token as the next to be read; the prompt is no longer needed.
+    /// What it could read in the next step.
+    #[must_use]
+    pub(super) fn need(&self) -> Need {
+        match self.completion_tokens {
+            0 => Need::Prompt(self.unread().len()),
+            _ => Need::Answer,
+        }
+    }
+
+    /// Takes a generated token as the next to be read.
     pub(super) fn feed_back(&mut self, token: u32) {
-        self.tokens.zeroize();
         self.tokens.push(token);
-        self.read_count = 0;
     }
 
     /// What the supervisor is told at the end.

@@ -25,20 +25,19 @@ fn start() -> Peers {
     let (supervisor, control) = Channel::pair().unwrap();
     let (gateway, data) = data_pair().unwrap();
     let (woken, _wake) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
-    let (_said_sender, said) = mpsc::channel();
     let (admitted_sender, admitted) = mpsc::channel();
     let (heard, _heard) = mpsc::channel();
     let link = Link {
         control: Arc::new(control),
         data: DataChannel::new(data),
-        said,
+        said: Arc::default(),
         woken,
         admitted: admitted_sender,
         heard,
     };
     // The ends that this test does not use stay open with the link.
     let ended = thread::spawn(move || {
-        let _kept = (_wake, _said_sender, _heard);
+        let _kept = (_wake, _heard);
         link.run()
     });
     Peers { supervisor, gateway: DataChannel::new(gateway), admitted, ended }

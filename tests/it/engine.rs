@@ -95,6 +95,46 @@ fn hold_in_company(path: &std::path::Path, isas: &[Isa]) {
     }
 }
 
+/// Sixteen at once, the longest of more than a whole step, in chunks of every size.
+fn hold_sixteen(path: &std::path::Path, makes: &[fn(Isa, usize, usize) -> Options], by: &[usize]) {
+    let file = PackedFile::read(path).unwrap();
+    let model = Model::from_image(file.image()).unwrap();
+    let lens = [530, 150, 70, 3, 33, 1, 31, 32, 64, 65, 96, 5, 17, 130, 40, 8];
+    let prompts: Vec<Vec<u32>> = (3..)
+        .zip(lens)
+        .map(|(step, len)| (0..len).map(|i| (i * step * 2 + step) % 300).collect())
+        .collect();
+    for make in makes {
+        let one = |tokens_max| Options { tokens_max, ..make(Isa::detect(), 2, 576) };
+        let want: Vec<_> = prompts.iter().map(|prompt| alone(&model, one(512), prompt)).collect();
+        let all = Options {
+            sequences_max: 16,
+            cache_len: 16 * 576,
+            tokens_max: 2048,
+            logits_max: 16,
+            ..one(512)
+        };
+        for &stride in by {
+            assert!(alone(&model, one(stride), &prompts[1]) == want[1], "in chunks of {stride}");
+            assert!(together(&model, all, &prompts, stride) == want, "sixteen by {stride}");
+        }
+    }
+}
+
+#[test]
+fn sixteen_sequences_do_not_depend_on_the_size_of_a_step() {
+    for name in ["llama3_ropefreqs", "qwen2", "gemma3"] {
+        let makes = [Options::exact, Options::fast];
+        hold_sixteen(&tiny(name), &makes, &[1, 7, 32, 128, 512]);
+    }
+}
+
+#[test]
+fn sixteen_sequences_of_a_quantised_model_do_not_either() {
+    let path = support::model(&cloister::cli::fetch::SMOLLM2);
+    hold_sixteen(&path, &[Options::fast], &[7, 128]);
+}
+
 #[test]
 fn a_sequence_does_not_depend_on_company_chunks_threads_or_instruction_set() {
     for name in ["llama3_ropefreqs", "qwen2", "gemma3"] {
