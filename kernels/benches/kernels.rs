@@ -10,15 +10,13 @@
 #![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
 
 use std::hint::black_box;
-use std::time::Instant;
 
+use kernels::limits::{BANDWIDTH_SIZE, fast_run, int8_peak, read_bandwidth};
 use kernels::{
     Activations, Isa, Packed, Pool, Precision, Product, TensorType, gemm, pack, packed_size,
 };
 
-/// Weights of a decode run, in bytes: more than twice the largest cache of today's machines.
-const DECODE_SIZE: usize = 640 << 20;
-/// The same with `--quick`.
+/// Weights of a decode run with `--quick`, in bytes.
 const DECODE_SIZE_QUICK: usize = 64 << 20;
 /// Rows and columns of a matrix: the feed-forward of a small model.
 const SHAPE: (usize, usize) = (8960, 1536);
@@ -50,8 +48,9 @@ struct Options {
 fn main() {
     let options = options();
     let pool = Pool::new(options.threads);
-    let bandwidth = read_bandwidth(&pool, options.is_quick);
-    let peak = dot_peak(&pool);
+    let size = if options.is_quick { DECODE_SIZE_QUICK } else { BANDWIDTH_SIZE };
+    let bandwidth = read_bandwidth(&pool, size);
+    let peak = int8_peak(&pool, Isa::detect());
     println!("threads {}", pool.threads());
     println!("read bandwidth {:.1} GB/s", bandwidth / 1e9);
     println!("8-bit dot product peak {:.0} G MAC/s", peak / 1e9);
@@ -96,7 +95,7 @@ fn options() -> Options {
 fn decode(pool: &Pool, isa: Isa, ty: TensorType, is_quick: bool, bandwidth: f64) {
     let (rows, cols) = SHAPE;
     let matrix = matrix(ty, rows, cols);
-    let size = if is_quick { DECODE_SIZE_QUICK } else { DECODE_SIZE };
+    let size = if is_quick { DECODE_SIZE_QUICK } else { BANDWIDTH_SIZE };
     let count = size.div_ceil(matrix.len());
     let weights = Aligned::new(&matrix, count);
     let x = activations(cols);
@@ -145,18 +144,6 @@ fn report(kernel: &str, ty: TensorType, isa: Isa, (rate, unit): (f64, &str), sha
     println!("{kernel:28} {name:>7} {isa:>10} {rate:7.1} {unit:6} {share:5.1} %");
 }
 
-/// Returns the seconds of a run that only the fastest tenth of the runs beat.
-fn fast_run(runs: usize, mut run: impl FnMut()) -> f64 {
-    let time = |_| {
-        let start = Instant::now();
-        run();
-        start.elapsed().as_secs_f64()
-    };
-    let mut seconds: Vec<f64> = (0..runs).map(time).collect();
-    seconds.sort_by(f64::total_cmp);
-    seconds[runs / 10]
-}
-
 /// Copies of a packed matrix at a 64-byte border.
 struct Aligned {
     bytes: Vec<u8>,
@@ -197,96 +184,4 @@ fn matrix(ty: TensorType, rows: usize, cols: usize) -> Vec<u8> {
 
 fn activations(len: usize) -> Vec<f32> {
     (0..len).map(|i| (i * 37 % 255) as f32 / 128.0 - 1.0).collect()
-}
-
-/// Returns the bytes per second that all threads together read from memory.
-fn read_bandwidth(pool: &Pool, is_quick: bool) -> f64 {
-    let size = if is_quick { DECODE_SIZE_QUICK } else { DECODE_SIZE };
-    let words = vec![1_u64; size / 8];
-    const RUN_WORDS: usize = 1 << 20;
-    const TASKS: usize = 32;
-    let mut runs = words.chunks_exact(RUN_WORDS).cycle();
-    let seconds = fast_run(size / RUN_WORDS / 2, || {
-        let words = runs.next().expect("a cycle has no end");
-        pool.run(TASKS, &|task| {
-            black_box(sum(&words[task * (RUN_WORDS / TASKS)..][..RUN_WORDS / TASKS]));
-        });
-    });
-    (RUN_WORDS * 8) as f64 / seconds
-}
-
-fn sum(words: &[u64]) -> u64 {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") {
-        // SAFETY: the line above found AVX2.
-        return unsafe { sum_avx2(words) };
-    }
-    words.iter().fold(0, |sum, word| sum ^ word)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn sum_avx2(words: &[u64]) -> u64 {
-    words.iter().fold(0, |sum, word| sum ^ word)
-}
-
-/// Returns the multiply-adds of bytes per second that all threads together reach.
-fn dot_peak(pool: &Pool) -> f64 {
-    const STEPS: usize = 20_000;
-    const TASKS: usize = 16;
-    let run = |_: usize| {
-        black_box(dot_steps(STEPS));
-    };
-    let (_, macs_a_step) = dot_steps(0);
-    let seconds = fast_run(100, || pool.run(TASKS, &run));
-    (STEPS * TASKS * macs_a_step) as f64 / seconds
-}
-
-/// Runs `steps` steps of independent dot products; returns a value and the products of a step.
-fn dot_steps(steps: usize) -> (i32, usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if matches!(Isa::detect(), Isa::Avx512(_)) {
-            // SAFETY: `Isa::Avx512` proves AVX-512 F and VNNI.
-            return (unsafe { dot_steps_avx512(steps) }, 24 * 64);
-        }
-        if matches!(Isa::detect(), Isa::Avx2(_)) {
-            // SAFETY: `Isa::Avx2` proves AVX2.
-            return (unsafe { dot_steps_avx2(steps) }, 8 * 32);
-        }
-    }
-    (steps as i32, 1)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vnni")]
-fn dot_steps_avx512(steps: usize) -> i32 {
-    use core::arch::x86_64::*;
-    let bytes = black_box(_mm512_set1_epi8(1));
-    let mut sums = [_mm512_setzero_si512(); 24];
-    for _ in 0..steps {
-        for sum in &mut sums {
-            *sum = _mm512_dpbusd_epi32(*sum, bytes, bytes);
-        }
-    }
-    let total = sums.into_iter().fold(_mm512_setzero_si512(), |a, b| _mm512_add_epi32(a, b));
-    _mm512_reduce_add_epi32(total)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn dot_steps_avx2(steps: usize) -> i32 {
-    use core::arch::x86_64::*;
-    let bytes = black_box(_mm256_set1_epi8(1));
-    let ones = black_box(_mm256_set1_epi16(1));
-    let mut sums = [_mm256_setzero_si256(); 8];
-    for _ in 0..steps {
-        for sum in &mut sums {
-            let pairs =
-                _mm256_maddubs_epi16(_mm256_castps_si256(_mm256_castsi256_ps(bytes)), bytes);
-            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
-        }
-    }
-    let total = sums.into_iter().fold(_mm256_setzero_si256(), |a, b| _mm256_add_epi32(a, b));
-    _mm256_extract_epi32::<0>(total)
 }

@@ -12,6 +12,7 @@ mod gemm;
 #[cfg(test)]
 mod gemm_tests;
 mod isa;
+pub mod limits;
 pub mod ops;
 mod packed;
 mod packed_source;

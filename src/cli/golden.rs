@@ -11,11 +11,9 @@ use clap::{Args, ValueEnum};
 use kernels::{Isa, Precision};
 use serde::{Deserialize, Serialize};
 
+pub use super::packed_file::PackedFile;
 use super::{Outcome, Verdict, print};
-use crate::engine::{
-    Architecture, BatchToken, Engine, IMAGE_ALIGNMENT, ImageLayout, Model, Options, SeqId, argmax,
-};
-use crate::gguf;
+use crate::engine::{Architecture, BatchToken, Engine, Model, Options, SeqId, argmax};
 use crate::tokenizer::{Markup, Tokenizer};
 
 /// Log-probabilities that are compared.
@@ -184,34 +182,6 @@ pub struct Report {
     pub split_margin_max: Option<f64>,
     /// Whether every rule holds.
     pub holds: bool,
-}
-
-/// A GGUF file, packed in memory.
-pub struct PackedFile {
-    buffer: Vec<u8>,
-    start: usize,
-}
-
-impl PackedFile {
-    /// Reads and packs a file.
-    ///
-    /// # Errors
-    ///
-    /// Fails if the file cannot be read, or the engine refuses the model.
-    pub fn read(path: &Path) -> Result<Self, Box<dyn Error>> {
-        let file = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        let header = gguf::parse(&file, file.len() as u64)?;
-        let layout = ImageLayout::new(&header)?;
-        let mut buffer = vec![0; layout.total_len() + IMAGE_ALIGNMENT];
-        let start = buffer.as_ptr().align_offset(IMAGE_ALIGNMENT);
-        layout.pack(&header, &file, &mut buffer[start..][..layout.total_len()]);
-        Ok(Self { buffer, start })
-    }
-
-    /// Returns the image.
-    pub fn image(&self) -> &[u8] {
-        &self.buffer[self.start..]
-    }
 }
 
 /// Reads golden lines.

@@ -17,6 +17,7 @@ mod model_report;
 pub mod model_seal;
 pub mod model_sign;
 pub mod model_verify;
+pub mod packed_file;
 pub mod status;
 pub mod token;
 

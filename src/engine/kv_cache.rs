@@ -181,6 +181,14 @@ impl KvCache {
         }
     }
 
+    /// Takes back the positions from `len` on; what they hold is never read again.
+    pub(super) fn rewind(&mut self, seq: SeqId, len: usize) -> Result<(), Error> {
+        let index = self.index(seq)?;
+        let slot = &mut self.slots[index];
+        slot.len = slot.len.min(len);
+        Ok(())
+    }
+
     /// Returns the free pages.
     pub(super) fn free_pages(&self) -> usize {
         self.free.len()

@@ -183,6 +183,15 @@ impl<'m> Engine<'m> {
         self.cache.end(seq)
     }
 
+    /// Takes the positions from `len` on back, as if their tokens had never been computed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownSequence`] if it has ended.
+    pub fn sequence_rewind(&mut self, seq: SeqId, len: usize) -> Result<(), Error> {
+        self.cache.rewind(seq, len)
+    }
+
     /// Returns how many positions a sequence has.
     ///
     /// # Errors

@@ -149,6 +149,25 @@ fn a_quantised_model_does_not_depend_on_company_either() {
 }
 
 #[test]
+fn a_rewound_sequence_answers_as_if_nothing_had_followed() {
+    let file = PackedFile::read(&tiny("gemma3")).unwrap();
+    let model = Model::from_image(file.image()).unwrap();
+    let mut engine = Engine::new(&model, Options::fast(Isa::detect(), 1, 64)).unwrap();
+    let seq = engine.sequence_start(64).unwrap();
+    let prompt: Vec<u32> = (0..40).map(|i| i * 7 % 300).collect();
+    engine.prefill(seq, &prompt[..30]).unwrap();
+    let want = bits(engine.logits(0));
+    engine.prefill(seq, &prompt[30..]).unwrap();
+    engine.sequence_rewind(seq, 50).unwrap();
+    assert_eq!(engine.sequence_len(seq), Ok(40), "nothing is added");
+    engine.sequence_rewind(seq, 29).unwrap();
+    engine.prefill(seq, &prompt[29..30]).unwrap();
+    assert!(bits(engine.logits(0)) == want);
+    engine.sequence_end(seq).unwrap();
+    assert_eq!(engine.sequence_rewind(seq, 0), Err(Error::UnknownSequence));
+}
+
+#[test]
 fn equal_seeds_write_equal_text() {
     let file = PackedFile::read(&tiny("llama")).unwrap();
     let model = Model::from_image(file.image()).unwrap();

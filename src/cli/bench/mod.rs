@@ -1,0 +1,252 @@
+//! `cloister bench`: how fast this machine runs a plain GGUF, beside what the machine can do at all.
+//!
+//! The engine alone is timed: no jail, no gateway, no sampling. Weights lie in a sealed memfd, as
+//! a worker has them.
+
+mod measure;
+mod report;
+mod work;
+
+use std::error::Error;
+use std::io::BufRead as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use kernels::limits::{BANDWIDTH_SIZE, int8_peak, read_bandwidth};
+use kernels::{Isa, Pool};
+
+use self::measure::{Prepared, Round, Row, Setting};
+use self::report::{Limits, Measured, Report};
+use self::work::Work;
+use super::packed_file::PackedFile;
+use super::{Outcome, Verdict, print};
+use crate::engine::Model;
+
+/// Most threads that may be asked for.
+const THREADS_MAX: i64 = 1024;
+/// Longest prompt, depth and answer.
+const POSITIONS_MAX: i64 = 1 << 24;
+/// Most sequences of a batch.
+const BATCH_MAX: i64 = 4096;
+/// Most rounds.
+const ROUNDS_MAX: i64 = 1000;
+/// Most tokens of a pass.
+const CHUNK_MAX: i64 = 8192;
+
+/// Half of the rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Half {
+    /// Reading prompts.
+    Prefill,
+    /// Writing answers.
+    Decode,
+}
+
+/// Arguments of `cloister bench`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  cloister bench model.gguf\n  \
+    cloister bench model.gguf --prompt 512,4096 --depth 128,4096 --batch 1,16 --json\n  \
+    cloister bench model.gguf --isa avx2 --only prefill\n  \
+    cloister bench model.gguf --threads 8,16 (twice the cores, as a ratio to the first)\n\n\
+    Prefill is held against the peak of the machine's widest 8-bit dot product: multiply-adds of\n\
+    the matrices, logits of the last token only, attention not counted. Decode is held against\n\
+    the read bandwidth: the file's weights once for all sequences of a batch, of the embedding\n\
+    its rows only unless it is the output matrix too, and the keys and values read.")]
+pub struct Arguments {
+    /// The model, plain.
+    #[arg(value_name = "FILE.gguf")]
+    file: PathBuf,
+    /// Compute threads; of several numbers, each [default: the machine's].
+    #[arg(long, value_delimiter = ',', value_name = "N,…",
+        value_parser = clap::value_parser!(u32).range(1..=THREADS_MAX))]
+    threads: Vec<u32>,
+    /// Instruction set (reference, avx2, avx512) [default: the fastest].
+    #[arg(long, value_name = "NAME")]
+    isa: Option<String>,
+    /// Tokens of a prompt.
+    #[arg(long, value_delimiter = ',', value_name = "N,…", default_value = "512",
+        value_parser = clap::value_parser!(u32).range(1..=POSITIONS_MAX))]
+    prompt: Vec<u32>,
+    /// Tokens that stand in the cache before an answer.
+    #[arg(long, value_delimiter = ',', value_name = "N,…", default_value = "128",
+        value_parser = clap::value_parser!(u32).range(0..=POSITIONS_MAX))]
+    depth: Vec<u32>,
+    /// Sequences that are answered at once.
+    #[arg(long, value_delimiter = ',', value_name = "N,…", default_value = "1,16",
+        value_parser = clap::value_parser!(u32).range(1..=BATCH_MAX))]
+    batch: Vec<u32>,
+    /// Tokens of each answer.
+    #[arg(long, value_name = "N", default_value_t = 32,
+        value_parser = clap::value_parser!(u32).range(1..=POSITIONS_MAX))]
+    generate: u32,
+    /// Rounds, whose median is told.
+    #[arg(long, value_name = "N", default_value_t = 3,
+        value_parser = clap::value_parser!(u32).range(1..=ROUNDS_MAX))]
+    rounds: u32,
+    /// Most tokens of a prompt in one pass over the weights.
+    #[arg(long, value_name = "N", default_value_t = 512,
+        value_parser = clap::value_parser!(u32).range(1..=CHUNK_MAX))]
+    chunk: u32,
+    /// Measure only one half of the rows.
+    #[arg(long, value_enum)]
+    only: Option<Half>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Run a round for each line on standard input and print it as a line of JSON, without the
+    /// limits: so that another engine's rounds can stand between.
+    #[arg(long, conflicts_with = "json")]
+    stepwise: bool,
+}
+
+/// Runs `cloister bench`.
+///
+/// # Errors
+///
+/// A file that cannot be read or is not a model, or does not fit the asked lengths.
+pub fn run(arguments: &Arguments) -> Outcome {
+    let isa = match &arguments.isa {
+        Some(name) => Isa::by_name(name).map_err(|error| format!("--isa {name}: {error}"))?,
+        None => Isa::detect(),
+    };
+    let machine = u32::try_from(std::thread::available_parallelism()?.get())?;
+    let threads =
+        if arguments.threads.is_empty() { vec![machine] } else { arguments.threads.clone() };
+    let rows = rows(arguments, &threads);
+    let progress = progress(rows.len() as u64 * u64::from(arguments.rounds));
+    progress.set_message("loading");
+    let packed = PackedFile::read_telling(&arguments.file, |done, of| {
+        progress.set_message(format!("loading {} %", done * 100 / of.max(1)));
+    })?;
+    let model = Model::from_image(packed.image())?;
+    check(arguments, model.config().context_len)?;
+    let (generate, chunk) = (arguments.generate as usize, arguments.chunk as usize);
+    let setting = Setting { isa, generate, chunk };
+    if arguments.stepwise {
+        return step(&model, &rows, setting);
+    }
+    let work = Work::new(&model, &setting.options(1, 32))?;
+    let mut measured = Vec::with_capacity(rows.len());
+    for row in rows {
+        progress.set_message(row.to_string());
+        let mut prepared = Prepared::new(&model, row, setting)?;
+        let mut rounds = Vec::with_capacity(arguments.rounds as usize);
+        for _ in 0..arguments.rounds {
+            rounds.push(prepared.round()?);
+            progress.inc(1);
+        }
+        measured.push(Measured { row, rounds, cache_bytes: prepared.cache_bytes()? });
+    }
+    // Before the limits: they take memory of their own.
+    let resident_peak_bytes = resident_peak_bytes()?;
+    progress.set_message("bandwidth and peak");
+    let limits = limits(threads[0] as usize);
+    progress.finish_and_clear();
+    let report = Report {
+        isa,
+        times: packed.times(),
+        packed_bytes: model.weights_len() as u64,
+        resident_peak_bytes,
+        generate: arguments.generate,
+        work,
+        limits,
+        measured,
+    };
+    if arguments.json {
+        print(&report.json().to_string());
+    } else {
+        report.lines().iter().for_each(|line| print(line));
+    }
+    Ok(Verdict::Holds)
+}
+
+/// Returns what is measured, in order.
+fn rows(arguments: &Arguments, threads: &[u32]) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for threads in threads.iter().map(|&threads| threads as usize) {
+        if arguments.only != Some(Half::Decode) {
+            let prompts = arguments.prompt.iter().map(|&prompt| prompt as usize);
+            rows.extend(prompts.map(|prompt| Row::Prefill { threads, prompt }));
+        }
+        for depth in arguments.depth.iter().map(|&depth| depth as usize) {
+            let batches = arguments.batch.iter().filter(|_| arguments.only != Some(Half::Prefill));
+            let row = |&batch: &u32| Row::Decode { threads, depth, batch: batch as usize };
+            rows.extend(batches.map(row));
+        }
+    }
+    rows
+}
+
+/// Refuses lengths that the model has no positions for, by name.
+fn check(arguments: &Arguments, context_len: usize) -> Result<(), Box<dyn Error>> {
+    let refuse = |what: &str, len: u32| -> Result<(), Box<dyn Error>> {
+        Err(format!("{what} {len}: the model has {context_len} positions").into())
+    };
+    if arguments.only != Some(Half::Decode) {
+        for &prompt in arguments.prompt.iter().filter(|&&prompt| prompt as usize > context_len) {
+            refuse("--prompt", prompt)?;
+        }
+    }
+    if arguments.only != Some(Half::Prefill) {
+        for &depth in &arguments.depth {
+            if depth as usize + arguments.generate as usize > context_len {
+                refuse(&format!("--generate {} at --depth", arguments.generate), depth)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs a round of each row for each line on standard input; a line that says `next`, or none,
+/// ends the row.
+fn step(model: &Model<'_>, rows: &[Row], setting: Setting) -> Outcome {
+    let mut lines = std::io::stdin().lock().lines();
+    for &row in rows {
+        let mut prepared = Prepared::new(model, row, setting)?;
+        print(&serde_json::json!({ "ready": row.to_string() }).to_string());
+        loop {
+            match lines.next().transpose()? {
+                None => return Ok(Verdict::Holds),
+                Some(line) if line == "next" => break,
+                Some(_) => {}
+            }
+            let Round { seconds, tokens, first_token_s } = prepared.round()?;
+            let line = serde_json::json!({
+                "seconds": seconds, "tokens": tokens, "first_token_s": first_token_s,
+                "tokens_per_s": tokens as f64 / seconds,
+            });
+            print(&line.to_string());
+        }
+    }
+    Ok(Verdict::Holds)
+}
+
+fn limits(threads: usize) -> Limits {
+    let pool = Pool::new(threads);
+    let peaks = Isa::available().into_iter().rev().filter(|isa| *isa != Isa::Reference);
+    Limits {
+        threads,
+        read_bandwidth: read_bandwidth(&pool, BANDWIDTH_SIZE),
+        peaks: peaks.map(|isa| (isa, int8_peak(&pool, isa))).collect(),
+    }
+}
+
+/// Returns the most memory that this process has had resident, as the kernel counts it.
+fn resident_peak_bytes() -> Result<u64, Box<dyn Error>> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let number = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    Ok(number.ok_or("/proc/self/status says no VmHWM")? * 1024)
+}
+
+/// A bar of rounds on standard error; nothing when that is no terminal.
+fn progress(rounds: u64) -> ProgressBar {
+    let bar = ProgressBar::new(rounds);
+    if let Ok(style) = ProgressStyle::with_template("[{bar:30}] {pos}/{len} rounds, {msg}") {
+        bar.set_style(style.progress_chars("=> "));
+    }
+    bar.enable_steady_tick(Duration::from_millis(500));
+    bar
+}

@@ -1,0 +1,235 @@
+//! What `cloister bench` prints: medians, each beside the limit that it is a share of.
+
+use kernels::Isa;
+use serde_json::{Value, json};
+
+use super::measure::{Round, Row};
+use super::work::Work;
+use crate::cli::packed_file::LoadTimes;
+
+/// What the machine can do at all.
+pub(super) struct Limits {
+    pub(super) threads: usize,
+    /// Bytes per second.
+    pub(super) read_bandwidth: f64,
+    /// Multiply-adds per second of each instruction set, widest first.
+    pub(super) peaks: Vec<(Isa, f64)>,
+}
+
+impl Limits {
+    /// Returns the peak of the widest instruction set.
+    fn peak(&self) -> f64 {
+        self.peaks.first().map_or(f64::NAN, |(_, peak)| *peak)
+    }
+}
+
+/// A row with its rounds.
+pub(super) struct Measured {
+    pub(super) row: Row,
+    pub(super) rounds: Vec<Round>,
+    pub(super) cache_bytes: u64,
+}
+
+impl Measured {
+    fn tokens_per_s(&self) -> f64 {
+        median(self.rounds.iter().map(|round| round.tokens as f64 / round.seconds))
+    }
+
+    fn first_token_s(&self) -> f64 {
+        median(self.rounds.iter().filter_map(|round| round.first_token_s))
+    }
+}
+
+/// All that was measured.
+pub(super) struct Report {
+    pub(super) isa: Isa,
+    pub(super) times: LoadTimes,
+    pub(super) packed_bytes: u64,
+    pub(super) resident_peak_bytes: u64,
+    /// Tokens of each answer.
+    pub(super) generate: u32,
+    pub(super) work: Work,
+    pub(super) limits: Limits,
+    pub(super) measured: Vec<Measured>,
+}
+
+impl Report {
+    /// Returns the report as lines for people.
+    pub(super) fn lines(&self) -> Vec<String> {
+        let Self { isa, times, work, limits, .. } = self;
+        let peaks: Vec<String> = limits
+            .peaks
+            .iter()
+            .map(|(isa, peak)| format!("{} {}", isa.name(), giga(*peak, 0)))
+            .collect();
+        let mut lines = vec![
+            format!(
+                "model      {} G multiply-adds a prompt token, {} GB read a generated token",
+                giga(work.layer_macs as f64, 3),
+                giga(work.weight_bytes as f64, 3),
+            ),
+            format!(
+                "machine    {} threads: read bandwidth {} GB/s, int8 peak in G multiply-adds/s: {}",
+                limits.threads,
+                giga(limits.read_bandwidth, 1),
+                peaks.join(", "),
+            ),
+            format!(
+                "load       {:.2} s: read {:.2}, pack {:.2}",
+                (times.read + times.pack).as_secs_f64(),
+                times.read.as_secs_f64(),
+                times.pack.as_secs_f64(),
+            ),
+        ];
+        for measured in &self.measured {
+            lines.push(self.line(measured));
+        }
+        lines.push(format!(
+            "memory     {:.0} MB resident at most, {:.2} × weights and cache",
+            self.resident_peak_bytes as f64 / 1e6,
+            self.resident_peak_bytes as f64 / self.data_bytes(),
+        ));
+        lines.push(format!("kernels    {}", isa.name()));
+        lines
+    }
+
+    fn line(&self, measured: &Measured) -> String {
+        let (speed, row) = (measured.tokens_per_s(), measured.row);
+        let share = match row {
+            Row::Prefill { .. } => format!(
+                "{:>5.1} % of the int8 peak, first token {:.3} s",
+                self.macs_per_s(measured) / self.limits.peak() * 100.0,
+                measured.first_token_s(),
+            ),
+            Row::Decode { .. } => format!(
+                "{:>5.1} % of bandwidth ({} GB/s)",
+                self.bytes_per_s(measured) / self.limits.read_bandwidth * 100.0,
+                giga(self.bytes_per_s(measured), 1),
+            ),
+        };
+        let oversubscribed = self.ratio(measured).map_or_else(String::new, |ratio| {
+            format!(", {} threads: {ratio:.2} × of {}", row.threads(), self.limits.threads)
+        });
+        format!("{:<32} {speed:>9.1} tokens/s {share}{oversubscribed}", row.to_string())
+    }
+
+    /// Returns the speed of a row as a ratio to the same one with the first number of threads.
+    fn ratio(&self, measured: &Measured) -> Option<f64> {
+        let row = measured.row.with_threads(self.limits.threads);
+        let first = self.measured.iter().find(|other| other.row == row)?;
+        (row != measured.row).then(|| measured.tokens_per_s() / first.tokens_per_s())
+    }
+
+    fn macs_per_s(&self, measured: &Measured) -> f64 {
+        let speed = measured.tokens_per_s();
+        match measured.row {
+            Row::Prefill { prompt, .. } => speed * self.work.prefill_macs(prompt) / prompt as f64,
+            Row::Decode { batch, .. } => speed * self.work.decode_macs(batch) / batch as f64,
+        }
+    }
+
+    /// Returns the bytes per second that a decode row reads.
+    fn bytes_per_s(&self, measured: &Measured) -> f64 {
+        match measured.row {
+            Row::Decode { depth, batch, .. } => {
+                let bytes = self.work.decode_bytes(depth, batch, self.generate as usize);
+                measured.tokens_per_s() / batch as f64 * bytes
+            }
+            Row::Prefill { .. } => f64::NAN,
+        }
+    }
+
+    /// Returns the bytes of packed weights and of the largest cache.
+    fn data_bytes(&self) -> f64 {
+        let cache = self.measured.iter().map(|measured| measured.cache_bytes).max();
+        (self.packed_bytes + cache.unwrap_or(0)) as f64
+    }
+
+    /// Returns the report as JSON.
+    pub(super) fn json(&self) -> Value {
+        let Self { isa, times, work, limits, .. } = self;
+        let peaks: serde_json::Map<String, Value> =
+            limits.peaks.iter().map(|(isa, peak)| (isa.name().to_owned(), json!(peak))).collect();
+        let (prefill, decode): (Vec<_>, Vec<_>) =
+            self.measured.iter().partition(|measured| matches!(measured.row, Row::Prefill { .. }));
+        let list = |rows: Vec<&Measured>| rows.iter().map(|row| self.row(row)).collect::<Vec<_>>();
+        json!({
+            "isa": isa.name(),
+            "model": {
+                "macs_per_prompt_token": work.layer_macs,
+                "macs_per_logits": work.output_macs,
+                "weight_bytes_per_step": work.weight_bytes,
+                "packed_weight_bytes": self.packed_bytes,
+            },
+            "limits": {
+                "threads": limits.threads,
+                "read_bandwidth_bytes_per_s": limits.read_bandwidth,
+                "int8_peak_macs_per_s": limits.peak(),
+                "int8_peak_macs_per_s_by_isa": peaks,
+            },
+            "load": {
+                "read_s": times.read.as_secs_f64(),
+                "pack_s": times.pack.as_secs_f64(),
+                "total_s": (times.read + times.pack).as_secs_f64(),
+            },
+            "prefill": list(prefill),
+            "decode": list(decode),
+            "resident_peak_bytes": self.resident_peak_bytes,
+            "resident_peak_to_weights_and_cache": self.resident_peak_bytes as f64 / self.data_bytes(),
+        })
+    }
+
+    fn row(&self, measured: &Measured) -> Value {
+        let rounds = measured.rounds.iter().map(|round| round.tokens as f64 / round.seconds);
+        let rounds: Vec<f64> = rounds.collect();
+        let macs_per_s = self.macs_per_s(measured);
+        let mut row = match measured.row {
+            Row::Prefill { threads, prompt } => json!({
+                "threads": threads, "prompt_tokens": prompt,
+                "prefill_tokens_per_s": measured.tokens_per_s(),
+                "first_token_s": measured.first_token_s(),
+            }),
+            Row::Decode { threads, depth, batch } => json!({
+                "threads": threads, "depth": depth, "batch": batch,
+                "generated_tokens": self.generate,
+                "decode_tokens_per_s": measured.tokens_per_s(),
+                "bytes_per_s": self.bytes_per_s(measured),
+                "bandwidth_share": self.bytes_per_s(measured) / self.limits.read_bandwidth,
+            }),
+        };
+        row["macs_per_s"] = json!(macs_per_s);
+        row["int8_peak_share"] = json!(macs_per_s / self.limits.peak());
+        row["cache_bytes"] = json!(measured.cache_bytes);
+        row["rounds_tokens_per_s"] = json!(rounds);
+        if let Some(ratio) = self.ratio(measured) {
+            row["ratio_to_first_threads"] = json!(ratio);
+        }
+        row
+    }
+}
+
+fn giga(value: f64, digits: usize) -> String {
+    format!("{:.digits$}", value / 1e9)
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        len if len % 2 == 1 => sorted[len / 2],
+        len => f64::midpoint(sorted[len / 2 - 1], sorted[len / 2]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between() {
+        assert_eq!(median([3.0, 1.0, 2.0].into_iter()).to_bits(), 2.0_f64.to_bits());
+        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()).to_bits(), 2.5_f64.to_bits());
+        assert!(median(std::iter::empty()).is_nan());
+    }
+}
