@@ -77,6 +77,8 @@ pub enum Error {
     UnknownSequence,
     /// The sequence has no position left of those that it asked for.
     SequenceFull,
+    /// The position was there when the sequence started, and is not its own.
+    NoSuchPosition,
     /// A token is not in the vocabulary.
     TokenOutOfRange,
     /// A batch has more tokens, or asks for more logits, than the engine was made for.
@@ -136,6 +138,7 @@ impl fmt::Display for Error {
             }
             Self::UnknownSequence => write!(f, "the sequence has ended"),
             Self::SequenceFull => write!(f, "the sequence has used all its positions"),
+            Self::NoSuchPosition => write!(f, "the position is not the sequence's own"),
             Self::TokenOutOfRange => write!(f, "a token is not in the vocabulary"),
             Self::BatchTooLarge { what, max } => write!(f, "a batch has more than {max} {what}"),
         }

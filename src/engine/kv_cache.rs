@@ -3,11 +3,20 @@
 //! The pool is allocated once. A sequence is given all pages that it may ever need when it starts,
 //! so that it never fails midway; where a page lies depends on positions only. Pages are zeroed
 //! when they are given back.
+//!
+//! Beside the pages of sequences each cache domain has a fixed number in which prefixes outlive
+//! their sequence (`prefixes`). A sequence is charged for all its pages, shared or not, so that
+//! neither kind is ever short of the other's, and who is admitted says nothing of what was found:
+//!
+//! ```text
+//! pages in use <= charged + domains * quota       pages = sequence_pages + domains * quota
+//! ```
 
 use half::f16;
 use kernels::ops::{KvPages, KvPagesMut, PAGE_LEN, Place};
 
-use super::{Error, ModelConfig};
+use super::prefixes::{CacheDomain, Keep, PlaceIndex, Prefixes};
+use super::{Error, ModelConfig, Options};
 
 /// How keys and values are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +54,12 @@ struct Slot {
     len_max: usize,
     /// Positions that it has.
     len: usize,
+    /// Positions that it ever had: what was written.
+    reached: usize,
+    /// Positions that were found when it started; never written.
+    shared: usize,
+    /// Where its prefix may be kept.
+    place: Option<PlaceIndex>,
 }
 
 enum Store {
@@ -60,6 +75,11 @@ pub(super) struct KvCache {
     /// Values of a page in one layer.
     page_len: usize,
     free: Vec<u32>,
+    prefixes: Prefixes,
+    /// Pages of sequences.
+    sequence_pages: usize,
+    /// Those that running sequences may need.
+    charged: usize,
     slots: Vec<Slot>,
     /// `[slot][pages_a_sequence]`
     tables: Vec<u32>,
@@ -67,75 +87,146 @@ pub(super) struct KvCache {
 }
 
 impl KvCache {
-    /// Returns the bytes of a pool for so many positions.
-    pub(super) fn size(config: &ModelConfig, ty: KvType, positions: usize) -> Option<usize> {
+    /// Returns the bytes of the pool; `None` if they cannot be addressed.
+    pub(super) fn size(config: &ModelConfig, options: &Options) -> Option<usize> {
         let a_position =
-            config.n_layers.checked_mul(2 * config.kv_dim())?.checked_mul(ty.size())?;
-        positions.checked_next_multiple_of(PAGE_LEN)?.checked_mul(a_position)
+            config.n_layers.checked_mul(2 * config.kv_dim())?.checked_mul(options.kv.size())?;
+        let size = n_pages(options)?.checked_mul(PAGE_LEN)?.checked_mul(a_position)?;
+        isize::try_from(size).ok().map(|_| size)
     }
 
-    /// Allocates a pool of `positions` for `sequences_max` sequences of `context_len` at most.
-    pub(super) fn new(
-        config: &ModelConfig,
-        ty: KvType,
-        positions: usize,
-        context_len: usize,
-        sequences_max: usize,
-    ) -> Self {
-        let n_pages = u32::try_from(positions.div_ceil(PAGE_LEN)).expect("the options are bounded");
+    /// Allocates the pool, whose size is known.
+    pub(super) fn new(config: &ModelConfig, options: &Options) -> Self {
+        let n_pages = n_pages(options).and_then(|pages| u32::try_from(pages).ok());
+        let n_pages = n_pages.expect("the options are bounded");
         let page_len = 2 * PAGE_LEN * config.kv_dim();
         let layer_len = page_len * n_pages as usize;
         let len = layer_len * config.n_layers;
-        let pages_a_sequence = context_len.div_ceil(PAGE_LEN);
+        let pages_a_sequence = options.context_len.div_ceil(PAGE_LEN);
+        let (domains, quota) = (options.prefix_domains, options.prefix_pages);
         Self {
-            store: match ty {
+            store: match options.kv {
                 KvType::F32 => Store::F32(vec![0.0; len]),
                 KvType::F16 => Store::F16(vec![f16::ZERO; len]),
             },
             layer_len,
             page_len,
             free: (0..n_pages).rev().collect(),
-            slots: vec![Slot::default(); sequences_max],
-            tables: vec![0; sequences_max * pages_a_sequence],
+            prefixes: Prefixes::new(n_pages as usize, domains, quota),
+            sequence_pages: options.cache_len.div_ceil(PAGE_LEN),
+            charged: 0,
+            slots: vec![Slot::default(); options.sequences_max],
+            tables: vec![0; options.sequences_max * pages_a_sequence],
             pages_a_sequence,
         }
     }
 
-    /// Starts a sequence that may have `len_max` positions.
-    pub(super) fn start(&mut self, len_max: usize) -> Result<SeqId, Error> {
+    /// Starts a sequence that may have `len_max` positions. Returns how many it has already:
+    /// those of whole pages that `domain` keeps of `prompt`, but never all of it.
+    pub(super) fn start(
+        &mut self,
+        domain: Option<CacheDomain>,
+        prompt: &[u32],
+        len_max: usize,
+    ) -> Result<(SeqId, usize), Error> {
         let needed = len_max.div_ceil(PAGE_LEN);
         if needed > self.pages_a_sequence {
             return Err(Error::SequenceFull);
         }
         let index = self.slots.iter().position(|slot| !slot.is_taken);
         let index = index.ok_or(Error::NoFreeSequence)?;
-        let free = self.free.len();
+        let free = self.free_pages();
         if needed > free {
             return Err(Error::NoFreePages { needed, free });
         }
+        let place = domain.and_then(|domain| self.prefixes.place(domain));
+        let prompt = &prompt[..prompt.len().saturating_sub(1).min(len_max)];
+        let found = self.find(place, prompt, index);
         let table = &mut self.tables[index * self.pages_a_sequence..][..needed];
-        for (entry, page) in table.iter_mut().zip(self.free.drain(free - needed..).rev()) {
-            *entry = page;
+        for entry in &mut table[found..] {
+            *entry = self.free.pop().expect("a charged page is there");
         }
-        let slot = &mut self.slots[index];
-        let turn = slot.turn.wrapping_add(1);
-        *slot = Slot { turn, is_taken: true, n_pages: needed, len_max, len: 0 };
+        table.iter().for_each(|page| self.prefixes.take(*page));
+        self.charged += needed;
+        let (turn, shared) = (self.slots[index].turn.wrapping_add(1), found * PAGE_LEN);
+        self.slots[index] = Slot {
+            turn,
+            is_taken: true,
+            n_pages: needed,
+            len_max,
+            len: shared,
+            reached: shared,
+            shared,
+            place,
+        };
         let slot = u32::try_from(index).expect("the options are bounded");
-        Ok(SeqId { slot, turn })
+        Ok((SeqId { slot, turn }, shared))
     }
 
-    /// Ends a sequence: zeroes its pages and gives them back.
-    pub(super) fn end(&mut self, seq: SeqId) -> Result<(), Error> {
-        let index = self.index(seq)?;
-        let n_pages = self.slots[index].n_pages;
-        for i in 0..n_pages {
-            let page = self.tables[index * self.pages_a_sequence + i];
-            self.erase(page as usize);
-            self.free.push(page);
+    /// Writes the kept pages of a prompt to the table of a slot; returns how many there are.
+    fn find(&mut self, place: Option<PlaceIndex>, prompt: &[u32], index: usize) -> usize {
+        let Some(place) = place else { return 0 };
+        let table = &mut self.tables[index * self.pages_a_sequence..][..self.pages_a_sequence];
+        self.prefixes.tick();
+        let (mut found, mut before) = (0, None);
+        for tokens in prompt.chunks_exact(PAGE_LEN) {
+            let Some(page) = self.prefixes.find(place, before, tokens) else { break };
+            table[found] = page;
+            before = Some(page);
+            found += 1;
         }
-        let slot = &mut self.slots[index];
-        *slot = Slot { turn: slot.turn, ..Slot::default() };
+        found
+    }
+
+    /// Ends a sequence. Its whole pages are kept if `is_kept` and it has a domain with room for
+    /// them; all others that no sequence needs are zeroed and given back.
+    pub(super) fn end(&mut self, seq: SeqId, is_kept: bool) -> Result<(), Error> {
+        let index = self.index(seq)?;
+        let slot = std::mem::take(&mut self.slots[index]);
+        self.slots[index].turn = slot.turn;
+        self.charged -= slot.n_pages;
+        self.prefixes.tick();
+        let mut place = slot.place.filter(|_| is_kept);
+        let mut before = None;
+        for i in 0..slot.n_pages {
+            let page = self.tables[index * self.pages_a_sequence + i];
+            if (i + 1) * PAGE_LEN > slot.len {
+                place = None;
+            }
+            match place.map(|place| self.prefixes.keep(place, before, page)) {
+                Some(Keep::Kept) => before = Some(page),
+                Some(Keep::Already(same)) => before = Some(same),
+                Some(Keep::Replacing(old)) => {
+                    before = Some(page);
+                    self.free_page(old, true);
+                }
+                Some(Keep::NoRoom) | None => place = None,
+            }
+            if self.prefixes.give_back(page) {
+                self.free_page(page, i * PAGE_LEN < slot.reached);
+            }
+        }
         Ok(())
+    }
+
+    /// Zeroes what a domain keeps, but for pages that running sequences read: those go with them.
+    pub(super) fn forget(&mut self, domain: CacheDomain) {
+        let mut given_back = Vec::new();
+        let place = self.prefixes.forget(domain, |page| given_back.push(page));
+        given_back.into_iter().for_each(|page| self.free_page(page, true));
+        if place.is_some() {
+            let its = self.slots.iter_mut().filter(|slot| slot.place == place);
+            its.for_each(|slot| slot.place = None);
+        }
+    }
+
+    /// Gives a page back that nobody needs, and zeroes it if it was written.
+    fn free_page(&mut self, page: u32, was_written: bool) {
+        if was_written {
+            self.erase(page as usize);
+            self.prefixes.erase(page);
+        }
+        self.free.push(page);
     }
 
     fn erase(&mut self, page: usize) {
@@ -163,15 +254,33 @@ impl KvCache {
         Ok(self.slots[self.index(seq)?].len)
     }
 
-    /// Gives a sequence its next position.
-    pub(super) fn advance(&mut self, seq: SeqId) -> Result<Place, Error> {
+    /// Gives a sequence its next position, for this token.
+    pub(super) fn advance(&mut self, seq: SeqId, token: u32) -> Result<Place, Error> {
         let index = self.index(seq)?;
         let slot = &mut self.slots[index];
         if slot.len == slot.len_max {
             return Err(Error::SequenceFull);
         }
+        let (table, position) = (index * self.pages_a_sequence, slot.len);
         slot.len += 1;
-        Ok(Place { table: index * self.pages_a_sequence, position: slot.len - 1 })
+        slot.reached = slot.reached.max(slot.len);
+        if slot.place.is_some() {
+            let page = self.tables[table + position / PAGE_LEN];
+            self.prefixes.record(page, position % PAGE_LEN, token);
+        }
+        Ok(Place { table, position })
+    }
+
+    /// Takes back the positions from `len` on; what they hold is never read again. What was
+    /// found is not the sequence's to change.
+    pub(super) fn rewind(&mut self, seq: SeqId, len: usize) -> Result<(), Error> {
+        let index = self.index(seq)?;
+        let slot = &mut self.slots[index];
+        if len < slot.shared {
+            return Err(Error::NoSuchPosition);
+        }
+        slot.len = slot.len.min(len);
+        Ok(())
     }
 
     /// Takes back the last position of a sequence whose batch was refused.
@@ -181,17 +290,9 @@ impl KvCache {
         }
     }
 
-    /// Takes back the positions from `len` on; what they hold is never read again.
-    pub(super) fn rewind(&mut self, seq: SeqId, len: usize) -> Result<(), Error> {
-        let index = self.index(seq)?;
-        let slot = &mut self.slots[index];
-        slot.len = slot.len.min(len);
-        Ok(())
-    }
-
-    /// Returns the free pages.
+    /// Returns the pages that sequences could still be given.
     pub(super) fn free_pages(&self) -> usize {
-        self.free.len()
+        self.sequence_pages - self.charged
     }
 
     /// Returns the page numbers of all sequences.
@@ -218,12 +319,37 @@ impl KvCache {
         (pages, &self.tables)
     }
 
-    /// Returns whether every value of the pool is zero.
+    /// Returns whether every value of the pool is zero, and no token is known.
     #[cfg(test)]
     pub(super) fn is_zero(&self) -> bool {
-        match &self.store {
+        let is_zero = match &self.store {
             Store::F32(store) => store.iter().all(|value| value.to_bits() == 0),
             Store::F16(store) => store.iter().all(|value| value.to_bits() == 0),
-        }
+        };
+        is_zero && self.prefixes.is_zero()
     }
+
+    /// Returns where a page of a sequence lies.
+    #[cfg(test)]
+    pub(super) fn page(&self, seq: SeqId, page: usize) -> Result<u32, Error> {
+        Ok(self.tables[self.index(seq)? * self.pages_a_sequence + page])
+    }
+
+    /// Returns how many positions a sequence may have.
+    #[cfg(test)]
+    pub(super) fn len_max(&self, seq: SeqId) -> usize {
+        self.index(seq).map_or(0, |index| self.slots[index].len_max)
+    }
+
+    /// Returns the pages that nobody uses or keeps.
+    #[cfg(test)]
+    pub(super) fn unused_pages(&self) -> usize {
+        self.free.len()
+    }
+}
+
+/// The pages that the options ask for; `None` if that is no number.
+fn n_pages(options: &Options) -> Option<usize> {
+    let kept = options.prefix_domains.checked_mul(options.prefix_pages)?;
+    options.cache_len.div_ceil(PAGE_LEN).checked_add(kept)
 }

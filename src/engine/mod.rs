@@ -10,6 +10,7 @@ mod error;
 mod forward;
 mod image;
 mod kv_cache;
+mod prefixes;
 mod random;
 mod sampler;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub use config::{Architecture, LocalLayers, ModelConfig};
 pub use error::Error;
 pub use image::{IMAGE_ALIGNMENT, ImageLayout, Model};
 pub use kv_cache::{KvType, SeqId};
+pub use prefixes::CacheDomain;
 pub use sampler::{Sampler, SamplingParams, argmax};
 pub use text_stream::{TextStream, TextStreamEnd};
 
@@ -35,6 +37,10 @@ const TOKENS_MAX: usize = 8192;
 const SEQUENCES_MAX: usize = 4096;
 /// Most positions of a sequence, and of the cache.
 const POSITIONS_MAX: usize = 1 << 26;
+/// Most cache domains that an engine may keep prefixes of.
+const DOMAINS_MAX: usize = 4096;
+/// Most pages that a domain may keep.
+const PREFIX_PAGES_MAX: usize = 1 << 16;
 /// Most threads.
 const THREADS_MAX: usize = 1024;
 
@@ -59,6 +65,10 @@ pub struct Options {
     pub tokens_max: usize,
     /// Logits of a batch.
     pub logits_max: usize,
+    /// Cache domains of which prefixes outlive their sequences; 0 keeps none.
+    pub prefix_domains: usize,
+    /// Pages of 32 positions that each of them may keep, beside those of `cache_len`.
+    pub prefix_pages: usize,
 }
 
 impl Options {
@@ -74,6 +84,8 @@ impl Options {
             sequences_max: 1,
             tokens_max: 512,
             logits_max: 1,
+            prefix_domains: 0,
+            prefix_pages: 0,
         }
     }
 
@@ -92,8 +104,15 @@ impl Options {
             ("tokens_max", self.tokens_max, TOKENS_MAX),
             ("logits_max", self.logits_max, self.tokens_max),
         ];
-        match bounds.iter().find(|(_, value, max)| *value == 0 || value > max) {
-            Some((name, ..)) => Err(Error::BadOption(name)),
+        let prefixes = [
+            ("prefix_domains", self.prefix_domains, DOMAINS_MAX),
+            ("prefix_pages", self.prefix_pages, PREFIX_PAGES_MAX),
+        ];
+        let is_bad = |&&(_, value, max): &&(&str, usize, usize)| value == 0 || value > max;
+        let mut bad = bounds.iter().filter(is_bad).map(|(name, ..)| *name);
+        let mut too_many = prefixes.iter().filter(|(_, value, max)| value > max);
+        match bad.next().or_else(|| too_many.next().map(|(name, ..)| *name)) {
+            Some(name) => Err(Error::BadOption(name)),
             None => Ok(()),
         }
     }
@@ -130,15 +149,12 @@ impl<'m> Engine<'m> {
     pub fn new(model: &'m Model<'m>, options: Options) -> Result<Self, Error> {
         let config = model.config();
         options.check(config)?;
-        let Options { kv, cache_len, context_len, sequences_max, .. } = options;
-        if KvCache::size(config, kv, cache_len).is_none_or(|size| isize::try_from(size).is_err()) {
-            return Err(Error::BadOption("cache_len"));
-        }
+        Self::cache_size(config, &options)?;
         Ok(Self {
             model,
             options,
             pool: Pool::new(options.threads),
-            cache: KvCache::new(config, kv, cache_len, context_len, sequences_max),
+            cache: KvCache::new(config, &options),
             activations: Activations::new(model, &options),
             chunk: Vec::with_capacity(options.tokens_max),
         })
@@ -150,8 +166,7 @@ impl<'m> Engine<'m> {
     ///
     /// [`Error::BadOption`] if that does not fit the address space.
     pub fn cache_size(config: &ModelConfig, options: &Options) -> Result<usize, Error> {
-        let size = KvCache::size(config, options.kv, options.cache_len);
-        size.ok_or(Error::BadOption("cache_len"))
+        KvCache::size(config, options).ok_or(Error::BadOption("cache_len"))
     }
 
     /// Returns the options.
@@ -171,7 +186,22 @@ impl<'m> Engine<'m> {
     /// [`Error::NoFreeSequence`] and [`Error::NoFreePages`] pass when other sequences end;
     /// [`Error::SequenceFull`] if `len_max` is more than the context.
     pub fn sequence_start(&mut self, len_max: usize) -> Result<SeqId, Error> {
-        self.cache.start(len_max)
+        self.cache.start(None, &[], len_max).map(|(seq, _)| seq)
+    }
+
+    /// Starts a sequence that may share what its domain keeps of the prompt. Returns how many of
+    /// the prompt's tokens it has already, which are never all: the next is the first to compute.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::sequence_start`], whatever was found.
+    pub fn sequence_start_in(
+        &mut self,
+        domain: CacheDomain,
+        prompt: &[u32],
+        len_max: usize,
+    ) -> Result<(SeqId, usize), Error> {
+        self.cache.start(Some(domain), prompt, len_max)
     }
 
     /// Ends a sequence; its part of the cache is zeroed.
@@ -180,14 +210,30 @@ impl<'m> Engine<'m> {
     ///
     /// [`Error::UnknownSequence`] if it has ended.
     pub fn sequence_end(&mut self, seq: SeqId) -> Result<(), Error> {
-        self.cache.end(seq)
+        self.cache.end(seq, false)
+    }
+
+    /// Ends a sequence; its domain, if it has one, keeps as many whole pages of its prefix as
+    /// it has room for, and gives up the longest unused of its own for them. All else is zeroed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownSequence`] if it has ended.
+    pub fn sequence_keep(&mut self, seq: SeqId) -> Result<(), Error> {
+        self.cache.end(seq, true)
+    }
+
+    /// Zeroes all that a domain keeps; running sequences go on, and are not kept when they end.
+    pub fn forget(&mut self, domain: CacheDomain) {
+        self.cache.forget(domain);
     }
 
     /// Takes the positions from `len` on back, as if their tokens had never been computed.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownSequence`] if it has ended.
+    /// [`Error::UnknownSequence`] if it has ended; [`Error::NoSuchPosition`] if some of them are
+    /// not its own, but were there when it started.
     pub fn sequence_rewind(&mut self, seq: SeqId, len: usize) -> Result<(), Error> {
         self.cache.rewind(seq, len)
     }
@@ -201,7 +247,7 @@ impl<'m> Engine<'m> {
         self.cache.len(seq)
     }
 
-    /// Returns how many pages of 32 positions are free.
+    /// Returns how many pages of 32 positions sequences could still be given.
     pub fn free_pages(&self) -> usize {
         self.cache.free_pages()
     }
@@ -236,7 +282,7 @@ impl<'m> Engine<'m> {
     fn place(&mut self, batch: &[BatchToken]) -> Result<(), Error> {
         self.activations.places.clear();
         for (i, token) in batch.iter().enumerate() {
-            match self.cache.advance(token.seq) {
+            match self.cache.advance(token.seq, token.token) {
                 Ok(place) => self.activations.places.push(place),
                 Err(error) => {
                     batch[..i].iter().for_each(|token| self.cache.retreat(token.seq));

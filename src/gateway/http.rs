@@ -17,7 +17,7 @@ use super::control::{Begin, Control};
 use super::error::ApiError;
 use super::link::{Generation, Workers};
 use super::queue::Event;
-use super::reply::{self, Head, Usage, finish_reason, hex};
+use super::reply::{self, Head, finish_reason, hex};
 use super::stream::{EventStream, PING_INTERVAL, ResponseBody};
 use crate::ipc::message::{Endpoint, Generate, NAME_LEN_MAX_BYTES, RequestId};
 
@@ -238,9 +238,8 @@ async fn collect(
                 }
                 text.push_str(&more);
             }
-            Event::Done { finish, prompt_tokens, completion_tokens } => {
+            Event::Done { finish, usage } => {
                 let reason = finish_reason(finish).ok_or(ApiError::Cancelled)?;
-                let usage = Usage::new(prompt_tokens, completion_tokens);
                 return Ok(json(StatusCode::OK, head.whole(&text, reason, usage)));
             }
             Event::Failed(error) => return Err(error),

@@ -21,6 +21,7 @@ use tokio::time::{Instant, Sleep};
 use super::error::{ApiError, Error};
 use super::locked;
 use super::queue::{Event, Queue};
+use super::reply::Usage;
 use crate::ipc::message::{
     DATA_FRAME_LEN_MAX_BYTES, Failure, FromWorker, Generate, ModelIndex, ModelInfo, RequestId,
     ToWorker,
@@ -218,8 +219,15 @@ impl Link {
         let (request, event) = match message {
             FromWorker::Started { request, .. } => (request, Event::Started),
             FromWorker::Delta { request, text } => (request, Event::Text(text)),
-            FromWorker::Done { request, finish, prompt_tokens, completion_tokens } => {
-                (request, Event::Done { finish, prompt_tokens, completion_tokens })
+            FromWorker::Done {
+                request,
+                finish,
+                prompt_tokens,
+                completion_tokens,
+                cached_tokens,
+            } => {
+                let usage = Usage::new(prompt_tokens, completion_tokens, cached_tokens);
+                (request, Event::Done { finish, usage })
             }
             FromWorker::Failed { request, failure } => (request, Event::Failed(failure.into())),
         };

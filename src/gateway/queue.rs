@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::error::ApiError;
 use super::locked;
+use super::reply::Usage;
 use crate::ipc::message::Finish;
 
 /// Most text that waits for one client, in bytes; more than most answers in full.
@@ -19,7 +20,7 @@ pub(super) const QUEUE_LEN_MAX_BYTES: usize = 1 << 20;
 pub(super) enum Event {
     Started,
     Text(String),
-    Done { finish: Finish, prompt_tokens: u32, completion_tokens: u32 },
+    Done { finish: Finish, usage: Usage },
     Failed(ApiError),
 }
 

@@ -31,7 +31,7 @@ pub(super) struct Head {
 }
 
 /// Token counts.
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
 pub(super) struct Usage {
     prompt_tokens: u32,
     completion_tokens: u32,
@@ -40,23 +40,23 @@ pub(super) struct Usage {
     completion_tokens_details: CompletionDetails,
 }
 
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
 struct PromptDetails {
     cached_tokens: u32,
 }
 
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
 struct CompletionDetails {
     reasoning_tokens: u32,
 }
 
 impl Usage {
-    pub(super) fn new(prompt_tokens: u32, completion_tokens: u32) -> Self {
+    pub(super) fn new(prompt_tokens: u32, completion_tokens: u32, cached_tokens: u32) -> Self {
         Self {
             prompt_tokens,
             completion_tokens,
             total_tokens: u64::from(prompt_tokens) + u64::from(completion_tokens),
-            prompt_tokens_details: PromptDetails { cached_tokens: 0 },
+            prompt_tokens_details: PromptDetails { cached_tokens },
             completion_tokens_details: CompletionDetails { reasoning_tokens: 0 },
         }
     }
@@ -272,7 +272,7 @@ mod tests {
         let finish = parsed(&head.chunk(Step::Finish("length"), true));
         assert_eq!(finish["choices"][0]["delta"], serde_json::json!({}));
         assert_eq!(finish["choices"][0]["finish_reason"], "length");
-        let usage = parsed(&head.chunk(Step::Usage(Usage::new(u32::MAX, 2)), true));
+        let usage = parsed(&head.chunk(Step::Usage(Usage::new(u32::MAX, 2, 1)), true));
         assert_eq!(usage["choices"], serde_json::json!([]));
         assert_eq!(usage["usage"]["total_tokens"], 4_294_967_297_u64);
     }
@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn completion_objects_have_openai_form() {
         let head = head(Endpoint::Completion);
-        let whole = parsed(&head.whole("x", "stop", Usage::new(1, 2)));
+        let whole = parsed(&head.whole("x", "stop", Usage::new(1, 2, 0)));
         assert_eq!(whole["object"], "text_completion");
         assert_eq!(whole["choices"][0]["text"], "x");
         assert_eq!(whole["usage"]["total_tokens"], 3);

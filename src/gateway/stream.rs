@@ -119,9 +119,8 @@ impl EventStream {
         match event {
             Event::Started => self.role(),
             Event::Text(text) => self.role() + &self.step(Step::Text(&text)),
-            Event::Done { finish, prompt_tokens, completion_tokens } => {
+            Event::Done { finish, usage } => {
                 self.ended = true;
-                let usage = Usage::new(prompt_tokens, completion_tokens);
                 self.end(finish, usage)
             }
             Event::Failed(error) => {

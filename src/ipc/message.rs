@@ -290,6 +290,8 @@ pub enum FromWorker {
         prompt_tokens: u32,
         /// Tokens of the answer.
         completion_tokens: u32,
+        /// Tokens of the prompt that an earlier request of the same principal had left.
+        cached_tokens: u32,
     },
     /// No answer.
     Failed {
@@ -407,6 +409,11 @@ pub enum ToWorkerControl {
         /// The request.
         request: RequestId,
     },
+    /// Nothing of this cache domain may be kept any longer.
+    Forget {
+        /// The domain.
+        cache_domain: [u8; 16],
+    },
     /// Finish what runs and exit.
     Drain,
 }
@@ -422,6 +429,12 @@ pub struct WorkerConfig {
     pub context_len_tokens: u32,
     /// Most requests at once.
     pub sequences_max: u16,
+    /// Cache domains that may keep prefixes of what they asked.
+    pub prefix_domains: u16,
+    /// Tokens of prefixes that each of them may keep.
+    pub prefix_len_tokens: u32,
+    /// Time that prefixes outlive their domain's last request, in seconds.
+    pub prefix_keep_s: u32,
 }
 
 /// The right to have one request served.
@@ -429,8 +442,8 @@ pub struct WorkerConfig {
 pub struct Ticket {
     /// The request.
     pub request: RequestId,
-    /// Which requests may share cached prefixes.
-    pub cache_domain: [u8; 16],
+    /// Which requests may share cached prefixes; `None` shares and keeps nothing.
+    pub cache_domain: Option<[u8; 16]>,
     /// Most tokens to generate, whatever the gateway asks.
     pub max_tokens: u32,
     /// Time to the end, in milliseconds.

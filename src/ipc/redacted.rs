@@ -42,12 +42,13 @@ impl fmt::Debug for FromWorker {
                 .field("request", request)
                 .field("text_len_bytes", &text.len())
                 .finish(),
-            Self::Done { request, finish, prompt_tokens, completion_tokens } => f
+            Self::Done { request, finish, prompt_tokens, completion_tokens, cached_tokens } => f
                 .debug_struct("Done")
                 .field("request", request)
                 .field("finish", finish)
                 .field("prompt_tokens", prompt_tokens)
                 .field("completion_tokens", completion_tokens)
+                .field("cached_tokens", cached_tokens)
                 .finish(),
             Self::Failed { request, failure } => f
                 .debug_struct("Failed")

@@ -114,8 +114,13 @@ fn from_worker(visit: &mut impl Visit) {
     visit.message(FromWorker::Started { request, prompt_tokens: 5 });
     visit.message(FromWorker::Delta { request, text: "日本".to_owned() });
     for finish in [Finish::Stop, Finish::Length, Finish::Cancelled] {
-        let (prompt_tokens, completion_tokens) = (5, 6);
-        visit.message(FromWorker::Done { request, finish, prompt_tokens, completion_tokens });
+        visit.message(FromWorker::Done {
+            request,
+            finish,
+            prompt_tokens: 5,
+            completion_tokens: 6,
+            cached_tokens: 4,
+        });
     }
     let too_long =
         Failure::ContextTooLong { prompt_tokens: 1, max_tokens: 2, context_len_tokens: 3 };
@@ -154,10 +159,15 @@ fn worker_control(visit: &mut impl Visit) {
         exact: true,
         context_len_tokens: 0,
         sequences_max: 4,
+        prefix_domains: 4,
+        prefix_len_tokens: 4096,
+        prefix_keep_s: 600,
     }));
-    let cache_domain = [7; 16];
-    let ticket = Ticket { request, cache_domain, max_tokens: 9, deadline_ms: 60_000 };
-    visit.message(ToWorkerControl::Ticket(ticket));
+    for cache_domain in [Some([7; 16]), None] {
+        let ticket = Ticket { request, cache_domain, max_tokens: 9, deadline_ms: 60_000 };
+        visit.message(ToWorkerControl::Ticket(ticket));
+    }
+    visit.message(ToWorkerControl::Forget { cache_domain: [7; 16] });
     visit.message(ToWorkerControl::Revoke { request });
     visit.message(ToWorkerControl::Drain);
 }
@@ -203,7 +213,7 @@ impl Visit for RoundTrip {
 fn every_variant_comes_back_as_it_was() {
     let mut visit = RoundTrip(0);
     every_message(&mut visit);
-    assert_eq!(visit.0, 64);
+    assert_eq!(visit.0, 66);
 }
 
 struct Mutations;

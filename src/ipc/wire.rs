@@ -156,7 +156,7 @@ fields!(Sampling {
 variants!(FromWorker {
     1 Started { request, prompt_tokens },
     2 Delta { request, text: Limit::bytes(DELTA_LEN_MAX_BYTES) },
-    3 Done { request, finish, prompt_tokens, completion_tokens },
+    3 Done { request, finish, prompt_tokens, completion_tokens, cached_tokens },
     4 Failed { request, failure },
 });
 
@@ -204,6 +204,7 @@ variants!(ToWorkerControl {
     2 Ticket(ticket),
     3 Revoke { request },
     4 Drain,
+    5 Forget { cache_domain },
 });
 
 impl Message for ToWorkerControl {
@@ -218,7 +219,15 @@ impl Message for ToWorkerControl {
     }
 }
 
-fields!(WorkerConfig { threads, exact, context_len_tokens, sequences_max });
+fields!(WorkerConfig {
+    threads,
+    exact,
+    context_len_tokens,
+    sequences_max,
+    prefix_domains,
+    prefix_len_tokens,
+    prefix_keep_s,
+});
 
 fields!(Ticket { request, cache_domain, max_tokens, deadline_ms });
 

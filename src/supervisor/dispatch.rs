@@ -8,9 +8,9 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use ring::hmac;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
+use super::cache_domains::CacheDomains;
 use super::config::Limits;
 use super::ledger::{Ledger, request_name};
 use super::records::{end_event, endpoint_name, is_plain, refusal_reason};
@@ -99,7 +99,7 @@ pub(super) struct Dispatch {
     ended: VecDeque<RequestId>,
     ended_set: HashSet<RequestId>,
     refusals: Refusals,
-    cache_domains: hmac::Key,
+    cache_domains: CacheDomains,
     random: SystemRandom,
     effects: Vec<Effect>,
     is_stopping: bool,
@@ -111,12 +111,13 @@ impl Dispatch {
     /// `None` when the system gives no random bytes.
     pub(super) fn new(
         limits: Limits,
+        cache_domains_max: u16,
         tokens: TokenTable,
         tls: Option<TlsKey>,
         models: Vec<(String, Digest)>,
     ) -> Option<Self> {
         let random = SystemRandom::new();
-        let cache_domains = hmac::Key::generate(hmac::HMAC_SHA256, &random).ok()?;
+        let cache_domains = CacheDomains::new(cache_domains_max, &random)?;
         let models = models.into_iter().map(|(name, digest)| Model {
             name,
             digest_hex: crate::audit::principal_keys::hex(&digest.0),
@@ -259,14 +260,24 @@ impl Dispatch {
     }
 
     /// Takes a fresh token table; ends the requests of keys that are no longer valid.
+    ///
+    /// What workers keep of principals who have lost their cache domain is forgotten.
     pub(super) fn set_tokens(&mut self, tokens: TokenTable, ledger: &mut Ledger, now: Now) {
-        self.tokens = tokens;
+        let before = std::mem::replace(&mut self.tokens, tokens);
         self.record_tokens(ledger, now);
         let tokens = &self.tokens;
         for (id, request) in &mut self.requests {
             if !request.is_stopping && !tokens.is_valid_name(&request.principal, now.wall_s) {
                 revoke(*id, request, END_GRACE, now, &mut self.effects);
             }
+        }
+        // After the revocations, so that what they end is forgotten too.
+        for cache_domain in self.cache_domains.lost(&before, &self.tokens) {
+            let serving = (0_u16..).zip(&self.models);
+            let serving = serving.filter(|(_, model)| model.worker.phase == Phase::Serving);
+            let forget = || ToWorkerControl::Forget { cache_domain };
+            let effect = |(index, _)| Effect::Worker(ModelIndex(index), forget());
+            self.effects.extend(serving.map(effect));
         }
     }
 
@@ -369,7 +380,7 @@ impl Dispatch {
         let limit = self.token_limit(max_tokens, model.context_len_tokens);
         let ticket = Ticket {
             request: id,
-            cache_domain: self.cache_domain(&principal),
+            cache_domain: self.cache_domains.find(&self.tokens, &principal),
             max_tokens: limit,
             deadline_ms: self.limits.request_deadline_ms,
         };
@@ -391,14 +402,6 @@ impl Dispatch {
     fn token_limit(&self, asked: u32, context_len_tokens: u32) -> u32 {
         let some = |limit: u32| if limit == 0 { u32::MAX } else { limit };
         some(asked).min(some(self.limits.completion_tokens_max)).min(some(context_len_tokens))
-    }
-
-    /// Requests of one principal may share cached prefixes, until Cloister stops.
-    fn cache_domain(&self, principal: &str) -> [u8; 16] {
-        let tag = hmac::sign(&self.cache_domains, principal.as_bytes());
-        let mut domain = [0; 16];
-        domain.copy_from_slice(&tag.as_ref()[..16]);
-        domain
     }
 
     fn answer(&mut self, message: ToGateway) {

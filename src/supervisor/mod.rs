@@ -10,6 +10,7 @@
 //! 6. Open each model through opener and loader; record it, or refuse to start.
 //! 7. Start workers and gateway, and serve.
 
+mod cache_domains;
 mod children;
 pub mod config;
 pub mod control;

@@ -518,6 +518,9 @@ impl Supervisor {
             exact: worker.activations == super::config::Activations::F32,
             context_len_tokens: worker.context,
             sequences_max: worker.sequences,
+            prefix_domains: worker.prefix_principals,
+            prefix_len_tokens: worker.prefix_tokens,
+            prefix_keep_s: worker.prefix_keep_s,
         };
         let image = model.image.try_clone();
         let image = image.map_err(|_| Error::System("copy the image", Errno::EMFILE))?;

@@ -165,7 +165,8 @@ pub(super) fn begin(
         }
     }
     let names = served.iter().map(|(model, digest)| (model.facts.model.clone(), *digest));
-    let dispatch = Dispatch::new(config.limits, keys.tokens, keys.tls, names.collect());
+    let domains = config.worker.prefix_principals;
+    let dispatch = Dispatch::new(config.limits, domains, keys.tokens, keys.tls, names.collect());
     let mut dispatch = dispatch.ok_or(Error::NotReady("random number generator"))?;
     dispatch.record_tokens(&mut ledger, now());
     (0..unwraps_count).for_each(|_| dispatch.identity_used());

@@ -262,6 +262,12 @@ impl TokenTable {
         self.tokens.iter().any(|token| token.name == name && token.is_valid(now_s))
     }
 
+    /// The names of the first tokens that are not revoked, in the order they were made.
+    pub(super) fn first_names(&self, count: usize) -> impl Iterator<Item = &str> {
+        let kept = self.tokens.iter().filter(|token| token.revoked_s.is_none());
+        kept.take(count).map(|token| token.name.as_str())
+    }
+
     /// All tokens, in the order they were made.
     #[must_use]
     pub fn tokens(&self) -> &[Token] {

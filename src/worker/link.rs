@@ -16,6 +16,7 @@ use zeroize::Zeroize as _;
 
 use super::scheduler::Heard;
 use super::tickets::{Right, Tickets};
+use crate::engine::CacheDomain;
 use crate::ipc::message::{
     Failure, FromWorker, Generate, RequestId, ToWorker, ToWorkerControl, WorkerReport,
 };
@@ -180,6 +181,10 @@ impl Link {
                 Ok((ToWorkerControl::Revoke { request }, _)) => {
                     state.tickets.void(request);
                     self.pass_on(Heard::Cancel(request))?;
+                }
+                Ok((ToWorkerControl::Forget { cache_domain }, _)) => {
+                    state.tickets.forget(cache_domain);
+                    self.pass_on(Heard::Forget(CacheDomain(cache_domain)))?;
                 }
                 Ok((ToWorkerControl::Drain, _)) => self.pass_on(Heard::Drain)?,
                 // A configuration comes once, before the link runs.

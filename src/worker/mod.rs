@@ -5,6 +5,7 @@
 //! line. The same binary, started as `loader`, packs a model (see `crate::loader`).
 
 mod link;
+mod prefixes;
 mod prepare;
 mod scheduler;
 mod session;
@@ -18,7 +19,9 @@ use std::process::ExitCode;
 use std::sync::mpsc;
 use std::sync::{Arc, Barrier};
 use std::thread;
+use std::time::Duration;
 
+use kernels::ops::PAGE_LEN;
 use kernels::{Isa, Precision};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
@@ -134,7 +137,8 @@ fn serve() -> Result<(), Failed> {
         // 5. Serve.
         control.send(&ready, &[]).map_err(|_| Failed::Ready)?;
         go.send(sandboxed).map_err(|_| Failed::Ready)?;
-        Scheduler::new(engine, text, engine_mouth).run(&heard);
+        let keep = Duration::from_secs(config.prefix_keep_s.into());
+        Scheduler::new(engine, text, engine_mouth, keep).run(&heard);
         Ok(())
     })
 }
@@ -150,7 +154,7 @@ fn mouths() -> nix::Result<(Arc<link::Sayings>, std::os::fd::OwnedFd, [Mouth; 2]
 }
 
 /// The cache has room for every sequence at its longest, so an admitted request never waits for
-/// another to end.
+/// another to end, and beside that for every domain's prefixes, so that none gives way.
 fn options(config: &WorkerConfig, model: &Model<'_>) -> Options {
     let threads = usize::from(config.threads.max(1));
     let model_len = model.config().context_len;
@@ -169,6 +173,11 @@ fn options(config: &WorkerConfig, model: &Model<'_>) -> Options {
         cache_len: context_len.saturating_mul(sequences_max),
         sequences_max,
         tokens_max: turns::STEP_TOKENS_MAX,
+        prefix_domains: match config.prefix_len_tokens {
+            0 => 0,
+            _ => config.prefix_domains.into(),
+        },
+        prefix_pages: config.prefix_len_tokens as usize / PAGE_LEN,
         logits_max: sequences_max.min(turns::STEP_TOKENS_MAX),
         ..one
     }

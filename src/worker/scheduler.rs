@@ -5,15 +5,18 @@
 //! pass it on, and a step allocates nothing.
 
 use std::collections::{HashSet, VecDeque};
-use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::Instant;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
 
 use super::link::{Mouth, Said};
+use super::prefixes::Prefixes;
 use super::prepare::{Prepared, refuse};
 use super::session::{Session, outcome};
 use super::text::Text;
 use super::turns::{Need, STEP_TOKENS_MAX, Turns};
-use crate::engine::{BatchToken, Engine, Sampler, SamplingParams, TextStream, TextStreamEnd};
+use crate::engine::{
+    BatchToken, CacheDomain, Engine, Sampler, SamplingParams, TextStream, TextStreamEnd,
+};
 use crate::ipc::message::{Failure, Finish, FromWorker, Outcome, RequestId, WorkerReport};
 use crate::sys::random::random_u64;
 
@@ -29,6 +32,8 @@ pub(super) enum Heard {
     Start(Box<Prepared>),
     /// Stop this request.
     Cancel(RequestId),
+    /// Keep nothing of this domain.
+    Forget(CacheDomain),
     /// Finish what runs, then exit.
     Drain,
 }
@@ -42,6 +47,7 @@ pub(super) struct Scheduler<'m> {
     waiting: VecDeque<Prepared>,
     early_cancels: HashSet<RequestId>,
     batch: Vec<BatchToken>,
+    prefixes: Prefixes,
     turns: Turns,
     /// What each session could read.
     needs: Vec<Need>,
@@ -55,7 +61,12 @@ pub(super) struct Scheduler<'m> {
 impl<'m> Scheduler<'m> {
     /// A scheduler with nothing to do.
     #[must_use]
-    pub(super) fn new(engine: Engine<'m>, text: &'m Text, mouth: Mouth) -> Self {
+    pub(super) fn new(
+        engine: Engine<'m>,
+        text: &'m Text,
+        mouth: Mouth,
+        prefix_keep: Duration,
+    ) -> Self {
         let sequences_max = engine.options().sequences_max;
         Self {
             engine,
@@ -65,6 +76,7 @@ impl<'m> Scheduler<'m> {
             waiting: VecDeque::new(),
             early_cancels: HashSet::new(),
             batch: Vec::with_capacity(STEP_TOKENS_MAX),
+            prefixes: Prefixes::new(prefix_keep),
             turns: Turns::new(sequences_max),
             needs: Vec::with_capacity(sequences_max),
             wanted: Vec::with_capacity(sequences_max),
@@ -80,9 +92,10 @@ impl<'m> Scheduler<'m> {
                 if self.draining {
                     return;
                 }
-                match heard.recv() {
+                match heard.recv_timeout(self.prefixes.wait(Instant::now())) {
                     Ok(message) => self.hear(message),
-                    Err(_) => return,
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
             loop {
@@ -94,6 +107,7 @@ impl<'m> Scheduler<'m> {
             }
             self.admit();
             self.expire();
+            self.forget_old_prefixes();
             self.step();
         }
     }
@@ -102,6 +116,7 @@ impl<'m> Scheduler<'m> {
         match message {
             Heard::Start(prepared) => self.enqueue(*prepared),
             Heard::Cancel(request) => self.cancel(request),
+            Heard::Forget(domain) => self.forget(domain),
             Heard::Drain => self.draining = true,
         }
     }
@@ -134,7 +149,11 @@ impl<'m> Scheduler<'m> {
     fn admit(&mut self) {
         while let Some(prepared) = self.waiting.front() {
             let needed = prepared.tokens.len() + prepared.max_tokens as usize;
-            let Ok(sequence) = self.engine.sequence_start(needed) else {
+            let started = match prepared.right.ticket.cache_domain.map(CacheDomain) {
+                Some(domain) => self.engine.sequence_start_in(domain, &prepared.tokens, needed),
+                None => self.engine.sequence_start(needed).map(|sequence| (sequence, 0)),
+            };
+            let Ok(started) = started else {
                 if self.running.is_empty()
                     && let Some(prepared) = self.waiting.pop_front()
                 {
@@ -150,7 +169,32 @@ impl<'m> Scheduler<'m> {
                 request: prepared.request,
                 prompt_tokens: u32::try_from(prepared.tokens.len()).unwrap_or(u32::MAX),
             }));
-            self.running.push(Session::new(prepared, sequence, sampler, text));
+            self.running.push(Session::new(prepared, started, sampler, text));
+        }
+    }
+
+    /// Zeroes what is kept of a domain, and keeps nothing of its requests that have not ended.
+    fn forget(&mut self, domain: CacheDomain) {
+        self.engine.forget(domain);
+        self.prefixes.forget(domain);
+        self.running.iter_mut().for_each(|session| {
+            session.domain.take_if(|one| *one == domain);
+        });
+        self.waiting.iter_mut().for_each(|prepared| {
+            prepared.right.ticket.cache_domain.take_if(|one| *one == domain.0);
+        });
+    }
+
+    /// Zeroes what is kept of domains that have asked nothing for too long.
+    fn forget_old_prefixes(&mut self) {
+        let now = Instant::now();
+        for session in &self.running {
+            if let Some(domain) = session.domain {
+                self.prefixes.used(domain, now);
+            }
+        }
+        while let Some(domain) = self.prefixes.take_old(now) {
+            self.engine.forget(domain);
         }
     }
 
@@ -234,7 +278,7 @@ impl<'m> Scheduler<'m> {
     }
 
     fn finish(&mut self, at: usize, finish: Finish) {
-        let mut session = self.take_session(at);
+        let mut session = self.take_session(at, true);
         if finish != Finish::Cancelled {
             let mut rest = self.mouth.blank();
             session.text.finish(&mut rest);
@@ -247,20 +291,25 @@ impl<'m> Scheduler<'m> {
             finish,
             prompt_tokens: session.prompt_tokens,
             completion_tokens: session.completion_tokens,
+            cached_tokens: session.cached_tokens,
         }));
     }
 
-    /// Takes a session away and gives its place in the cache back, zeroed.
-    fn take_session(&mut self, at: usize) -> Session {
+    /// Takes a session away and gives its place in the cache back, zeroed but for what its
+    /// domain may keep.
+    fn take_session(&mut self, at: usize, is_kept: bool) -> Session {
         let session = self.running.remove(at);
         self.turns.removed(at);
-        let ended = self.engine.sequence_end(session.sequence);
+        let ended = match is_kept {
+            true => self.engine.sequence_keep(session.sequence),
+            false => self.engine.sequence_end(session.sequence),
+        };
         debug_assert!(ended.is_ok(), "a session has a sequence");
         session
     }
 
     fn fail(&mut self, at: usize) {
-        let mut session = self.take_session(at);
+        let mut session = self.take_session(at, false);
         let report = session.report(Outcome::Failed);
         self.mouth.say(Said::Supervisor(WorkerReport::End(report)));
         let failure = Failure::Internal;

@@ -9,7 +9,7 @@ use super::prepare::Prepared;
 #[cfg(debug_assertions)]
 use super::text::Text;
 use super::turns::Need;
-use crate::engine::{Sampler, SeqId, TextStream};
+use crate::engine::{CacheDomain, Sampler, SeqId, TextStream};
 use crate::ipc::message::{Digest, EndReport, Finish, Outcome, RequestId};
 
 /// One request that the engine serves.
@@ -24,6 +24,10 @@ pub(super) struct Session {
     pub(super) read_count: usize,
     /// Tokens of the prompt.
     pub(super) prompt_tokens: u32,
+    /// Whose it is, as far as prefixes may be shared.
+    pub(super) domain: Option<CacheDomain>,
+    /// Tokens of the prompt that were there already.
+    pub(super) cached_tokens: u32,
     /// Tokens of the answer so far.
     pub(super) completion_tokens: u32,
     /// Most tokens of the answer.
@@ -45,11 +49,11 @@ pub(super) struct Session {
 const PANIC_SEED: u64 = 0x7061_6e69_6373;
 
 impl Session {
-    /// Starts a session.
+    /// Starts a session, whose sequence has so many tokens of the prompt already.
     #[must_use]
     pub(super) fn new(
         mut prepared: Prepared,
-        sequence: SeqId,
+        (sequence, cached_len): (SeqId, usize),
         sampler: Sampler,
         text: TextStream,
     ) -> Self {
@@ -61,7 +65,9 @@ impl Session {
             sequence,
             prompt_tokens: u32::try_from(tokens.len()).unwrap_or(u32::MAX),
             tokens,
-            read_count: 0,
+            domain: prepared.right.ticket.cache_domain.map(CacheDomain),
+            cached_tokens: u32::try_from(cached_len).unwrap_or(u32::MAX),
+            read_count: cached_len,
             completion_tokens: 0,
             max_tokens: prepared.max_tokens,
             deadline: prepared.right.deadline,

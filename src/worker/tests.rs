@@ -67,7 +67,7 @@ fn ticket(request: u8) -> ToWorkerControl {
     let request = RequestId([request; 16]);
     ToWorkerControl::Ticket(Ticket {
         request,
-        cache_domain: [0; 16],
+        cache_domain: None,
         max_tokens: 1,
         deadline_ms: 60_000,
     })

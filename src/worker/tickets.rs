@@ -42,6 +42,13 @@ impl Tickets {
         self.unused.remove(&request).filter(|right| right.deadline > now)
     }
 
+    /// Keeps the unused tickets of a cache domain from leaving anything in it.
+    pub(super) fn forget(&mut self, cache_domain: [u8; 16]) {
+        for right in self.unused.values_mut() {
+            right.ticket.cache_domain.take_if(|domain| *domain == cache_domain);
+        }
+    }
+
     /// Voids the ticket of `request`, if it is unused.
     pub(super) fn void(&mut self, request: RequestId) {
         self.unused.remove(&request);
@@ -54,7 +61,7 @@ mod tests {
 
     fn ticket(request: u8) -> Ticket {
         let request = RequestId([request; 16]);
-        Ticket { request, cache_domain: [0; 16], max_tokens: 1, deadline_ms: 1000 }
+        Ticket { request, cache_domain: None, max_tokens: 1, deadline_ms: 1000 }
     }
 
     #[test]
@@ -69,6 +76,20 @@ mod tests {
         assert!(tickets.keep(ticket(3), now));
         tickets.void(RequestId([3; 16]));
         assert!(tickets.take(RequestId([3; 16]), now).is_none());
+    }
+
+    #[test]
+    fn a_forgotten_domain_is_taken_out_of_its_tickets() {
+        let (mut tickets, now) = (Tickets::default(), Instant::now());
+        for (request, domain) in [(1, 7), (2, 8)] {
+            assert!(
+                tickets.keep(Ticket { cache_domain: Some([domain; 16]), ..ticket(request) }, now)
+            );
+        }
+        tickets.forget([7; 16]);
+        let domain = |right: Option<Right>| right.unwrap().ticket.cache_domain;
+        assert_eq!(domain(tickets.take(RequestId([1; 16]), now)), None);
+        assert_eq!(domain(tickets.take(RequestId([2; 16]), now)), Some([8; 16]));
     }
 
     #[test]

@@ -420,6 +420,35 @@ fn no_canary(folder: &Path) {
 }
 
 #[test]
+fn a_prefix_is_found_again_by_its_principal_alone() {
+    let mut appliance = Appliance::start(As::Oneself);
+    let config = appliance.path("cloister.toml");
+    let made = cloister_ok(&["token", "add", "other", "--json", "--config", &config]);
+    let made: Value = serde_json::from_str(&made).unwrap();
+    let long = "Count the sheep that jump over the fence, one after the other. ".repeat(12);
+    let ask_long = |appliance: &Appliance| {
+        let (status, answer) = appliance.chat(&ask(&long, 8));
+        assert_eq!(status, 200, "{answer}");
+        let text = answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+        let usage = &answer["usage"];
+        let prompt = usage["prompt_tokens"].as_u64().unwrap();
+        (text, prompt, usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap())
+    };
+    let (cold, prompt, cached) = ask_long(&appliance);
+    assert!(prompt > 64 && cached == 0, "{cached} of {prompt}");
+    let whole_pages = (prompt - 1) / 32 * 32;
+    assert_eq!(ask_long(&appliance), (cold.clone(), prompt, whole_pages));
+    let mine = std::mem::replace(&mut appliance.token, made["token"].as_str().unwrap().to_owned());
+    assert_eq!(ask_long(&appliance), (cold.clone(), prompt, 0), "another principal");
+    assert_eq!(ask_long(&appliance), (cold.clone(), prompt, whole_pages));
+    // What was kept goes with the principal, and the place with it; the others stay.
+    cloister_ok(&["token", "revoke", "other", "--config", &config]);
+    eventually("the revocation", || appliance.chat(&ask("hello", 1)).0 == 401);
+    appliance.token = mine;
+    assert_eq!(ask_long(&appliance), (cold, prompt, whole_pages));
+}
+
+#[test]
 fn keys_and_models_that_are_not_there_are_refused() {
     let mut appliance = Appliance::start(As::Oneself);
     let token = std::mem::replace(&mut appliance.token, "sk-wrong".into());

@@ -2,7 +2,8 @@
 
 use cloister::cli::golden::PackedFile;
 use cloister::engine::{
-    BatchToken, Engine, Error, ImageLayout, Model, Options, Sampler, SamplingParams, argmax,
+    BatchToken, CacheDomain, Engine, Error, ImageLayout, Model, Options, Sampler, SamplingParams,
+    argmax,
 };
 use cloister::gguf::{self, Name};
 use kernels::Isa;
@@ -146,6 +147,54 @@ fn a_sequence_does_not_depend_on_company_chunks_threads_or_instruction_set() {
 fn a_quantised_model_does_not_depend_on_company_either() {
     let path = support::model(&cloister::cli::fetch::SMOLLM2);
     hold_in_company(&path, &[Isa::detect()]);
+}
+
+/// A conversation in three turns, each with what was said before: warm as cold, bit for bit.
+fn hold_warm(path: &std::path::Path, makes: &[fn(Isa, usize, usize) -> Options]) {
+    let file = PackedFile::read(path).unwrap();
+    let model = Model::from_image(file.image()).unwrap();
+    let [mine, others] = [CacheDomain([1; 16]), CacheDomain([2; 16])];
+    for make in makes {
+        let cold = make(Isa::detect(), 2, 256);
+        let options = Options { prefix_domains: 2, prefix_pages: 8, ..cold };
+        let mut engine = Engine::new(&model, options).unwrap();
+        let mut text: Vec<u32> = (0..70).map(|i| (i * 7 + 7) % 300).collect();
+        for (turn, shared) in [(0, 0), (1, 64), (2, 96)] {
+            let want = alone(&model, cold, &text);
+            let (seq, found) = engine.sequence_start_in(mine, &text, text.len() + 4).unwrap();
+            assert_eq!(found, shared, "turn {turn}");
+            engine.prefill(seq, &text[found..]).unwrap();
+            let mut answer = Vec::new();
+            for step in &want {
+                assert!(bits(engine.logits(0)) == *step, "turn {turn}");
+                let token = argmax(engine.logits(0));
+                if engine.sequence_len(seq).unwrap() < text.len() + 4 {
+                    engine.forward(&[BatchToken { seq, token, logits: true }]).unwrap();
+                }
+                answer.push(token);
+            }
+            text.append(&mut answer);
+            engine.sequence_keep(seq).unwrap();
+            text.extend((0..35).map(|i| (i * 11 + turn) % 300));
+        }
+        let found = |engine: &mut Engine<'_>, domain| {
+            let (seq, found) = engine.sequence_start_in(domain, &text, text.len()).unwrap();
+            engine.sequence_end(seq).unwrap();
+            found
+        };
+        assert_eq!(found(&mut engine, others), 0);
+        assert_eq!(found(&mut engine, mine), 128);
+        engine.forget(mine);
+        assert_eq!(found(&mut engine, mine), 0);
+    }
+}
+
+#[test]
+fn a_warm_prefix_gives_what_a_cold_one_gives() {
+    for name in ["llama3_ropefreqs", "qwen2", "gemma3"] {
+        hold_warm(&tiny(name), &[Options::exact, Options::fast]);
+    }
+    hold_warm(&support::model(&cloister::cli::fetch::SMOLLM2), &[Options::fast]);
 }
 
 #[test]

@@ -106,6 +106,7 @@ fn a_chat_is_answered_as_one_object() {
         assert_eq!(body["choices"][0]["finish_reason"], "stop");
         assert_eq!(body["usage"]["prompt_tokens"], 5);
         assert_eq!(body["usage"]["total_tokens"], 7);
+        assert_eq!(body["usage"]["prompt_tokens_details"]["cached_tokens"], 4);
         let seen = Seen::Begin { model: String::new(), max_tokens: 9, stream: false };
         assert_eq!(gateway.next_seen(), seen);
     }
@@ -140,7 +141,14 @@ fn a_chat_is_streamed_as_the_openai_client_expects() {
     }
     let finish = Finish::Length;
     let request = work.request;
-    worker.say(&FromWorker::Done { request, finish, prompt_tokens: 5, completion_tokens: 3 });
+    let (prompt_tokens, completion_tokens, cached_tokens) = (5, 3, 4);
+    worker.say(&FromWorker::Done {
+        request,
+        finish,
+        prompt_tokens,
+        completion_tokens,
+        cached_tokens,
+    });
     while let Some(chunk) = client.chunk() {
         body += &chunk;
     }
@@ -505,7 +513,14 @@ fn cancelled_by_the_server_is_an_error_not_an_end() {
     let request = worker.next_generate().request;
     worker.delta(request, "x");
     let finish = Finish::Cancelled;
-    worker.say(&FromWorker::Done { request, finish, prompt_tokens: 5, completion_tokens: 1 });
+    let (prompt_tokens, completion_tokens, cached_tokens) = (5, 1, 4);
+    worker.say(&FromWorker::Done {
+        request,
+        finish,
+        prompt_tokens,
+        completion_tokens,
+        cached_tokens,
+    });
     let text = client.reply().text();
     let last: Value = serde_json::from_str(events(&text).last().unwrap()).unwrap();
     assert_eq!(last["error"]["code"], "cancelled");

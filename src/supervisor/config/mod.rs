@@ -185,11 +185,25 @@ pub struct Worker {
     pub context: u32,
     /// Most requests computed at once, per model.
     pub sequences: u16,
+    /// Tokens of earlier requests that are kept for each principal, per model; 0 keeps none.
+    pub prefix_tokens: u32,
+    /// For how many principals: the first of the token table that are not revoked.
+    pub prefix_principals: u16,
+    /// Time that they are kept after a principal's last request, in seconds.
+    pub prefix_keep_s: u32,
 }
 
 impl Default for Worker {
     fn default() -> Self {
-        Self { threads: 0, activations: Activations::Int8, context: 8192, sequences: 4 }
+        Self {
+            threads: 0,
+            activations: Activations::Int8,
+            context: 8192,
+            sequences: 4,
+            prefix_tokens: 4096,
+            prefix_principals: 4,
+            prefix_keep_s: 600,
+        }
     }
 }
 

@@ -317,6 +317,9 @@ impl TextReader<'_> {
         let ranges = [
             ("threads", worker.threads.into(), 0..=1024),
             ("sequences", worker.sequences.into(), 1..=1024),
+            ("prefix_tokens", worker.prefix_tokens, 0..=1 << 20),
+            ("prefix_principals", worker.prefix_principals.into(), 1..=1024),
+            ("prefix_keep_s", worker.prefix_keep_s, 1..=86_400),
         ];
         self.check_ranges("worker", &span, ranges)?;
         Ok(worker)

@@ -48,7 +48,7 @@ fn appliance(name: &str) -> Appliance {
         request_deadline_ms: 60_000,
         ..Limits::default()
     };
-    let dispatch = Dispatch::new(limits, tokens, None, models.into()).unwrap();
+    let dispatch = Dispatch::new(limits, 2, tokens, None, models.into()).unwrap();
     let now = Now { wall_s: 100, instant: Instant::now() };
     Appliance { dispatch, ledger, now, key: token_digest(&token), folder }
 }
@@ -197,8 +197,40 @@ fn tickets_bind_the_limits_and_one_principal_has_one_cache_domain() {
         }
     }
     assert_eq!(tickets.iter().map(|ticket| ticket.max_tokens).collect::<Vec<_>>(), [20, 64]);
+    assert!(tickets[0].cache_domain.is_some());
     assert_eq!(tickets[0].cache_domain, tickets[1].cache_domain);
     assert_ne!(tickets[0].request, tickets[1].request);
+}
+
+#[test]
+fn cache_domains_follow_the_token_table_and_are_forgotten_with_their_principal() {
+    let mut it = serving("domains");
+    let mut tokens = it.dispatch.tokens.clone();
+    for name in ["bob", "carol"] {
+        tokens.add(name, Role::User, 0, None).unwrap();
+    }
+    it.dispatch.set_tokens(tokens.clone(), &mut it.ledger, it.now);
+    assert!(it.turn().is_empty(), "nobody has lost anything");
+    let domain = |it: &Appliance, name| it.dispatch.cache_domains.find(&it.dispatch.tokens, name);
+    let (alice, bob) = (domain(&it, "alice").unwrap(), domain(&it, "bob").unwrap());
+    assert_ne!(alice, bob);
+    assert_eq!(domain(&it, "carol"), None, "there is room for two");
+
+    let running = it.begun();
+    tokens.revoke("alice", 100).unwrap();
+    it.dispatch.set_tokens(tokens, &mut it.ledger, it.now);
+    let effects = it.turn();
+    let is_forget = |effect: &Effect, at: ModelIndex| {
+        matches!(effect, Effect::Worker(model, ToWorkerControl::Forget { cache_domain })
+            if *model == at && *cache_domain == alice)
+    };
+    assert!(matches!(effects[0], Effect::Worker(MODEL, ToWorkerControl::Revoke { request })
+            if request == running));
+    assert!(is_forget(&effects[1], MODEL) && is_forget(&effects[2], OTHER), "{effects:?}");
+    assert_eq!(effects.len(), 3);
+    assert_eq!(domain(&it, "alice"), None);
+    assert_eq!(domain(&it, "bob"), Some(bob));
+    assert!(domain(&it, "carol").is_some(), "whoever moves up has one");
 }
 
 #[test]
@@ -428,7 +460,11 @@ fn revoking_a_token_ends_its_requests() {
     let effects = it.turn();
     assert!(matches!(
         effects[..],
-        [Effect::Worker(MODEL, ToWorkerControl::Revoke { request: it })] if it == request
+        [
+            Effect::Worker(MODEL, ToWorkerControl::Revoke { request: it }),
+            Effect::Worker(MODEL, ToWorkerControl::Forget { .. }),
+            Effect::Worker(OTHER, ToWorkerControl::Forget { .. }),
+        ] if it == request
     ));
     assert!(journal(&it.folder).contains("\"tokens_loaded\""));
     it.ask("").unwrap();

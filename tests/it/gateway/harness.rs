@@ -290,7 +290,14 @@ impl Worker {
             self.delta(request, text);
         }
         let finish = Finish::Stop;
-        self.say(&FromWorker::Done { request, finish, prompt_tokens: 5, completion_tokens: 2 });
+        let (prompt_tokens, completion_tokens, cached_tokens) = (5, 2, 4);
+        self.say(&FromWorker::Done {
+            request,
+            finish,
+            prompt_tokens,
+            completion_tokens,
+            cached_tokens,
+        });
     }
 }
 
