@@ -12,6 +12,8 @@
 //!
 //! Otherwise `sum = fma(weight, x, sum)` for each column, with the exact weight.
 
+use core::mem::MaybeUninit;
+
 use crate::isa::Isa;
 use crate::packed::{BLOCK_LEN, Form, IntForm, IntTile, Packed, TILE_ROWS};
 use crate::pool::{Disjoint, Pool};
@@ -46,14 +48,12 @@ pub(crate) type Sums = [f32; UNIT_ROWS];
 /// A vector of one value for each row of a tile.
 pub(crate) type Lanes = [f32; TILE_ROWS];
 
-/// Blocks of an [`IntChunk`]: its 16 KB of bytes stay in the first-level cache.
-pub(crate) const INT_CHUNK_BLOCKS: usize = 16;
+/// Blocks of an [`IntChunk`], whole super-blocks: 33 KB that stay in the first-level cache.
+pub(crate) const INT_CHUNK_BLOCKS: usize = 24;
 /// Columns of a [`FloatChunk`]: at least one block of every format.
 pub(crate) const FLOAT_CHUNK_COLS: usize = 256;
 /// Tokens whose sums are kept while the chunks of a unit go by: 66 KB.
 const TOKENS_MAX: usize = 86 * PANEL_TOKENS;
-/// The same for small batches, where clearing 66 KB would be felt.
-const TOKENS_FEW: usize = 2 * PANEL_TOKENS;
 /// Products that share a parallel region.
 const REGION_PRODUCTS: usize = 8;
 
@@ -83,6 +83,12 @@ impl IntChunk {
 pub(crate) struct FloatChunk {
     /// `[tile][column]`
     pub(crate) weights: [[Lanes; FLOAT_CHUNK_COLS]; UNIT_TILES],
+}
+
+impl FloatChunk {
+    fn zeroed() -> Self {
+        Self { weights: [[[0.0; TILE_ROWS]; FLOAT_CHUNK_COLS]; UNIT_TILES] }
+    }
 }
 
 /// A range of the columns of one tile.
@@ -115,14 +121,17 @@ pub(crate) trait Kernel: Copy + Sync {
         sums: &mut [Sums],
     );
 
-    /// Computes whole tiles for one token, straight from the packed bytes; a step of `ahead`
-    /// with each block.
-    fn multiply_one(
+    /// Most tokens, up to those of a panel, for which `multiply_direct` is the faster way.
+    const DIRECT_TOKENS: usize;
+
+    /// Computes whole tiles for the tokens of one panel, straight from the packed bytes; a step
+    /// of `ahead` with each block.
+    fn multiply_direct(
         self,
         tiles: &[IntTile<'_>],
         panel: &Panel<'_>,
         ahead: Ahead<'_>,
-        sums: &mut Sums,
+        sums: &mut [Sums],
     );
 
     /// Unpacks `len` columns of a tile to floats.
@@ -224,13 +233,24 @@ fn run_region<K: Kernel>(pool: &Pool, kernel: K, input: &Input<'_>, products: &m
         *target = Some(Target { weights: product.weights, out: Disjoint::new(product.out) });
     }
     let n_tasks = targets.iter().flatten().map(Target::units).sum();
-    pool.run_ahead(n_tasks, &|task, next| {
-        let next = next.and_then(|next| find_unit(&targets, next));
-        let next = next.map_or(&[][..], |(target, unit)| unit_bytes(&target.weights, unit));
-        if let Some((target, unit)) = find_unit(&targets, task) {
-            run_unit(kernel, input, target, unit, next);
+    pool.run_each(n_tasks, &|tasks| {
+        let mut memory = Memory::default();
+        for (task, next) in tasks {
+            let next = next.and_then(|next| find_unit(&targets, next));
+            let next = next.map_or(&[][..], |(target, unit)| unit_bytes(&target.weights, unit));
+            if let Some((target, unit)) = find_unit(&targets, task) {
+                run_unit(kernel, input, target, unit, next, &mut memory);
+            }
         }
     });
+}
+
+/// What a thread keeps from unit to unit, so that it is cleared once: what a kind of product
+/// needs is made when it is needed.
+#[derive(Default)]
+struct Memory {
+    int: Option<IntChunk>,
+    float: Option<FloatChunk>,
 }
 
 /// Returns the packed bytes of a unit of a tiled format.
@@ -248,21 +268,20 @@ fn run_unit<K: Kernel>(
     target: &Target<'_>,
     unit: usize,
     next: &[u8],
+    memory: &mut Memory,
 ) {
     match (target.weights.form(), input.precision) {
-        (Form::Int(form), Precision::Int8) if input.tokens == 1 => {
-            run_one(kernel, form, input, target, unit, next);
-        }
-        (Form::Int(form), Precision::Int8) if input.tokens <= TOKENS_FEW => {
-            run_int::<TOKENS_FEW, K>(kernel, form, input, target, unit, next);
+        (Form::Int(form), Precision::Int8) if input.tokens <= K::DIRECT_TOKENS => {
+            run_direct(kernel, form, input, target, unit, next);
         }
         (Form::Int(form), Precision::Int8) => {
-            run_int::<TOKENS_MAX, K>(kernel, form, input, target, unit, next);
+            let chunk = memory.int.get_or_insert_with(IntChunk::zeroed);
+            run_int(kernel, form, input, target, unit, next, chunk);
         }
-        _ if input.tokens <= TOKENS_FEW => {
-            run_float::<TOKENS_FEW, K>(kernel, input, target, unit, next);
+        _ => {
+            let chunk = memory.float.get_or_insert_with(FloatChunk::zeroed);
+            run_float(kernel, input, target, unit, next, chunk);
         }
-        _ => run_float::<TOKENS_MAX, K>(kernel, input, target, unit, next),
     }
 }
 
@@ -274,8 +293,8 @@ fn int_tiles<'a>(weights: &Packed<'a>, unit: usize) -> ([Option<IntTile<'a>>; UN
     (core::array::from_fn(tile), tiles)
 }
 
-/// One token times a unit of integer weights.
-fn run_one<K: Kernel>(
+/// A few tokens times a unit of integer weights, unpacked in registers.
+fn run_direct<K: Kernel>(
     kernel: K,
     form: IntForm,
     input: &Input<'_>,
@@ -283,88 +302,118 @@ fn run_one<K: Kernel>(
     unit: usize,
     next: &[u8],
 ) {
-    let mut sums = [0.0; UNIT_ROWS];
-    let panel = input.quantized.panel(form, 1, input.cols, 0);
+    let mut sums = [[0.0; UNIT_ROWS]; PANEL_TOKENS];
+    let sums = &mut sums[..input.tokens];
+    let panel = input.quantized.panel(form, input.tokens, input.cols, 0);
     let ahead = Ahead::new(next, input.cols / BLOCK_LEN);
     match int_tiles(&target.weights, unit) {
         ([Some(first), Some(second)], _) => {
-            kernel.multiply_one(&[first, second], &panel, ahead, &mut sums);
+            kernel.multiply_direct(&[first, second], &panel, ahead, sums);
         }
-        ([Some(first), None], _) => kernel.multiply_one(&[first], &panel, ahead, &mut sums),
+        ([Some(first), None], _) => kernel.multiply_direct(&[first], &panel, ahead, sums),
         _ => unreachable!("an integer form has integer tiles"),
     }
-    store(target, unit, 0, &[sums]);
+    store(target, unit, 0, sums);
 }
 
 /// Many tokens times a unit of integer weights: each chunk is unpacked once for all of them.
-fn run_int<const TOKENS: usize, K: Kernel>(
+fn run_int<K: Kernel>(
     kernel: K,
     form: IntForm,
     input: &Input<'_>,
     target: &Target<'_>,
     unit: usize,
     next: &[u8],
+    chunk: &mut IntChunk,
 ) {
-    let mut chunk = IntChunk::zeroed();
+    let mut room = Room::new();
     let (unit_tiles, tiles) = int_tiles(&target.weights, unit);
     let blocks = input.cols / BLOCK_LEN;
     let panels = input.tokens.div_ceil(PANEL_TOKENS);
     let mut ahead = Ahead::new(next, blocks.div_ceil(INT_CHUNK_BLOCKS) * panels);
-    for first_token in (0..input.tokens).step_by(TOKENS) {
-        let mut sums = [[0.0; UNIT_ROWS]; TOKENS];
-        let sums = &mut sums[..TOKENS.min(input.tokens - first_token)];
+    for first_token in (0..input.tokens).step_by(TOKENS_MAX) {
+        let len_tokens = TOKENS_MAX.min(input.tokens - first_token);
         for start in (0..blocks).step_by(INT_CHUNK_BLOCKS) {
             let len = INT_CHUNK_BLOCKS.min(blocks - start);
             for (index, tile) in unit_tiles.iter().flatten().enumerate() {
-                kernel.unpack_int(&tile.blocks(start..start + len), &mut chunk, index);
+                kernel.unpack_int(&tile.blocks(start..start + len), chunk, index);
             }
-            for (i, sums) in sums.chunks_mut(PANEL_TOKENS).enumerate() {
-                let first = first_token + i * PANEL_TOKENS;
+            for at in (0..len_tokens).step_by(PANEL_TOKENS) {
+                let sums = room.part(at, PANEL_TOKENS.min(len_tokens - at), start == 0);
+                let first = first_token + at;
                 let panel = input.quantized.panel(form, input.tokens, input.cols, first);
                 let panel = panel.blocks(form.scales, start, len);
                 ahead.step();
-                kernel.multiply_int(form, tiles, &chunk, &panel, sums);
+                kernel.multiply_int(form, tiles, chunk, &panel, sums);
+                if start + len == blocks {
+                    store(target, unit, first, sums);
+                }
             }
         }
-        store(target, unit, first_token, sums);
     }
 }
 
 /// Any number of tokens as floats times a unit of any weights.
-fn run_float<const TOKENS: usize, K: Kernel>(
+fn run_float<K: Kernel>(
     kernel: K,
     input: &Input<'_>,
     target: &Target<'_>,
     unit: usize,
     next: &[u8],
+    chunk: &mut FloatChunk,
 ) {
     let cols = input.cols;
-    let mut chunk = FloatChunk { weights: [[[0.0; TILE_ROWS]; FLOAT_CHUNK_COLS]; UNIT_TILES] };
+    let mut room = Room::new();
     let first_tile = unit * UNIT_TILES;
     let tiles = UNIT_TILES.min(target.weights.tiles() - first_tile);
     let panels = input.tokens.div_ceil(PANEL_TOKENS);
     let mut ahead = Ahead::new(next, cols.div_ceil(FLOAT_CHUNK_COLS) * panels);
-    for first_token in (0..input.tokens).step_by(TOKENS) {
-        let mut sums = [[0.0; UNIT_ROWS]; TOKENS];
-        let sums = &mut sums[..TOKENS.min(input.tokens - first_token)];
+    for first_token in (0..input.tokens).step_by(TOKENS_MAX) {
+        let len_tokens = TOKENS_MAX.min(input.tokens - first_token);
         for start in (0..cols).step_by(FLOAT_CHUNK_COLS) {
             let len = FLOAT_CHUNK_COLS.min(cols - start);
             for index in 0..tiles {
                 let tile = tile_cols(&target.weights, first_tile + index, start, len);
-                kernel.unpack_float(&tile, len, &mut chunk, index);
+                kernel.unpack_float(&tile, len, chunk, index);
             }
-            for (i, sums) in sums.chunks_mut(PANEL_TOKENS).enumerate() {
-                let first = first_token + i * PANEL_TOKENS;
+            for at in (0..len_tokens).step_by(PANEL_TOKENS) {
+                let sums = room.part(at, PANEL_TOKENS.min(len_tokens - at), start == 0);
+                let first = first_token + at;
                 let row = |i: usize| match first + i {
                     token if i < sums.len() => &input.x[token * cols + start..][..len],
                     _ => &[],
                 };
                 let x: [&[f32]; PANEL_TOKENS] = core::array::from_fn(row);
                 ahead.step();
-                kernel.multiply_float(tiles, &chunk, &x[..sums.len()], sums);
+                kernel.multiply_float(tiles, chunk, &x[..sums.len()], sums);
+                if start + len == cols {
+                    store(target, unit, first, sums);
+                }
             }
         }
-        store(target, unit, first_token, sums);
+    }
+}
+
+/// The sums of some tokens while the chunks of a unit go by; cleared where and when they are
+/// first used, since clearing all of them ahead would be felt.
+struct Room([MaybeUninit<Sums>; TOKENS_MAX]);
+
+impl Room {
+    fn new() -> Self {
+        Self([const { MaybeUninit::uninit() }; TOKENS_MAX])
+    }
+
+    /// Returns the sums of some tokens, zero when `is_first`; that must be so the first time.
+    fn part(&mut self, first: usize, len: usize, is_first: bool) -> &mut [Sums] {
+        let part = &mut self.0[first..][..len];
+        if is_first {
+            for sums in &mut *part {
+                sums.write([0.0; UNIT_ROWS]);
+            }
+        }
+        // SAFETY: the callers go through all parts with the first chunk before any other chunk,
+        // so these sums were written above, now or then.
+        unsafe { part.assume_init_mut() }
     }
 }
 
@@ -393,6 +442,9 @@ fn store(target: &Target<'_>, unit: usize, first_token: usize, sums: &[Sums]) {
     for (i, sums) in sums.iter().enumerate() {
         // SAFETY: a unit is the work of one task, and these are the outputs of its rows alone.
         let out = unsafe { target.out.part((first_token + i) * rows + first_row, len) };
-        out.copy_from_slice(&sums[..len]);
+        match out.first_chunk_mut() {
+            Some(out) => *out = *sums,
+            None => out.copy_from_slice(&sums[..len]),
+        }
     }
 }

@@ -25,7 +25,7 @@ const NEXT_REGION: u64 = 1 << 32;
 /// One parallel region: what to call, how often.
 #[derive(Clone, Copy)]
 struct Job {
-    task: *const (dyn Fn(usize, Option<usize>) + Sync),
+    task: *const (dyn Fn(Tasks<'_>) + Sync),
     n_tasks: usize,
 }
 
@@ -62,6 +62,37 @@ pub struct Pool {
     /// Held for a region, so that regions of several callers follow each other.
     turn: Mutex<()>,
     workers: Vec<JoinHandle<()>>,
+}
+
+/// The tasks that come to one thread, each with the one that will come after it: a task is
+/// taken while the one before it still runs.
+pub(crate) struct Tasks<'a> {
+    counter: &'a AtomicUsize,
+    n_tasks: usize,
+    taken: Option<usize>,
+}
+
+impl<'a> Tasks<'a> {
+    fn new(counter: &'a AtomicUsize, n_tasks: usize) -> Self {
+        let mut tasks = Self { counter, n_tasks, taken: None };
+        tasks.taken = tasks.claim();
+        tasks
+    }
+
+    fn claim(&self) -> Option<usize> {
+        let index = self.counter.fetch_add(1, Ordering::Relaxed);
+        (index < self.n_tasks).then_some(index)
+    }
+}
+
+impl Iterator for Tasks<'_> {
+    type Item = (usize, Option<usize>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let task = self.taken?;
+        self.taken = self.claim();
+        Some((task, self.taken))
+    }
 }
 
 impl Pool {
@@ -116,22 +147,22 @@ impl Pool {
     ///
     /// Panics if a task panics, after all threads have left the region.
     pub fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        self.run_ahead(n_tasks, &|index, _| task(index));
+        self.run_each(n_tasks, &|tasks| tasks.for_each(|(index, _)| task(index)));
     }
 
-    /// As [`Pool::run`]; each call is also told which task the same thread runs next.
+    /// As [`Pool::run`], but `work` is called once by each thread that takes part, with the
+    /// tasks that come to this thread.
     ///
     /// # Panics
     ///
-    /// Panics if a task panics, after all threads have left the region.
-    pub(crate) fn run_ahead(&self, n_tasks: usize, task: &(dyn Fn(usize, Option<usize>) + Sync)) {
+    /// Panics if a call panics, after all threads have left the region.
+    pub(crate) fn run_each(&self, n_tasks: usize, work: &(dyn Fn(Tasks<'_>) + Sync)) {
         if self.workers.is_empty() || n_tasks <= 1 {
-            let next = |index| if index + 1 < n_tasks { Some(index + 1) } else { None };
-            return (0..n_tasks).for_each(|index| task(index, next(index)));
+            return work(Tasks::new(&AtomicUsize::new(0), n_tasks));
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        self.open(n_tasks, task);
-        let mine = catch_unwind(AssertUnwindSafe(|| self.shared.take_tasks(n_tasks, task)));
+        self.open(n_tasks, work);
+        let mine = catch_unwind(AssertUnwindSafe(|| work(Tasks::new(&self.shared.next, n_tasks))));
         self.close();
         if let Err(cause) = mine {
             resume_unwind(cause);
@@ -140,12 +171,12 @@ impl Pool {
     }
 
     /// Publishes the job and wakes the workers that sleep.
-    fn open(&self, n_tasks: usize, task: &(dyn Fn(usize, Option<usize>) + Sync)) {
+    fn open(&self, n_tasks: usize, task: &(dyn Fn(Tasks<'_>) + Sync)) {
         let shared = &*self.shared;
-        let task: *const (dyn Fn(usize, Option<usize>) + Sync + '_) = task;
+        let task: *const (dyn Fn(Tasks<'_>) + Sync + '_) = task;
         // SAFETY: only the lifetime changes. `close` returns after the last worker has left the
         // region, and `run` calls it on every path, so `task` outlives every use.
-        let task: *const (dyn Fn(usize, Option<usize>) + Sync + 'static) =
+        let task: *const (dyn Fn(Tasks<'_>) + Sync + 'static) =
             unsafe { core::mem::transmute(task) };
         // SAFETY: the region is closed and empty, and `turn` is held, so nobody else reads or
         // writes `job` until the store to `state` below.
@@ -188,19 +219,6 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    /// Runs tasks until none is left; takes each one while the one before it still runs.
-    fn take_tasks(&self, n_tasks: usize, task: &(dyn Fn(usize, Option<usize>) + Sync)) {
-        let take = || {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
-            (index < n_tasks).then_some(index)
-        };
-        let mut current = take();
-        while let Some(index) = current {
-            current = take();
-            task(index, current);
-        }
-    }
-
     /// Joins the open region if it is another than `last`; returns its number.
     fn join(&self, last: u64) -> Option<u64> {
         let mut state = self.state.load(Ordering::SeqCst);
@@ -247,7 +265,7 @@ fn work(shared: &Shared, index: usize) {
         if let Some(job) = job {
             // SAFETY: the caller of `run` keeps the closure alive until this thread has left.
             let task = unsafe { &*job.task };
-            let run = AssertUnwindSafe(|| shared.take_tasks(job.n_tasks, task));
+            let run = AssertUnwindSafe(|| task(Tasks::new(&shared.next, job.n_tasks)));
             if catch_unwind(run).is_err() {
                 shared.panicked.store(true, Ordering::Relaxed);
             }

@@ -48,13 +48,16 @@ impl Kernel for Avx2Fma {
         }
     }
 
-    fn multiply_one(
+    const DIRECT_TOKENS: usize = 1;
+
+    fn multiply_direct(
         self,
         tiles: &[IntTile<'_>],
         panel: &Panel<'_>,
         ahead: Ahead<'_>,
-        sums: &mut Sums,
+        sums: &mut [Sums],
     ) {
+        let [sums] = sums else { unreachable!("one token at a time") };
         // The first tile's blocks are the steps, so it asks for everything that comes next.
         let mut ahead = Some(ahead);
         for (tile, sums) in tiles.iter().zip(sums.as_chunks_mut().0) {

@@ -15,7 +15,7 @@ use crate::gemm::{FloatChunk, IntChunk, Kernel, Sums, TileCols};
 use crate::isa::Avx512Vnni;
 use crate::packed::{BLOCK_LEN, IntForm, IntTile, Scales};
 use crate::prefetch::Ahead;
-use crate::quantize::{MAGIC_BITS, Panel};
+use crate::quantize::{MAGIC_BITS, PANEL_TOKENS, Panel};
 use crate::reference::Plain;
 
 impl Kernel for Avx512Vnni {
@@ -36,15 +36,17 @@ impl Kernel for Avx512Vnni {
         unsafe { multiply_int(form, tiles, chunk, panel, sums) }
     }
 
-    fn multiply_one(
+    const DIRECT_TOKENS: usize = PANEL_TOKENS;
+
+    fn multiply_direct(
         self,
         tiles: &[IntTile<'_>],
         panel: &Panel<'_>,
         ahead: Ahead<'_>,
-        sums: &mut Sums,
+        sums: &mut [Sums],
     ) {
         // SAFETY: `Avx512Vnni` proves that the CPU has the features.
-        unsafe { multiply_one(tiles, panel, ahead, sums) }
+        unsafe { multiply_direct(tiles, panel, ahead, sums) }
     }
 
     fn unpack_float(self, tile: &TileCols<'_>, len: usize, chunk: &mut FloatChunk, index: usize) {
@@ -189,52 +191,75 @@ fn store_sums<const WIDTH: usize, const TILES: usize>(
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn multiply_one(tiles: &[IntTile<'_>], panel: &Panel<'_>, ahead: Ahead<'_>, sums: &mut Sums) {
+fn multiply_direct(tiles: &[IntTile<'_>], panel: &Panel<'_>, ahead: Ahead<'_>, sums: &mut [Sums]) {
     match tiles {
         [] => {}
-        [only] => one_by_form::<1>([only], panel, ahead, sums),
-        [first, second, ..] => one_by_form::<2>([first, second], panel, ahead, sums),
+        [only] => direct_by_width::<1>([only], panel, ahead, sums),
+        [first, second, ..] => direct_by_width::<2>([first, second], panel, ahead, sums),
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn one_by_form<const TILES: usize>(
+fn direct_by_width<const TILES: usize>(
     tiles: [&IntTile<'_>; TILES],
     panel: &Panel<'_>,
     ahead: Ahead<'_>,
-    sums: &mut Sums,
+    sums: &mut [Sums],
+) {
+    match panel.width {
+        1 => direct_by_form::<TILES, 1>(tiles, panel, ahead, sums),
+        2 => direct_by_form::<TILES, 2>(tiles, panel, ahead, sums),
+        3 => direct_by_form::<TILES, 3>(tiles, panel, ahead, sums),
+        4 => direct_by_form::<TILES, 4>(tiles, panel, ahead, sums),
+        5 => direct_by_form::<TILES, 5>(tiles, panel, ahead, sums),
+        _ => direct_by_form::<TILES, 6>(tiles, panel, ahead, sums),
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn direct_by_form<const TILES: usize, const WIDTH: usize>(
+    tiles: [&IntTile<'_>; TILES],
+    panel: &Panel<'_>,
+    ahead: Ahead<'_>,
+    sums: &mut [Sums],
 ) {
     match (tiles[0].form.bits, tiles[0].form.scales) {
-        (4, Scales::Plain) => token_times_unit::<TILES, 4, false, false>(tiles, panel, ahead, sums),
-        (5, Scales::Plain) => token_times_unit::<TILES, 5, false, false>(tiles, panel, ahead, sums),
-        (_, Scales::Plain) => token_times_unit::<TILES, 8, false, false>(tiles, panel, ahead, sums),
-        (4, Scales::Min) => token_times_unit::<TILES, 4, false, true>(tiles, panel, ahead, sums),
-        (_, Scales::Min) => token_times_unit::<TILES, 5, false, true>(tiles, panel, ahead, sums),
-        (4, Scales::SuperMin) => {
-            token_times_unit::<TILES, 4, true, true>(tiles, panel, ahead, sums)
-        }
-        (_, Scales::SuperMin) => {
-            token_times_unit::<TILES, 5, true, true>(tiles, panel, ahead, sums)
-        }
+        (4, Scales::Plain) => direct::<TILES, WIDTH, 4, false, false>(tiles, panel, ahead, sums),
+        (5, Scales::Plain) => direct::<TILES, WIDTH, 5, false, false>(tiles, panel, ahead, sums),
+        (_, Scales::Plain) => direct::<TILES, WIDTH, 8, false, false>(tiles, panel, ahead, sums),
+        (4, Scales::Min) => direct::<TILES, WIDTH, 4, false, true>(tiles, panel, ahead, sums),
+        (_, Scales::Min) => direct::<TILES, WIDTH, 5, false, true>(tiles, panel, ahead, sums),
+        (4, Scales::SuperMin) => direct::<TILES, WIDTH, 4, true, true>(tiles, panel, ahead, sums),
+        (_, Scales::SuperMin) => direct::<TILES, WIDTH, 5, true, true>(tiles, panel, ahead, sums),
         (_, Scales::SuperPlain) => {
-            token_times_unit::<TILES, 6, true, false>(tiles, panel, ahead, sums)
+            direct::<TILES, WIDTH, 6, true, false>(tiles, panel, ahead, sums);
         }
     }
 }
 
-/// Computes one token times whole tiles, unpacking in registers.
+/// Computes `WIDTH` tokens times whole tiles, unpacking in registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn token_times_unit<const TILES: usize, const BITS: u32, const SUPER: bool, const MIN: bool>(
+fn direct<
+    const TILES: usize,
+    const WIDTH: usize,
+    const BITS: u32,
+    const SUPER: bool,
+    const MIN: bool,
+>(
     tiles: [&IntTile<'_>; TILES],
     panel: &Panel<'_>,
     mut ahead: Ahead<'_>,
-    sums: &mut Sums,
+    sums: &mut [Sums],
 ) {
-    let quants = panel.quants.as_chunks::<4>().0.as_chunks::<8>().0;
+    let quants = panel.quants.as_chunks::<4>().0.as_chunks::<WIDTH>().0.as_chunks::<8>().0;
+    let x_scales = panel.scales.as_chunks::<WIDTH>().0;
+    let x_biases = panel.biases.as_chunks::<WIDTH>().0;
+    let x_sums = panel.sums.as_chunks::<WIDTH>().0;
+    let starts = panel.starts.as_chunks::<WIDTH>().0;
     let subs = if SUPER && !MIN { 2 } else { 1 };
     let (size, step_cols) = tiles[0].form.scales.step();
     let step_blocks = step_cols / BLOCK_LEN;
-    let mut totals = [_mm512_setzero_ps(); TILES];
+    let mut totals = [[_mm512_setzero_ps(); TILES]; WIDTH];
     for (step, quants) in quants.chunks_exact(step_blocks).enumerate() {
         let mut scales = [StepScales::zero(); TILES];
         for (scales, tile) in scales.iter_mut().zip(tiles) {
@@ -242,32 +267,38 @@ fn token_times_unit<const TILES: usize, const BITS: u32, const SUPER: bool, cons
         }
         for (i, quants) in quants.iter().enumerate() {
             let block = step * step_blocks + i;
-            let (x_scale, x_bias) = (panel.scales[block], panel.biases[block]);
             ahead.step();
             for tile in 0..TILES {
                 let low = low_part::<BITS>(tiles[tile].low.as_chunks().0, block);
                 let high = high_part::<BITS>(tiles[tile].high.as_chunks().0, block);
                 let bytes = block_bytes::<BITS>(low, high);
                 for sub in 0..subs {
-                    let start = if MIN { MAGIC_BITS } else { panel.starts[block * subs + sub] };
-                    let mut dot = _mm512_set1_epi32(start);
-                    for group in sub * 8 / subs..(sub + 1) * 8 / subs {
-                        dot = _mm512_dpbusd_epi32(dot, bytes[group], broadcast(&quants[group]));
-                    }
-                    let (x_scale, x_bias) = (_mm512_set1_ps(x_scale), _mm512_set1_ps(x_bias));
-                    let steps = _mm512_fmadd_ps(_mm512_castsi512_ps(dot), x_scale, x_bias);
                     let scale = scales[tile].scale::<SUPER, MIN>(i * subs + sub);
-                    totals[tile] = _mm512_fmadd_ps(steps, scale, totals[tile]);
+                    for token in 0..WIDTH {
+                        let start =
+                            if MIN { MAGIC_BITS } else { starts[block * subs + sub][token] };
+                        let mut dot = _mm512_set1_epi32(start);
+                        for group in sub * 8 / subs..(sub + 1) * 8 / subs {
+                            let quants = broadcast(&quants[group][token]);
+                            dot = _mm512_dpbusd_epi32(dot, bytes[group], quants);
+                        }
+                        let x_scale = _mm512_set1_ps(x_scales[block][token]);
+                        let x_bias = _mm512_set1_ps(x_biases[block][token]);
+                        let steps = _mm512_fmadd_ps(_mm512_castsi512_ps(dot), x_scale, x_bias);
+                        totals[token][tile] = _mm512_fmadd_ps(steps, scale, totals[token][tile]);
+                    }
                 }
                 if MIN {
-                    let x_sum = _mm512_set1_ps(panel.sums[block]);
                     let min = scales[tile].min::<SUPER>(i);
-                    totals[tile] = _mm512_fmadd_ps(x_sum, min, totals[tile]);
+                    for token in 0..WIDTH {
+                        let x_sum = _mm512_set1_ps(x_sums[block][token]);
+                        totals[token][tile] = _mm512_fmadd_ps(x_sum, min, totals[token][tile]);
+                    }
                 }
             }
         }
     }
-    store_sums(&[totals], core::slice::from_mut(sums));
+    store_sums(&totals, sums);
 }
 
 #[target_feature(enable = "avx512f")]

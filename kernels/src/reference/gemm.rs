@@ -69,17 +69,24 @@ impl Kernel for Plain {
         );
     }
 
-    fn multiply_one(self, tiles: &[IntTile<'_>], panel: &Panel<'_>, _: Ahead<'_>, sums: &mut Sums) {
+    const DIRECT_TOKENS: usize = 1;
+
+    fn multiply_direct(
+        self,
+        tiles: &[IntTile<'_>],
+        panel: &Panel<'_>,
+        _: Ahead<'_>,
+        sums: &mut [Sums],
+    ) {
         let mut chunk = IntChunk::zeroed();
         let Some(form) = tiles.first().map(|tile| tile.form) else { return };
-        let blocks = panel.scales.len();
+        let blocks = panel.scales.len() / panel.width;
         for start in (0..blocks).step_by(INT_CHUNK_BLOCKS) {
             let len = INT_CHUNK_BLOCKS.min(blocks - start);
             for (index, tile) in tiles.iter().enumerate() {
                 self.unpack_int(&tile.blocks(start..start + len), &mut chunk, index);
             }
             let panel = panel.blocks(form.scales, start, len);
-            let sums = core::slice::from_mut(sums);
             self.multiply_int(form, tiles.len(), &chunk, &panel, sums);
         }
     }
