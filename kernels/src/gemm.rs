@@ -187,6 +187,10 @@ pub fn gemm(
             Isa::Avx2(proof) => run_region(pool, proof, &input, products),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(proof) => run_region(pool, proof, &input, products),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(proof) => run_region(pool, proof, &input, products),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod(proof) => run_region(pool, proof, &input, products),
         }
     }
 }

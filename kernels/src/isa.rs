@@ -16,6 +16,12 @@ pub enum Isa {
     /// AVX-512 with byte operations and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512Vnni),
+    /// NEON, with bytes multiplied in 16 bits.
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
+    /// NEON and its dot product of bytes.
+    #[cfg(target_arch = "aarch64")]
+    Dotprod(NeonDotprod),
 }
 
 /// Why an instruction set cannot be used.
@@ -40,7 +46,7 @@ impl core::error::Error for IsaError {}
 
 impl Isa {
     /// The names that [`Isa::by_name`] knows, slowest first.
-    pub const NAMES: [&'static str; 3] = ["reference", "avx2", "avx512"];
+    pub const NAMES: [&'static str; 5] = ["reference", "avx2", "avx512", "neon", "dotprod"];
 
     /// Returns the fastest instruction set of this CPU.
     #[must_use]
@@ -68,11 +74,17 @@ impl Isa {
             "avx512" => {
                 Avx512Vnni::detect().map(Self::Avx512).ok_or(IsaError::Unavailable("avx512"))
             }
-            #[cfg(not(target_arch = "x86_64"))]
-            "avx2" => Err(IsaError::Unavailable("avx2")),
-            #[cfg(not(target_arch = "x86_64"))]
-            "avx512" => Err(IsaError::Unavailable("avx512")),
-            _ => Err(IsaError::Unknown),
+            #[cfg(target_arch = "aarch64")]
+            "neon" => Neon::detect().map(Self::Neon).ok_or(IsaError::Unavailable("neon")),
+            #[cfg(target_arch = "aarch64")]
+            "dotprod" => {
+                NeonDotprod::detect().map(Self::Dotprod).ok_or(IsaError::Unavailable("dotprod"))
+            }
+            // The sets of other architectures.
+            _ => match Self::NAMES.iter().find(|known| **known == name) {
+                Some(known) => Err(IsaError::Unavailable(known)),
+                None => Err(IsaError::Unknown),
+            },
         }
     }
 
@@ -85,6 +97,10 @@ impl Isa {
             Self::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Self::Dotprod(_) => "dotprod",
         }
     }
 }
@@ -121,6 +137,36 @@ impl Avx512Vnni {
     }
 }
 
+/// Proof that the CPU has NEON.
+#[cfg(target_arch = "aarch64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neon(());
+
+#[cfg(target_arch = "aarch64")]
+impl Neon {
+    fn detect() -> Option<Self> {
+        std::arch::is_aarch64_feature_detected!("neon").then_some(Self(()))
+    }
+}
+
+/// Proof that the CPU has the dot product of bytes, and all that [`Neon`] proves.
+#[cfg(target_arch = "aarch64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NeonDotprod(Neon);
+
+#[cfg(target_arch = "aarch64")]
+impl NeonDotprod {
+    fn detect() -> Option<Self> {
+        let neon = Neon::detect()?;
+        std::arch::is_aarch64_feature_detected!("dotprod").then_some(Self(neon))
+    }
+
+    /// Returns the lesser proof.
+    pub(crate) fn neon(self) -> Neon {
+        self.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,5 +185,15 @@ mod tests {
     fn an_unknown_name_is_refused() {
         assert_eq!(Isa::by_name("sse9"), Err(IsaError::Unknown));
         assert_eq!(Isa::by_name(""), Err(IsaError::Unknown));
+    }
+
+    #[test]
+    fn a_known_name_is_found_or_said_to_be_missing() {
+        for name in Isa::NAMES {
+            match Isa::by_name(name) {
+                Ok(isa) => assert_eq!(isa.name(), name),
+                Err(error) => assert_eq!(error, IsaError::Unavailable(name)),
+            }
+        }
     }
 }

@@ -13,6 +13,8 @@ mod gemm;
 mod gemm_tests;
 mod isa;
 pub mod limits;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub mod ops;
 mod packed;
 mod packed_source;
@@ -26,6 +28,8 @@ pub use gemm::{Precision, Product, gemm};
 #[cfg(target_arch = "x86_64")]
 pub use isa::{Avx2Fma, Avx512Vnni};
 pub use isa::{Isa, IsaError};
+#[cfg(target_arch = "aarch64")]
+pub use isa::{Neon, NeonDotprod};
 pub use packed::{Packed, pack, packed_size};
 pub use pool::Pool;
 pub use quantize::Activations;

@@ -30,6 +30,13 @@ const AVX512_SUMS: usize = 24;
 #[cfg(target_arch = "x86_64")]
 const AVX2_SUMS: usize = 12;
 
+/// Sums of a step with `sdot`: more than latency times throughput.
+#[cfg(target_arch = "aarch64")]
+const DOTPROD_SUMS: usize = 24;
+/// Sums of a step in 16 bits, two registers each.
+#[cfg(target_arch = "aarch64")]
+const NEON_SUMS: usize = 12;
+
 /// Returns the seconds of a run that only the fastest tenth of the runs beat.
 ///
 /// # Panics
@@ -109,6 +116,20 @@ fn dot_steps(isa: Isa, steps: usize) -> (i32, usize) {
             return (unsafe { dot_steps_avx2(steps) }, AVX2_SUMS * 32);
         }
     }
+    #[cfg(target_arch = "aarch64")]
+    match isa {
+        Isa::Dotprod(proof) => {
+            // SAFETY: the proof says that the CPU has NEON.
+            let sum = unsafe { dot_steps_arm::<DOTPROD_SUMS>(proof, steps) };
+            return (sum, DOTPROD_SUMS * 16);
+        }
+        Isa::Neon(proof) => {
+            // SAFETY: the proof says that the CPU has NEON.
+            let sum = unsafe { dot_steps_arm::<NEON_SUMS>(proof, steps) };
+            return (sum, NEON_SUMS * 16);
+        }
+        Isa::Reference => {}
+    }
     let _ = isa;
     dot_steps_plain(steps)
 }
@@ -155,6 +176,23 @@ fn dot_steps_avx2(steps: usize) -> i32 {
     }
     let total = sums.into_iter().fold(_mm256_setzero_si256(), |a, b| _mm256_add_epi32(a, b));
     _mm256_extract_epi32::<0>(total)
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+fn dot_steps_arm<const SUMS: usize>(kind: impl crate::neon::Dot, steps: usize) -> i32 {
+    use core::arch::aarch64::*;
+    let zero = vdupq_n_s32(0);
+    let mut sums = [kind.begin(zero); SUMS];
+    for _ in 0..steps {
+        // Unknown in every step, so that no product can be computed once for all.
+        let bytes = black_box(vdupq_n_s8(1));
+        for sum in &mut sums {
+            *sum = kind.add::<0>(*sum, bytes, bytes);
+        }
+    }
+    let total = sums.into_iter().fold(zero, |total, sum| vaddq_s32(total, kind.end(zero, sum)));
+    vaddvq_s32(total)
 }
 
 #[cfg(test)]

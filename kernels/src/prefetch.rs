@@ -40,7 +40,16 @@ fn fetch(line: &[u8]) {
         // SAFETY: a prefetch reads nothing and faults nowhere.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a prefetch reads nothing and faults nowhere.
+    unsafe {
+        core::arch::asm!(
+            "prfm pldl2keep, [{line}]",
+            line = in(reg) line.as_ptr(),
+            options(nostack, preserves_flags, readonly),
+        );
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = line;
 }
 

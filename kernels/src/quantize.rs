@@ -232,6 +232,10 @@ fn quantize_panel(isa: Isa, x: &[f32], cols: usize, target: PanelMut<'_>) {
         Isa::Avx2(proof) => crate::avx2::quantize_panel(proof, x, cols, target),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512(proof) => crate::avx512::quantize_panel(proof, x, cols, target),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon(proof) => crate::neon::quantize_panel(proof, x, cols, target),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Dotprod(proof) => crate::neon::quantize_panel(proof.neon(), x, cols, target),
     }
 }
 

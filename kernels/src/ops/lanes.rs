@@ -98,6 +98,8 @@ impl Vector for Plain {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+pub(super) use arm::Neon;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{Avx2, Avx512};
 
@@ -165,6 +167,47 @@ mod x86 {
         let floats = _mm512_cvtph_ps(bits);
         // SAFETY: `lanes` is 16 floats, and the store takes any alignment.
         unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), floats) };
+        lanes
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use core::arch::aarch64::{
+        float32x4_t, vcvt_f32_f16, vld1_u16, vreinterpret_f16_u16, vst1q_f32,
+    };
+
+    use half::f16;
+
+    use super::{LANES, Lanes, Vector};
+    use crate::isa;
+
+    /// NEON.
+    #[derive(Clone, Copy)]
+    pub(in crate::ops) struct Neon(pub(in crate::ops) isa::Neon);
+
+    impl Vector for Neon {
+        const WIDE: bool = false;
+
+        #[inline(always)]
+        fn widen(self, source: &[f16; LANES]) -> Lanes {
+            // SAFETY: the proof in `self` says that the CPU has NEON.
+            unsafe { widen_128(source) }
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn widen_128(source: &[f16; LANES]) -> Lanes {
+        let (halves, _) = source.as_chunks::<4>();
+        let mut lanes = [0.0; LANES];
+        for (source, target) in halves.iter().zip(lanes.chunks_exact_mut(4)) {
+            // SAFETY: `source` is 8 readable bytes, and the load takes any alignment.
+            let bits = unsafe { vld1_u16(source.as_ptr().cast::<u16>()) };
+            let floats: float32x4_t = vcvt_f32_f16(vreinterpret_f16_u16(bits));
+            // SAFETY: `target` is 4 floats, and the store takes any alignment.
+            unsafe { vst1q_f32(target.as_mut_ptr(), floats) };
+        }
         lanes
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Each operation is written once, over arrays of 16 lanes with `mul_add`, and compiled for every
 //! instruction set: plain as the reference, and inside functions that enable AVX2 or AVX-512, where
-//! the compiler makes vectors of the arrays. Sums have one order, written down here, so all three
-//! give the same bits; the tests hold them to it.
+//! the compiler makes vectors of the arrays (of NEON too: ARM has it everywhere). Sums have one
+//! order, written down here, so all give the same bits; the tests hold them to it.
 //!
 //! Nothing here allocates, and no branch or address depends on a value.
 
@@ -45,6 +45,11 @@ macro_rules! per_isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `proof` says that the CPU has AVX-512 F, BW, VL, DQ, and AVX2, FMA and F16C.
             crate::Isa::Avx512(proof) => unsafe { avx512(proof, $($arg),+) },
+            // Nothing to enable: every function of this architecture has NEON.
+            #[cfg(target_arch = "aarch64")]
+            crate::Isa::Neon(proof) => $body(crate::ops::lanes::Neon(proof), $($arg),+),
+            #[cfg(target_arch = "aarch64")]
+            crate::Isa::Dotprod(proof) => $body(crate::ops::lanes::Neon(proof.neon()), $($arg),+),
         }
     }};
 }
