@@ -7,6 +7,7 @@ use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use kernels::{Isa, Precision};
 use serde::{Deserialize, Serialize};
@@ -53,8 +54,8 @@ pub struct Arguments {
     file: PathBuf,
     /// The lines: a JSON object each with `text`, `tokens`, and what the reference answered.
     lines: PathBuf,
-    /// Instruction set: reference, avx2 or avx512; the fastest if absent.
-    #[arg(long)]
+    /// Instruction set; the fastest if absent.
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Isa::NAMES))]
     isa: Option<String>,
     /// Threads.
     #[arg(long, default_value_t = 1)]

@@ -12,6 +12,7 @@ use std::io::BufRead as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use kernels::limits::{BANDWIDTH_SIZE, int8_peak, read_bandwidth};
@@ -62,8 +63,8 @@ pub struct Arguments {
     #[arg(long, value_delimiter = ',', value_name = "N,…",
         value_parser = clap::value_parser!(u32).range(1..=THREADS_MAX))]
     threads: Vec<u32>,
-    /// Instruction set (reference, avx2, avx512) [default: the fastest].
-    #[arg(long, value_name = "NAME")]
+    /// Instruction set [default: the fastest].
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Isa::NAMES))]
     isa: Option<String>,
     /// Tokens of a prompt.
     #[arg(long, value_delimiter = ',', value_name = "N,…", default_value = "512",
