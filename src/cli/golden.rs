@@ -302,7 +302,7 @@ fn prompt_nll(engine: &mut Engine<'_>, seq: SeqId, prompt: &[u32]) -> Result<f64
 }
 
 /// Returns the logarithm of the sum of exponentials.
-fn log_sum(logits: &[f32]) -> f64 {
+pub(super) fn log_sum(logits: &[f32]) -> f64 {
     let largest = f64::from(logits[argmax(logits) as usize]);
     let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - largest).exp()).sum();
     largest + sum.ln()

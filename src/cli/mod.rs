@@ -12,6 +12,7 @@ pub mod golden;
 pub mod http_client;
 pub mod keygen;
 pub mod model;
+pub mod model_distance;
 pub mod model_inspect;
 mod model_report;
 pub mod model_seal;

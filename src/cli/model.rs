@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 
-use super::{Outcome, golden, model_inspect, model_seal, model_sign, model_verify};
+use super::{Outcome, golden, model_distance, model_inspect, model_seal, model_sign, model_verify};
 
 /// Subcommands of `cloister model`.
 #[derive(Subcommand, Debug)]
@@ -17,6 +17,8 @@ pub enum Command {
     Verify(model_verify::Arguments),
     /// Hold the engine against golden lines.
     Golden(golden::Arguments),
+    /// Measure the fast mode against the exact mode on a text.
+    Distance(model_distance::Arguments),
 }
 
 /// Runs `cloister model`.
@@ -31,5 +33,6 @@ pub fn run(command: &Command) -> Outcome {
         Command::Seal(arguments) => model_seal::run(arguments),
         Command::Verify(arguments) => model_verify::run(arguments),
         Command::Golden(arguments) => golden::run(arguments),
+        Command::Distance(arguments) => model_distance::run(arguments),
     }
 }

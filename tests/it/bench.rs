@@ -1,0 +1,108 @@
+//! `cloister bench` and `cloister model distance` print what they promise; no test holds a time.
+
+use std::io::Write as _;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::support::golden;
+
+fn cloister(words: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_cloister"))
+        .args(words)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn tiny(name: &str) -> String {
+    golden().join(format!("tiny/{name}.gguf")).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn every_speed_stands_beside_its_limit_even_with_more_threads_than_cores() {
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let threads = format!("{cores},{}", cores * 2);
+    let file = tiny("gemma3");
+    let words = ["bench", &file, "--threads", &threads, "--prompt", "40,7", "--depth", "0,33"];
+    let options = ["--batch", "1,3", "--generate", "2", "--rounds", "2", "--json"];
+    let output = cloister(&[&words[..], &options[..]].concat(), "");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let positive = |value: &Value| value.as_f64().is_some_and(|number| number > 0.0);
+    assert!(positive(&said["limits"]["read_bandwidth_bytes_per_s"]));
+    assert!(positive(&said["resident_peak_bytes"]) && positive(&said["load"]["total_s"]));
+    let (prefill, decode) =
+        (said["prefill"].as_array().unwrap(), said["decode"].as_array().unwrap());
+    assert_eq!((prefill.len(), decode.len()), (4, 8));
+    for row in prefill {
+        assert!(positive(&row["prefill_tokens_per_s"]) && positive(&row["first_token_s"]));
+    }
+    for row in decode {
+        assert!(positive(&row["decode_tokens_per_s"]) && positive(&row["bandwidth_share"]));
+        assert_eq!(row["rounds_tokens_per_s"].as_array().unwrap().len(), 2);
+    }
+    let is_second = |row: &&Value| row["threads"] == cores * 2;
+    let second: Vec<_> = prefill.iter().chain(decode).filter(is_second).collect();
+    assert_eq!(second.len(), 6);
+    assert!(second.iter().all(|row| positive(&row["ratio_to_first_threads"])));
+}
+
+#[test]
+fn a_round_is_run_for_each_line() {
+    let file = tiny("llama");
+    let words = ["bench", &file, "--stepwise", "--prompt", "9", "--depth", "3", "--batch", "2"];
+    let output = cloister(&words, "\n\nnext\n\n");
+    assert_eq!(output.status.code(), Some(0));
+    let said = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines[0]["ready"], "prefill 9");
+    assert_eq!((&lines[1]["tokens"], &lines[2]["tokens"]), (&9.into(), &9.into()));
+    assert_eq!(lines[3]["ready"], "decode of 2 at depth 3");
+    assert_eq!((lines.len(), &lines[4]["tokens"]), (5, &64.into()));
+}
+
+#[test]
+fn wrong_arguments_are_refused_by_name() {
+    let file = tiny("llama");
+    let cases = [
+        (&["bench", &file, "--prompt", "99999"][..], "--prompt 99999"),
+        (&["bench", &file, "--depth", "99999"], "--depth 99999"),
+        (&["bench", &file, "--isa", "abacus"], "--isa abacus"),
+        (&["bench", &file, "--threads", "0"], "--threads"),
+        (&["bench", &file, "--batch", "1,x"], "--batch"),
+        (&["bench", "missing.gguf"], "missing.gguf"),
+        (&["model", "distance", &file, "missing.txt"], "missing.txt"),
+        (&["model", "distance", &file, "Cargo.toml", "--context", "99999"], "--context 99999"),
+        (&["model", "distance", &file, "LICENSE", "--positions", "9999999"], "--positions 9999999"),
+    ];
+    for (words, name) in cases {
+        let output = cloister(words, "");
+        assert_eq!(output.status.code(), Some(2), "{words:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains(name), "{words:?}: {said}");
+    }
+}
+
+#[test]
+fn the_distance_of_the_fast_mode_is_measured_at_every_position() {
+    for name in ["llama", "gemma3"] {
+        let file = tiny(name);
+        let words = ["model", "distance", &file, "LICENSE", "--positions", "150"];
+        let options = ["--context", "70", "--json", "--threads", "2"];
+        let output = cloister(&[&words[..], &options[..]].concat(), "");
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&said["positions"], &said["context"]), (&150.into(), &70.into()));
+        let number = |name: &str| said[name].as_f64().unwrap();
+        // Weights of 32-bit floats take no part in the bytes of the fast mode: only the cache does.
+        assert!(number("kl_mean") < 1e-3 && number("kl_mean") <= number("kl_max"));
+        assert!(number("top1_agreement") > 0.9);
+        let ratio = number("perplexity_fast") / number("perplexity_exact");
+        assert!((ratio - 1.0).abs() < 0.01);
+    }
+}
