@@ -6,6 +6,7 @@
 
 mod activations;
 mod config;
+mod draft;
 mod error;
 mod forward;
 mod image;
@@ -21,6 +22,7 @@ mod weights;
 use kernels::{Isa, Pool, Precision};
 
 pub use config::{Architecture, LocalLayers, ModelConfig};
+pub use draft::draft;
 pub use error::Error;
 pub use image::{IMAGE_ALIGNMENT, ImageLayout, Model};
 pub use kv_cache::{KvType, SeqId};

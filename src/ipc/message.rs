@@ -435,6 +435,8 @@ pub struct WorkerConfig {
     pub prefix_len_tokens: u32,
     /// Time that prefixes outlive their domain's last request, in seconds.
     pub prefix_keep_s: u32,
+    /// Most tokens of an answer that are guessed and verified at once; 0 guesses none.
+    pub guess_tokens: u16,
 }
 
 /// The right to have one request served.

@@ -227,6 +227,7 @@ fields!(WorkerConfig {
     prefix_domains,
     prefix_len_tokens,
     prefix_keep_s,
+    guess_tokens,
 });
 
 fields!(Ticket { request, cache_domain, max_tokens, deadline_ms });

@@ -521,6 +521,7 @@ impl Supervisor {
             prefix_domains: worker.prefix_principals,
             prefix_len_tokens: worker.prefix_tokens,
             prefix_keep_s: worker.prefix_keep_s,
+            guess_tokens: worker.guess_tokens,
         };
         let image = model.image.try_clone();
         let image = image.map_err(|_| Error::System("copy the image", Errno::EMFILE))?;

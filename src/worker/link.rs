@@ -56,7 +56,9 @@ pub(super) struct Sayings {
 }
 
 impl Sayings {
-    fn take(&self) -> Option<Said> {
+    /// The next to be sent.
+    #[must_use]
+    pub(super) fn take(&self) -> Option<Said> {
         locked(&self.said).pop_front()
     }
 

@@ -4,10 +4,13 @@
 //! anywhere but to the gateway: the supervisor gets digests and counts, a panic tells file and
 //! line. The same binary, started as `loader`, packs a model (see `crate::loader`).
 
+mod guesses;
 mod link;
 mod prefixes;
 mod prepare;
 mod scheduler;
+#[cfg(test)]
+mod scheduler_tests;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -138,7 +141,8 @@ fn serve() -> Result<(), Failed> {
         control.send(&ready, &[]).map_err(|_| Failed::Ready)?;
         go.send(sandboxed).map_err(|_| Failed::Ready)?;
         let keep = Duration::from_secs(config.prefix_keep_s.into());
-        Scheduler::new(engine, text, engine_mouth, keep).run(&heard);
+        let guess_max = config.guess_tokens.into();
+        Scheduler::new(engine, text, engine_mouth, (keep, guess_max)).run(&heard);
         Ok(())
     })
 }
@@ -178,7 +182,10 @@ fn options(config: &WorkerConfig, model: &Model<'_>) -> Options {
             _ => config.prefix_domains.into(),
         },
         prefix_pages: config.prefix_len_tokens as usize / PAGE_LEN,
-        logits_max: sequences_max.min(turns::STEP_TOKENS_MAX),
+        logits_max: match config.guess_tokens {
+            0 => sequences_max.min(turns::STEP_TOKENS_MAX),
+            _ => sequences_max.clamp(guesses::GUESSING_STEP_TOKENS_MAX, turns::STEP_TOKENS_MAX),
+        },
         ..one
     }
 }

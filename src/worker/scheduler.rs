@@ -5,9 +5,11 @@
 //! pass it on, and a step allocates nothing.
 
 use std::collections::{HashSet, VecDeque};
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
+use super::guesses::{self, Guess};
 use super::link::{Mouth, Said};
 use super::prefixes::Prefixes;
 use super::prepare::{Prepared, refuse};
@@ -51,8 +53,10 @@ pub(super) struct Scheduler<'m> {
     turns: Turns,
     /// What each session could read.
     needs: Vec<Need>,
-    /// Which session each wanted row of logits belongs to.
-    wanted: Vec<usize>,
+    /// Most tokens that an answer may guess at once.
+    guess_max: usize,
+    /// Which session wants logits, and how many rows of them.
+    wanted: Vec<(usize, usize)>,
     /// Which sessions ended in a step, in order.
     ended: Vec<(usize, Finish)>,
     draining: bool,
@@ -65,7 +69,7 @@ impl<'m> Scheduler<'m> {
         engine: Engine<'m>,
         text: &'m Text,
         mouth: Mouth,
-        prefix_keep: Duration,
+        (prefix_keep, guess_max): (Duration, usize),
     ) -> Self {
         let sequences_max = engine.options().sequences_max;
         Self {
@@ -79,6 +83,7 @@ impl<'m> Scheduler<'m> {
             prefixes: Prefixes::new(prefix_keep),
             turns: Turns::new(sequences_max),
             needs: Vec::with_capacity(sequences_max),
+            guess_max,
             wanted: Vec::with_capacity(sequences_max),
             ended: Vec::with_capacity(sequences_max),
             draining: false,
@@ -87,29 +92,33 @@ impl<'m> Scheduler<'m> {
 
     /// Serves until the link is gone, or drained and nothing runs.
     pub(super) fn run(mut self, heard: &Receiver<Heard>) {
-        loop {
-            if self.running.is_empty() && self.waiting.is_empty() {
-                if self.draining {
-                    return;
-                }
-                match heard.recv_timeout(self.prefixes.wait(Instant::now())) {
-                    Ok(message) => self.hear(message),
-                    Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => return,
-                }
+        while self.turn(heard) {}
+    }
+
+    /// Listens, and runs the engine once. Returns whether there may be more to do.
+    pub(super) fn turn(&mut self, heard: &Receiver<Heard>) -> bool {
+        if self.running.is_empty() && self.waiting.is_empty() {
+            if self.draining {
+                return false;
             }
-            loop {
-                match heard.try_recv() {
-                    Ok(message) => self.hear(message),
-                    Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return,
-                }
+            match heard.recv_timeout(self.prefixes.wait(Instant::now())) {
+                Ok(message) => self.hear(message),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return false,
             }
-            self.admit();
-            self.expire();
-            self.forget_old_prefixes();
-            self.step();
         }
+        loop {
+            match heard.try_recv() {
+                Ok(message) => self.hear(message),
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+        self.admit();
+        self.expire();
+        self.forget_old_prefixes();
+        self.step();
+        true
     }
 
     fn hear(&mut self, message: Heard) {
@@ -169,7 +178,8 @@ impl<'m> Scheduler<'m> {
                 request: prepared.request,
                 prompt_tokens: u32::try_from(prepared.tokens.len()).unwrap_or(u32::MAX),
             }));
-            self.running.push(Session::new(prepared, started, sampler, text));
+            let guess = Guess::new(self.guess_max);
+            self.running.push(Session::new(prepared, started, sampler, guess, text));
         }
     }
 
@@ -241,14 +251,17 @@ impl<'m> Scheduler<'m> {
             }
             return;
         }
-        for (row, &at) in self.wanted.iter().enumerate() {
+        let mut first_row = 0;
+        for &(at, rows) in &self.wanted {
             let session = &mut self.running[at];
             #[cfg(debug_assertions)]
             session.panic_if_asked(self.text);
-            let token = session.sampler.sample(self.engine.logits_mut(row));
-            if let Some(finish) = take_token(session, self.text, &self.mouth, token) {
+            let logits = first_row..first_row + rows;
+            let finish = take_rows(session, &mut self.engine, logits, self.text, &self.mouth);
+            if let Some(finish) = finish {
                 self.ended.push((at, finish));
             }
+            first_row += rows;
         }
         // The last first, so that those before it stay where they are.
         while let Some((at, finish)) = self.ended.pop() {
@@ -256,23 +269,31 @@ impl<'m> Scheduler<'m> {
         }
     }
 
-    /// Reads the next tokens of every session, as many as are dealt to it.
+    /// Reads the next tokens of every session, as many as are dealt to it, and those that it
+    /// guesses will follow.
     fn fill_batch(&mut self) {
         self.batch.clear();
         self.wanted.clear();
         self.needs.clear();
         self.needs.extend(self.running.iter().map(Session::need));
+        // Beside a prompt a guess is not free: such a step is long of its arithmetic.
+        let reads_prompts = self.needs.iter().any(|need| *need != Need::Answer);
+        let guess_room = if reads_prompts { 0 } else { guesses::room(self.needs.len()) };
         let shares = self.turns.deal(&self.needs);
         for (at, (session, &share)) in self.running.iter_mut().zip(shares).enumerate() {
             let (first, last) = (session.read_count, session.tokens.len());
             session.read_count += share;
+            let (seq, is_read) = (session.sequence, session.read_count == last);
             for index in first..session.read_count {
-                let logits = index + 1 == last;
-                if logits {
-                    self.wanted.push(at);
-                }
-                let (seq, token) = (session.sequence, session.tokens[index]);
+                let (token, logits) = (session.tokens[index], index + 1 == last);
                 self.batch.push(BatchToken { seq, token, logits });
+            }
+            if is_read && share > 0 {
+                session.make_guess(guess_room);
+                let guessed = session.guess.tokens();
+                self.wanted.push((at, 1 + guessed.len()));
+                let guessed = guessed.iter();
+                self.batch.extend(guessed.map(|&token| BatchToken { seq, token, logits: true }));
             }
         }
     }
@@ -315,6 +336,34 @@ impl<'m> Scheduler<'m> {
         let failure = Failure::Internal;
         self.mouth.say(Said::Gateway(FromWorker::Failed { request: session.request, failure }));
     }
+}
+
+/// Chooses tokens from a session's logits as long as the next was guessed, and takes back what
+/// was guessed otherwise. Returns how the answer ends, if it does.
+fn take_rows(
+    session: &mut Session,
+    engine: &mut Engine<'_>,
+    rows: Range<usize>,
+    text: &Text,
+    mouth: &Mouth,
+) -> Option<Finish> {
+    let mut finish = None;
+    let mut true_count = 0;
+    for row in rows {
+        let token = session.sampler.sample(engine.logits_mut(row));
+        finish = take_token(session, text, mouth, token);
+        if finish.is_some() || session.guess.tokens().get(true_count) != Some(&token) {
+            break;
+        }
+        true_count += 1;
+    }
+    if !session.guess.tokens().is_empty() {
+        session.read_count += true_count;
+        session.guess.learn(true_count);
+        let taken_back = engine.sequence_rewind(session.sequence, session.read_count);
+        debug_assert!(taken_back.is_ok(), "a guess comes after what is shared");
+    }
+    finish
 }
 
 /// Deals with one chosen token; returns how the answer ends, if it does.

@@ -5,6 +5,7 @@ use std::time::Instant;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroize as _;
 
+use super::guesses::Guess;
 use super::prepare::Prepared;
 #[cfg(debug_assertions)]
 use super::text::Text;
@@ -36,6 +37,8 @@ pub(super) struct Session {
     pub(super) deadline: Instant,
     /// Chooses tokens.
     pub(super) sampler: Sampler,
+    /// Guesses them.
+    pub(super) guess: Guess,
     /// Makes text of them.
     pub(super) text: TextStream,
     digests: Vec<Digest>,
@@ -55,6 +58,7 @@ impl Session {
         mut prepared: Prepared,
         (sequence, cached_len): (SeqId, usize),
         sampler: Sampler,
+        guess: Guess,
         text: TextStream,
     ) -> Self {
         let mut tokens = Vec::with_capacity(prepared.tokens.len() + prepared.max_tokens as usize);
@@ -72,6 +76,7 @@ impl Session {
             max_tokens: prepared.max_tokens,
             deadline: prepared.right.deadline,
             sampler,
+            guess,
             text,
             digests: prepared.digests,
             answer: Sha256::new(),
@@ -106,6 +111,13 @@ impl Session {
             0 => Need::Prompt(self.unread().len()),
             _ => Need::Answer,
         }
+    }
+
+    /// Guesses how the answer goes on, by at most `room` tokens, and never past its longest.
+    pub(super) fn make_guess(&mut self, room: usize) {
+        // Each guess that comes true is a token of the answer, and so is the one after it.
+        let left = self.max_tokens.saturating_sub(self.completion_tokens + 1) as usize;
+        self.guess.make(&self.tokens, room.min(left));
     }
 
     /// Takes a generated token as the next to be read.

@@ -191,6 +191,8 @@ pub struct Worker {
     pub prefix_principals: u16,
     /// Time that they are kept after a principal's last request, in seconds.
     pub prefix_keep_s: u32,
+    /// Most tokens of an answer that are guessed and verified at once; 0 guesses none.
+    pub guess_tokens: u16,
 }
 
 impl Default for Worker {
@@ -203,6 +205,7 @@ impl Default for Worker {
             prefix_tokens: 4096,
             prefix_principals: 4,
             prefix_keep_s: 600,
+            guess_tokens: 0,
         }
     }
 }

@@ -130,6 +130,8 @@ fn numbers_have_ranges() {
     refuses(&format!("{SMALLEST}[worker]\nsequences = 0\n"), 4, "worker.sequences", "from 1");
     let keep = format!("{SMALLEST}[worker]\nprefix_tokens = 0\nprefix_keep_s = 0\n");
     refuses(&keep, 5, "worker.prefix_keep_s", "to 86400");
+    let guess = format!("{SMALLEST}[worker]\nguess_tokens = 16\n");
+    refuses(&guess, 4, "worker.guess_tokens", "from 0 to 15");
 }
 
 #[test]

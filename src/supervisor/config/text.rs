@@ -320,6 +320,7 @@ impl TextReader<'_> {
             ("prefix_tokens", worker.prefix_tokens, 0..=1 << 20),
             ("prefix_principals", worker.prefix_principals.into(), 1..=1024),
             ("prefix_keep_s", worker.prefix_keep_s, 1..=86_400),
+            ("guess_tokens", worker.guess_tokens.into(), 0..=15),
         ];
         self.check_ranges("worker", &span, ranges)?;
         Ok(worker)
