@@ -5,12 +5,15 @@ use std::time::Instant;
 
 use kernels::Isa;
 
-use crate::engine::{BatchToken, Engine, Error, Model, Options, SeqId, argmax};
+use crate::engine::{BatchToken, CacheDomain, Engine, Error, Model, Options, SeqId, argmax};
 
 /// Tokens that are computed before the clock runs, to touch every page of the weights.
 const WARM_TOKENS: usize = 64;
 /// Steps of an answer before the clock runs.
 const WARM_STEPS: usize = 2;
+
+/// Whose prompts these are.
+const DOMAIN: CacheDomain = CacheDomain([0; 16]);
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +24,15 @@ pub(super) enum Row {
         threads: usize,
         /// Its tokens.
         prompt: usize,
+    },
+    /// Reading a prompt whose start is kept from an earlier one.
+    Warm {
+        /// Threads.
+        threads: usize,
+        /// Its tokens.
+        prompt: usize,
+        /// Those that it has in common with the earlier one.
+        common: usize,
     },
     /// Writing an answer to each sequence of a batch.
     Decode {
@@ -36,7 +48,9 @@ pub(super) enum Row {
 impl Row {
     pub(super) fn threads(self) -> usize {
         match self {
-            Self::Prefill { threads, .. } | Self::Decode { threads, .. } => threads,
+            Self::Prefill { threads, .. }
+            | Self::Warm { threads, .. }
+            | Self::Decode { threads, .. } => threads,
         }
     }
 
@@ -44,6 +58,7 @@ impl Row {
     pub(super) fn with_threads(self, threads: usize) -> Self {
         match self {
             Self::Prefill { prompt, .. } => Self::Prefill { threads, prompt },
+            Self::Warm { prompt, common, .. } => Self::Warm { threads, prompt, common },
             Self::Decode { depth, batch, .. } => Self::Decode { threads, depth, batch },
         }
     }
@@ -53,6 +68,7 @@ impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Prefill { prompt, .. } => write!(f, "prefill {prompt}"),
+            Self::Warm { prompt, common, .. } => write!(f, "prefill {prompt}, warm to {common}"),
             Self::Decode { depth, batch: 1, .. } => write!(f, "decode at depth {depth}"),
             Self::Decode { depth, batch, .. } => {
                 write!(f, "decode of {batch} at depth {depth}")
@@ -106,6 +122,11 @@ impl<'m> Prepared<'m> {
         let generate = setting.generate;
         let options = match row {
             Row::Prefill { threads, prompt } => setting.options(threads, prompt),
+            Row::Warm { threads, prompt, common } => Options {
+                prefix_domains: 1,
+                prefix_pages: common / kernels::ops::PAGE_LEN,
+                ..setting.options(threads, prompt)
+            },
             Row::Decode { threads, depth, batch } => {
                 let one = setting.options(threads, depth + generate);
                 // Each sequence has pages of its own.
@@ -128,6 +149,12 @@ impl<'m> Prepared<'m> {
                 self.engine.prefill(warm, &tokens)?;
                 self.engine.sequence_end(warm)
             }
+            Row::Warm { common, .. } => {
+                let tokens = self.tokens(0, common);
+                let (seq, _) = self.engine.sequence_start_in(DOMAIN, &tokens, common)?;
+                self.engine.prefill(seq, &tokens)?;
+                self.engine.sequence_keep(seq)
+            }
             Row::Decode { depth, batch, .. } => {
                 for index in 0..batch {
                     let seq = self.engine.sequence_start(depth + self.generate)?;
@@ -143,7 +170,7 @@ impl<'m> Prepared<'m> {
     /// Times one round.
     pub(super) fn round(&mut self) -> Result<Round, Error> {
         match self.row {
-            Row::Prefill { prompt, .. } => self.read(prompt),
+            Row::Prefill { prompt, .. } | Row::Warm { prompt, .. } => self.read(prompt),
             Row::Decode { depth, .. } => self.answer(depth, self.generate),
         }
     }
@@ -157,13 +184,13 @@ impl<'m> Prepared<'m> {
     fn read(&mut self, prompt: usize) -> Result<Round, Error> {
         let tokens = self.tokens(0, prompt);
         let start = Instant::now();
-        let seq = self.engine.sequence_start(prompt)?;
-        self.engine.prefill(seq, &tokens)?;
+        let (seq, found) = self.engine.sequence_start_in(DOMAIN, &tokens, prompt)?;
+        self.engine.prefill(seq, &tokens[found..])?;
         let seconds = start.elapsed().as_secs_f64();
         std::hint::black_box(argmax(self.engine.logits(0)));
         let first_token_s = Some(start.elapsed().as_secs_f64());
         self.engine.sequence_end(seq)?;
-        Ok(Round { seconds, tokens: prompt, first_token_s })
+        Ok(Round { seconds, tokens: prompt - found, first_token_s })
     }
 
     fn answer(&mut self, depth: usize, steps: usize) -> Result<Round, Error> {

@@ -70,6 +70,11 @@ pub struct Arguments {
     #[arg(long, value_delimiter = ',', value_name = "N,…", default_value = "512",
         value_parser = clap::value_parser!(u32).range(1..=POSITIONS_MAX))]
     prompt: Vec<u32>,
+    /// Tokens that each prompt has in common with an earlier one, in whole pages of 32; 0 leaves
+    /// the rows out.
+    #[arg(long, value_name = "N", default_value_t = 400,
+        value_parser = clap::value_parser!(u32).range(0..=POSITIONS_MAX))]
+    warm: u32,
     /// Tokens that stand in the cache before an answer.
     #[arg(long, value_delimiter = ',', value_name = "N,…", default_value = "128",
         value_parser = clap::value_parser!(u32).range(0..=POSITIONS_MAX))]
@@ -169,7 +174,11 @@ fn rows(arguments: &Arguments, threads: &[u32]) -> Vec<Row> {
     for threads in threads.iter().map(|&threads| threads as usize) {
         if arguments.only != Some(Half::Decode) {
             let prompts = arguments.prompt.iter().map(|&prompt| prompt as usize);
-            rows.extend(prompts.map(|prompt| Row::Prefill { threads, prompt }));
+            rows.extend(prompts.clone().map(|prompt| Row::Prefill { threads, prompt }));
+            // Who steps names each row.
+            let common = if arguments.stepwise { 0 } else { arguments.warm as usize };
+            let warm = prompts.filter(|prompt| (1..*prompt).contains(&common));
+            rows.extend(warm.map(|prompt| Row::Warm { threads, prompt, common }));
         }
         for depth in arguments.depth.iter().map(|&depth| depth as usize) {
             let batches = arguments.batch.iter().filter(|_| arguments.only != Some(Half::Prefill));

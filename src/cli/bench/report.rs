@@ -101,6 +101,12 @@ impl Report {
                 self.macs_per_s(measured) / self.limits.peak() * 100.0,
                 measured.first_token_s(),
             ),
+            Row::Warm { .. } => {
+                let ratio = self.ratio_to_cold(measured);
+                let cold =
+                    ratio.map_or_else(String::new, |ratio| format!(", {ratio:.2} × of cold"));
+                format!("first token {:.3} s{cold}", measured.first_token_s())
+            }
             Row::Decode { .. } => format!(
                 "{:>5.1} % of bandwidth ({} GB/s)",
                 self.bytes_per_s(measured) / self.limits.read_bandwidth * 100.0,
@@ -120,9 +126,18 @@ impl Report {
         (row != measured.row).then(|| measured.tokens_per_s() / first.tokens_per_s())
     }
 
+    /// Returns the time to the first token as a ratio to that of the same prompt without a prefix.
+    fn ratio_to_cold(&self, measured: &Measured) -> Option<f64> {
+        let Row::Warm { threads, prompt, .. } = measured.row else { return None };
+        let cold = Row::Prefill { threads, prompt };
+        let cold = self.measured.iter().find(|other| other.row == cold)?;
+        Some(measured.first_token_s() / cold.first_token_s())
+    }
+
     fn macs_per_s(&self, measured: &Measured) -> f64 {
         let speed = measured.tokens_per_s();
         match measured.row {
+            Row::Warm { .. } => f64::NAN,
             Row::Prefill { prompt, .. } => speed * self.work.prefill_macs(prompt) / prompt as f64,
             Row::Decode { batch, .. } => speed * self.work.decode_macs(batch) / batch as f64,
         }
@@ -135,7 +150,7 @@ impl Report {
                 let bytes = self.work.decode_bytes(depth, batch, self.generate as usize);
                 measured.tokens_per_s() / batch as f64 * bytes
             }
-            Row::Prefill { .. } => f64::NAN,
+            Row::Prefill { .. } | Row::Warm { .. } => f64::NAN,
         }
     }
 
@@ -150,9 +165,10 @@ impl Report {
         let Self { isa, times, work, limits, .. } = self;
         let peaks: serde_json::Map<String, Value> =
             limits.peaks.iter().map(|(isa, peak)| (isa.name().to_owned(), json!(peak))).collect();
-        let (prefill, decode): (Vec<_>, Vec<_>) =
-            self.measured.iter().partition(|measured| matches!(measured.row, Row::Prefill { .. }));
-        let list = |rows: Vec<&Measured>| rows.iter().map(|row| self.row(row)).collect::<Vec<_>>();
+        let list = |is_its: fn(&Row) -> bool| {
+            let rows = self.measured.iter().filter(|measured| is_its(&measured.row));
+            rows.map(|measured| self.row(measured)).collect::<Vec<_>>()
+        };
         json!({
             "isa": isa.name(),
             "model": {
@@ -172,8 +188,9 @@ impl Report {
                 "pack_s": times.pack.as_secs_f64(),
                 "total_s": (times.read + times.pack).as_secs_f64(),
             },
-            "prefill": list(prefill),
-            "decode": list(decode),
+            "prefill": list(|row| matches!(row, Row::Prefill { .. })),
+            "warm_prefix": list(|row| matches!(row, Row::Warm { .. })),
+            "decode": list(|row| matches!(row, Row::Decode { .. })),
             "resident_peak_bytes": self.resident_peak_bytes,
             "resident_peak_to_weights_and_cache": self.resident_peak_bytes as f64 / self.data_bytes(),
         })
@@ -188,6 +205,11 @@ impl Report {
                 "threads": threads, "prompt_tokens": prompt,
                 "prefill_tokens_per_s": measured.tokens_per_s(),
                 "first_token_s": measured.first_token_s(),
+            }),
+            Row::Warm { threads, prompt, common } => json!({
+                "threads": threads, "prompt_tokens": prompt, "common_tokens": common,
+                "first_token_s": measured.first_token_s(),
+                "ratio_to_cold": self.ratio_to_cold(measured),
             }),
             Row::Decode { threads, depth, batch } => json!({
                 "threads": threads, "depth": depth, "batch": batch,
