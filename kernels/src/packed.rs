@@ -186,6 +186,7 @@ impl<'a> IntTile<'a> {
     }
 
     /// Returns scale and minimum of the sub-block `sub` of a row.
+    #[inline(always)]
     pub(crate) fn scale_and_min(&self, row: usize, sub: usize) -> (f32, f32) {
         let half = |at: usize| half_at(self.scales, at + row * 2);
         let byte = |at: usize| self.scales[at + row];

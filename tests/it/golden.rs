@@ -109,33 +109,47 @@ fn gemma3_answers_as_the_reference() {
     hold_real(&GEMMA3);
 }
 
-/// Every line of every model, on every instruction set, in both modes, with one thread and two.
-#[test]
-#[ignore = "takes an hour: cargo test --release --test it every_line -- --ignored --nocapture"]
-fn every_line_of_every_model_on_every_instruction_set() {
-    for known in [&SMOLLM2, &GEMMA3, &QWEN25_CODER] {
-        let file = PackedFile::read(&support::model(known)).unwrap();
-        let model = Model::from_image(file.image()).unwrap();
-        let (short, long) = (lines_of(known.name, ""), lines_of(known.name, ".long"));
-        let tokens = lines_of(known.name, ".tokens");
-        hold(&model, &tokens, Mode::F32, RuleSet::Exact, Isa::Reference, 1);
-        for isa in Isa::available().into_iter().rev() {
-            for threads in [2, 1] {
-                for (mode, set) in [(Mode::Int8, RuleSet::Int8), (Mode::F32, RuleSet::Exact)] {
-                    for (what, lines) in [("short", &short), ("long", &long)] {
-                        let report = hold(&model, lines, mode, set, isa, threads);
-                        support::tell(&format!(
-                            "{} {} {threads} threads {mode:?} {what}: distance mean {:.5} max \
-                             {:.5}, mean_nll {:.4} %",
-                            known.name,
-                            isa.name(),
-                            report.distance_mean,
-                            report.distance_max,
-                            report.nll_error_max * 100.0
-                        ));
-                    }
+/// Every line of a model, on every instruction set, in both modes, with one thread and two.
+fn hold_every_line(known: &KnownModel) {
+    let file = PackedFile::read(&support::model(known)).unwrap();
+    let model = Model::from_image(file.image()).unwrap();
+    let (short, long) = (lines_of(known.name, ""), lines_of(known.name, ".long"));
+    let tokens = lines_of(known.name, ".tokens");
+    hold(&model, &tokens, Mode::F32, RuleSet::Exact, Isa::Reference, 1);
+    for isa in Isa::available().into_iter().rev() {
+        for threads in [2, 1] {
+            for (mode, set) in [(Mode::Int8, RuleSet::Int8), (Mode::F32, RuleSet::Exact)] {
+                for (what, lines) in [("short", &short), ("long", &long)] {
+                    let report = hold(&model, lines, mode, set, isa, threads);
+                    support::tell(&format!(
+                        "{} {} {threads} threads {mode:?} {what}: distance mean {:.5} max {:.5}, \
+                         mean_nll {:.4} %",
+                        known.name,
+                        isa.name(),
+                        report.distance_mean,
+                        report.distance_max,
+                        report.nll_error_max * 100.0
+                    ));
                 }
             }
         }
     }
+}
+
+#[test]
+#[ignore = "takes minutes: cargo test --release --test it every_line -- --ignored --nocapture"]
+fn every_line_of_smollm2_on_every_instruction_set() {
+    hold_every_line(&SMOLLM2);
+}
+
+#[test]
+#[ignore = "takes minutes: cargo test --release --test it every_line -- --ignored --nocapture"]
+fn every_line_of_gemma3_on_every_instruction_set() {
+    hold_every_line(&GEMMA3);
+}
+
+#[test]
+#[ignore = "takes an hour: cargo test --release --test it every_line -- --ignored --nocapture"]
+fn every_line_of_qwen25_coder_on_every_instruction_set() {
+    hold_every_line(&QWEN25_CODER);
 }

@@ -35,20 +35,12 @@ pub(crate) struct Plain;
 
 impl Kernel for Plain {
     fn unpack_int(self, tile: &IntTile<'_>, chunk: &mut IntChunk, index: usize) {
-        let scales = tile.form.scales;
-        let cols = tile.blocks_len() * BLOCK_LEN;
-        for (group, bytes) in chunk.bytes[index][..cols / 4].iter_mut().enumerate() {
-            *bytes = tile.group(group);
-        }
-        for row in 0..TILE_ROWS {
-            for sub in 0..cols / scales.sub_len() {
-                let (scale, min) = tile.scale_and_min(row, sub);
-                chunk.scales[index][sub][row] = scale;
-                if scales.has_min() {
-                    chunk.mins[index][sub][row] = min;
-                }
-            }
-        }
+        fused!(
+            unpack_int,
+            tile: &IntTile<'_> = tile,
+            chunk: &mut IntChunk = chunk,
+            index: usize = index
+        );
     }
 
     fn multiply_int(
@@ -94,21 +86,11 @@ impl Kernel for Plain {
     fn unpack_float(self, tile: &TileCols<'_>, len: usize, chunk: &mut FloatChunk, index: usize) {
         let lanes = &mut chunk.weights[index][..len];
         match *tile {
-            TileCols::Int(tile) => {
-                let sub_len = tile.form.scales.sub_len();
-                for (sub, lanes) in lanes.chunks_exact_mut(sub_len).enumerate() {
-                    let scales: [_; TILE_ROWS] =
-                        core::array::from_fn(|row| tile.scale_and_min(row, sub));
-                    for (i, lanes) in lanes.chunks_exact_mut(4).enumerate() {
-                        let bytes = tile.group(sub * sub_len / 4 + i);
-                        for (row, (scale, min)) in scales.iter().enumerate() {
-                            for (col, lanes) in lanes.iter_mut().enumerate() {
-                                lanes[row] = tile.weight_of(bytes[row * 4 + col], *scale, *min);
-                            }
-                        }
-                    }
-                }
-            }
+            TileCols::Int(tile) => fused!(
+                unpack_weights,
+                tile: IntTile<'_> = tile,
+                lanes: &mut [Lanes] = lanes
+            ),
             TileCols::F32(bytes) => unpack_each(bytes, f32::from_le_bytes, lanes),
             TileCols::F16(bytes) => unpack_each(bytes, |b| f16::from_le_bytes(b).to_f32(), lanes),
             TileCols::Bf16(bytes) => unpack_each(bytes, |b| bf16::from_le_bytes(b).to_f32(), lanes),
@@ -135,6 +117,42 @@ impl Kernel for Plain {
             x: &[&[f32]] = x,
             sums: &mut [Sums] = sums
         );
+    }
+}
+
+/// Unpacks blocks of a tile into `chunk`, as tile `index` of its unit.
+#[inline(always)]
+fn unpack_int(tile: &IntTile<'_>, chunk: &mut IntChunk, index: usize) {
+    let scales = tile.form.scales;
+    let cols = tile.blocks_len() * BLOCK_LEN;
+    for (group, bytes) in chunk.bytes[index][..cols / 4].iter_mut().enumerate() {
+        *bytes = tile.group(group);
+    }
+    for row in 0..TILE_ROWS {
+        for sub in 0..cols / scales.sub_len() {
+            let (scale, min) = tile.scale_and_min(row, sub);
+            chunk.scales[index][sub][row] = scale;
+            if scales.has_min() {
+                chunk.mins[index][sub][row] = min;
+            }
+        }
+    }
+}
+
+/// Unpacks the columns of a tile to floats.
+#[inline(always)]
+fn unpack_weights(tile: IntTile<'_>, lanes: &mut [Lanes]) {
+    let sub_len = tile.form.scales.sub_len();
+    for (sub, lanes) in lanes.chunks_exact_mut(sub_len).enumerate() {
+        let scales: [_; TILE_ROWS] = core::array::from_fn(|row| tile.scale_and_min(row, sub));
+        for (i, lanes) in lanes.chunks_exact_mut(4).enumerate() {
+            let bytes = tile.group(sub * sub_len / 4 + i);
+            for (row, (scale, min)) in scales.iter().enumerate() {
+                for (col, lanes) in lanes.iter_mut().enumerate() {
+                    lanes[row] = tile.weight_of(bytes[row * 4 + col], *scale, *min);
+                }
+            }
+        }
     }
 }
 
