@@ -79,18 +79,20 @@ class Peer:
         self.memory = L.llama_get_memory(self.context)
         self.batch = L.llama_batch_init(options.n_batch, 0, 1)
         if "prompt" in row:
-            self.decode([(0, i, self.token(0, i)) for i in range(min(64, row["prompt"]))], [])
+            self.fill([(0, i, self.token(0, i)) for i in range(min(64, row["prompt"]))], [])
+            self.decode()
         else:
             for sequence in range(sequences):
                 depth = range(row["depth"])
-                self.decode([(sequence, i, self.token(sequence, i)) for i in depth], [])
+                self.fill([(sequence, i, self.token(sequence, i)) for i in depth], [])
+                self.decode()
             self.answer(2)
 
     def token(self, sequence, i):
         return (100 + (sequence * 31 + i) % 1000) % self.n_vocab
 
-    def decode(self, tokens, wanted):
-        """Computes (sequence, position, token) triples; `wanted` are the indices with logits."""
+    def fill(self, tokens, wanted):
+        """Takes (sequence, position, token) triples; `wanted` are the indices with logits."""
         self.batch.n_tokens = len(tokens)
         for i, (sequence, position, token) in enumerate(tokens):
             self.batch.token[i] = token
@@ -100,6 +102,8 @@ class Peer:
             self.batch.logits[i] = False
         for i in wanted:
             self.batch.logits[i] = True
+
+    def decode(self):
         if L.llama_decode(self.context, self.batch):
             sys.exit("llama.cpp cannot decode")
         L.llama_synchronize(self.context)
@@ -107,9 +111,9 @@ class Peer:
     def read(self):
         L.llama_memory_clear(self.memory, True)
         prompt = self.row["prompt"]
-        tokens = [(0, i, self.token(0, i)) for i in range(prompt)]
+        self.fill([(0, i, self.token(0, i)) for i in range(prompt)], [prompt - 1])
         start = time.perf_counter()
-        self.decode(tokens, [prompt - 1])
+        self.decode()
         seconds = time.perf_counter() - start
         logits = L.llama_get_logits_ith(self.context, -1)
         numpy.ctypeslib.as_array(logits, shape=(self.n_vocab,)).argmax()
@@ -121,7 +125,8 @@ class Peer:
         for i in range(steps):
             token = self.token(7, i)
             batch = [(sequence, depth + i, token) for sequence in range(sequences)]
-            self.decode(batch, range(sequences))
+            self.fill(batch, range(sequences))
+            self.decode()
         seconds = time.perf_counter() - start
         for sequence in range(sequences):
             L.llama_memory_seq_rm(self.memory, sequence, depth, -1)
@@ -184,8 +189,8 @@ def program():
 
 
 def tune(path, row, arguments):
-    """Returns llama.cpp's best setting for a row: each knob in turn, the best value kept."""
-    setting = dict(BASE, threads=arguments.threads)
+    """Returns llama.cpp's best setting for a row: every mix of repacking and flash attention, then
+    each other knob in turn, the best value kept."""
     tried = {}
 
     def speed(setting):
@@ -202,7 +207,7 @@ def tune(path, row, arguments):
             print(f"  {tried[key]:8.1f} tokens/s  {shown}", file=sys.stderr)
         return tried[key]
 
-    knobs = {"repack": [True], "flash": [True]}
+    knobs = {}
     if "prompt" in row:
         knobs["ubatch"] = [128, 256, 1024, 2048]
         knobs["ubatch"] = [size for size in knobs["ubatch"] if size <= max(row["prompt"], 512)]
@@ -211,7 +216,9 @@ def tune(path, row, arguments):
     if arguments.threads > 2:
         knobs["threads"] = [arguments.threads - 1, arguments.threads // 2]
     knobs["swa_full"] = [False]
-    speed(setting)
+    mixes = [(repack, flash) for repack in (False, True) for flash in (False, True)]
+    base = dict(BASE, threads=arguments.threads)
+    setting = max((dict(base, repack=a, flash=b) for a, b in mixes), key=speed)
     for knob in list(knobs):
         for value in knobs.get(knob, []):
             other = dict(setting, **{knob: value})
