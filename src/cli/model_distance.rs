@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use indicatif::{ProgressBar, ProgressStyle};
 use kernels::Isa;
 use serde::Serialize;
@@ -47,8 +48,8 @@ pub struct Arguments {
     /// Tokens of a window of the text, each computed on its own [default: 512].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1 << 24))]
     context: Option<u32>,
-    /// Instruction set (reference, avx2, avx512) [default: the fastest].
-    #[arg(long, value_name = "NAME")]
+    /// Instruction set [default: the fastest].
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Isa::NAMES))]
     isa: Option<String>,
     /// Compute threads [default: the machine's].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]

@@ -52,15 +52,19 @@ impl PackedFile {
         let mut image = UnsealedMemory::new("cloister-model", layout.total_len())?;
         file.read_exact_at(&mut image[..layout.header_len()], 0).map_err(named)?;
         let mut times = LoadTimes { read: start.elapsed(), pack: Duration::ZERO };
+        let mut source = Vec::new();
         let mut done = header.data_offset;
         for (index, tensor) in header.tensors.iter().enumerate() {
-            let start = Instant::now();
-            let mut source = vec![0; usize::try_from(tensor.size)?];
-            file.read_exact_at(&mut source, header.data_range(tensor).start).map_err(named)?;
-            times.read += start.elapsed();
-            let start = Instant::now();
-            layout.pack_tensor(tensor, &source, &mut image[layout.tensor_range(index)]);
-            times.pack += start.elapsed();
+            for part in layout.parts(index, tensor) {
+                let start = Instant::now();
+                source.resize(part.source.len(), 0);
+                let at = header.data_range(tensor).start + part.source.start as u64;
+                file.read_exact_at(&mut source, at).map_err(named)?;
+                times.read += start.elapsed();
+                let start = Instant::now();
+                layout.pack_part(tensor, &part, &source, &mut image[part.target.clone()]);
+                times.pack += start.elapsed();
+            }
             done += tensor.size;
             tell(done, file_len);
         }

@@ -18,6 +18,21 @@ use crate::gguf::{self, Header, TensorInfo};
 /// What every part of the image starts at a multiple of, in bytes.
 pub const IMAGE_ALIGNMENT: usize = 64;
 
+/// Bytes of a part of a tensor in the file, about.
+pub const PART_SIZE: usize = 8 << 20;
+/// Rows that are packed together.
+const TILE_ROWS: usize = 16;
+
+/// Some rows of a tensor, which are packed without the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    rows: usize,
+    /// Its bytes in the tensor's.
+    pub source: Range<usize>,
+    /// Its bytes in the image.
+    pub target: Range<usize>,
+}
+
 /// Where the parts of an image lie.
 #[derive(Clone, Debug)]
 pub struct ImageLayout {
@@ -72,24 +87,59 @@ impl ImageLayout {
         &self.config
     }
 
-    /// Writes one tensor: `source` is its bytes in the file, `target` its range of the image.
+    /// Cuts a tensor into parts that are packed one by one, each of [`PART_SIZE`] about.
     ///
-    /// Neither is needed afterwards, so a loader can give the source's pages back as it goes.
+    /// A part's source is not needed afterwards, so a loader can give its pages back as it goes.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the tensor is not of this layout.
+    pub fn parts(&self, index: usize, tensor: &TensorInfo) -> Vec<Part> {
+        let whole = self.tensor_range(index);
+        let (rows, cols) = if weights::is_matrix(tensor) {
+            dims(tensor).expect("the layout has a place for the tensor")
+        } else {
+            (1, 0)
+        };
+        let size = usize::try_from(tensor.size).expect("the layout has a place for the tensor");
+        let row_size = size / rows.max(1);
+        let step = (PART_SIZE / row_size.max(1)).next_multiple_of(TILE_ROWS).max(TILE_ROWS);
+        let packed_size = |rows| kernels::packed_size(tensor.ty, rows, cols);
+        let step_size = packed_size(step).filter(|_| rows > step);
+        // Formats without tiles may only be cut where a part ends without filling up.
+        let last = (rows - 1) / step;
+        let sum = step_size.and_then(|size| Some(size * last + packed_size(rows - last * step)?));
+        let (Some(step_size), true) = (step_size, sum == packed_size(rows)) else {
+            return vec![Part { rows, source: 0..size, target: whole }];
+        };
+        let part = |i: usize| {
+            let rows = step.min(rows - i * step);
+            let (source, target) = (i * step * row_size, whole.start + i * step_size);
+            let end = if i == last { whole.end } else { target + step_size };
+            Part { rows, source: source..source + rows * row_size, target: target..end }
+        };
+        (0..=last).map(part).collect()
+    }
+
+    /// Writes one part of a tensor: `source` is its bytes in the file, `target` its range of the
+    /// image.
     ///
     /// # Panics
     ///
     /// Panics if a length is wrong.
-    pub fn pack_tensor(&self, tensor: &TensorInfo, source: &[u8], target: &mut [u8]) {
-        assert_eq!(source.len() as u64, tensor.size, "source is the tensor");
-        let size = size_in_image(tensor).expect("the layout has a place for the tensor");
-        let (packed, padding) = target.split_at_mut(size);
-        if weights::is_matrix(tensor) {
-            let (rows, cols) = dims(tensor).expect("the layout has a place for the tensor");
-            kernels::pack(tensor.ty, rows, cols, source, packed);
+    pub fn pack_part(&self, tensor: &TensorInfo, part: &Part, source: &[u8], target: &mut [u8]) {
+        assert_eq!(source.len(), part.source.len(), "source is the part");
+        let packed = if weights::is_matrix(tensor) {
+            let (_, cols) = dims(tensor).expect("the layout has a place for the tensor");
+            let size = kernels::packed_size(tensor.ty, part.rows, cols);
+            let size = size.expect("the layout has a place for the tensor");
+            kernels::pack(tensor.ty, part.rows, cols, source, &mut target[..size]);
+            size
         } else {
-            packed.copy_from_slice(source);
-        }
-        padding.fill(0);
+            target[..source.len()].copy_from_slice(source);
+            source.len()
+        };
+        target[packed..].fill(0);
     }
 
     /// Writes the whole image of a file that is in memory.
@@ -102,10 +152,11 @@ impl ImageLayout {
         image[..self.header_len].copy_from_slice(&file[..self.header_len]);
         for (index, tensor) in header.tensors.iter().enumerate() {
             let range = header.data_range(tensor);
-            let [start, end] = [range.start, range.end]
-                .map(|at| usize::try_from(at).expect("the tensor lies in the file"));
-            let target = &mut image[self.tensor_range(index)];
-            self.pack_tensor(tensor, &file[start..end], target);
+            let start = usize::try_from(range.start).expect("the tensor lies in the file");
+            for part in self.parts(index, tensor) {
+                let source = &file[start..][part.source.clone()];
+                self.pack_part(tensor, &part, source, &mut image[part.target.clone()]);
+            }
         }
     }
 }

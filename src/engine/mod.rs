@@ -24,7 +24,7 @@ use kernels::{Isa, Pool, Precision};
 pub use config::{Architecture, LocalLayers, ModelConfig};
 pub use draft::draft;
 pub use error::Error;
-pub use image::{IMAGE_ALIGNMENT, ImageLayout, Model};
+pub use image::{IMAGE_ALIGNMENT, ImageLayout, Model, PART_SIZE, Part};
 pub use kv_cache::{KvType, SeqId};
 pub use prefixes::CacheDomain;
 pub use sampler::{Sampler, SamplingParams, argmax};

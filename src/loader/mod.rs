@@ -176,13 +176,16 @@ fn pack(
     let (mut done_bytes, mut told_bytes, mut released) = (0, 0, header_len);
     for index in order {
         let tensor = &header.tensors[index];
-        let range = header.data_range(tensor);
         // The reader checked that every tensor lies in the file, which is in memory.
-        let [start, end] = [range.start, range.end].map(|at| usize::try_from(at).unwrap_or(0));
-        layout.pack_tensor(tensor, &source[start..end], &mut image[layout.tensor_range(index)]);
-        // From where the last one ended, so that the page between two tensors goes too.
-        source.release(released..end).map_err(Refusal::Memory)?;
-        released = end / RELEASE_STEP_BYTES * RELEASE_STEP_BYTES;
+        let start = usize::try_from(header.data_range(tensor).start).unwrap_or(0);
+        for part in layout.parts(index, tensor) {
+            let end = start + part.source.end;
+            let bytes = &source[start + part.source.start..end];
+            layout.pack_part(tensor, &part, bytes, &mut image[part.target.clone()]);
+            // From where the last one ended, so that the page between two parts goes too.
+            source.release(released..end).map_err(Refusal::Memory)?;
+            released = end / RELEASE_STEP_BYTES * RELEASE_STEP_BYTES;
+        }
         done_bytes += tensor.size;
         if done_bytes - told_bytes >= PROGRESS_STEP_BYTES {
             told_bytes = done_bytes;

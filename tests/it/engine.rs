@@ -391,3 +391,26 @@ fn an_image_that_was_cut_is_refused() {
     assert!(matches!(Model::from_image(cut), Err(Error::ImageTruncated { .. })));
     assert!(matches!(Model::from_image(&image[..100]), Err(Error::Gguf(_))));
 }
+
+#[test]
+fn a_tensor_packed_in_parts_is_the_tensor_packed_whole() {
+    let path = support::model(&cloister::cli::fetch::SMOLLM2);
+    let file = std::fs::read(&path).unwrap();
+    let header = gguf::parse(&file, file.len() as u64).unwrap();
+    let layout = ImageLayout::new(&header).unwrap();
+    let packed = PackedFile::read(&path).unwrap();
+    let mut cut = 0;
+    for (index, tensor) in header.tensors.iter().enumerate().filter(|(_, t)| t.shape.len() > 1) {
+        cut += usize::from(layout.parts(index, tensor).len() > 1);
+        let range = header.data_range(tensor);
+        let len = |len: u64| usize::try_from(len).unwrap();
+        let source = &file[len(range.start)..len(range.end)];
+        let mut whole = vec![1; layout.tensor_range(index).len()];
+        let (rows, cols) = (len(tensor.rows()), len(tensor.cols()));
+        let size = kernels::packed_size(tensor.ty, rows, cols).unwrap();
+        kernels::pack(tensor.ty, rows, cols, source, &mut whole[..size]);
+        whole[size..].fill(0);
+        assert!(whole == packed.image()[layout.tensor_range(index)], "{}", tensor.name);
+    }
+    assert!(cut > 0, "some tensor is cut");
+}
