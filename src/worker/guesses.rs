@@ -7,8 +7,8 @@ use zeroize::Zeroize as _;
 
 use crate::engine::draft;
 
-/// Most tokens of a step that reads guesses, in tokens: up to here a step takes little longer
-/// than for one token, since it waits for the weights.
+/// Most tokens of a step that reads guesses, in tokens: it takes about three times as long as a
+/// step for one token, which waits for the weights, so that it pays if a third comes true.
 pub(super) const GUESSING_STEP_TOKENS_MAX: usize = 16;
 
 /// The guess of one request.

@@ -8,9 +8,9 @@
 /// faster.
 pub(super) const STEP_TOKENS_MAX: usize = 512;
 /// Most prompt tokens of a step that also writes answers, in tokens. Every answer waits for
-/// them, so they are few; but they are enough that unpacking the weights, which a step does
-/// once, is a small part of it.
-const PROMPT_TOKENS_BESIDE_ANSWERS: usize = 128;
+/// them, so they are few; but they are enough that what a step does once, unpacking the weights
+/// and reading them, is a small part of it.
+const PROMPT_TOKENS_BESIDE_ANSWERS: usize = 64;
 /// Tokens that a prompt reads before it is the next one's turn.
 const PIECE_TOKENS: usize = 32;
 
