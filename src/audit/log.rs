@@ -226,7 +226,7 @@ impl Log {
         self.write_open_tiles()?;
         write_file(&self.folder.join("checkpoint"), self.sign().as_bytes(), false)?;
         self.published = self.edge.size();
-        Ok(())
+        self.remove_narrower_tiles()
     }
 
     fn sign(&self) -> String {
@@ -239,7 +239,7 @@ impl Log {
         let size = self.edge.size();
         if !self.bundle.is_empty() && self.bundle.len() < TILE_WIDTH {
             let index = size / TILE_WIDTH as u64;
-            self.replace_partial(
+            self.write_partial(
                 Kind::Entries,
                 index,
                 self.bundle.len(),
@@ -251,15 +251,16 @@ impl Log {
             let index = count / TILE_WIDTH as u64;
             if !hashes.is_empty() {
                 let bytes = hashes.as_flattened();
-                self.replace_partial(Kind::Hashes(level), index, hashes.len(), bytes)?;
+                self.write_partial(Kind::Hashes(level), index, hashes.len(), bytes)?;
             }
             count = index;
         }
         Ok(())
     }
 
-    /// Writes a partial tile and removes narrower ones of the same tile.
-    fn replace_partial(
+    /// Writes a partial tile. Narrower ones of the same tile stay: the checkpoint that readers
+    /// see is still theirs.
+    fn write_partial(
         &self,
         kind: Kind,
         index: u64,
@@ -270,15 +271,39 @@ impl Log {
         if path.exists() && kind != Kind::Entries && kind != Kind::Hashes(0) {
             return Ok(());
         }
-        write_file(&path, bytes, false)?;
-        let Some(folder) = path.parent() else { return Ok(()) };
-        for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
-            let other = entry.map_err(Error::io("read", folder))?.path();
-            if other != path {
-                fs::remove_file(&other).map_err(Error::io("remove", &other))?;
+        write_file(&path, bytes, false)
+    }
+
+    /// Removes the narrower tiles beside the open ones, which the published checkpoint needs no
+    /// longer.
+    fn remove_narrower_tiles(&self) -> Result<(), Error> {
+        let mut count = self.edge.size();
+        let hashes = (0_u8..).zip(self.edge.open_tiles());
+        let mut open = vec![(Kind::Entries, count / TILE_WIDTH as u64, self.bundle.len())];
+        for (level, hashes) in hashes {
+            count /= TILE_WIDTH as u64;
+            open.push((Kind::Hashes(level), count, hashes.len()));
+        }
+        for (kind, index, width) in open {
+            let path = tile_path(&self.folder, kind, index, width);
+            if width == 0 || width == TILE_WIDTH || !path.exists() {
+                continue;
+            }
+            let Some(folder) = path.parent() else { continue };
+            for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+                let other = entry.map_err(Error::io("read", folder))?.path();
+                if other != path {
+                    fs::remove_file(&other).map_err(Error::io("remove", &other))?;
+                }
             }
         }
         Ok(())
+    }
+
+    /// Stops between the open tiles and their checkpoint, as a crash may.
+    #[cfg(test)]
+    pub(super) fn write_tiles_alone(&self) {
+        self.write_open_tiles().unwrap();
     }
 
     /// Makes the next commit write the journal anew, as after a failed write.

@@ -64,6 +64,24 @@ fn fill(log: &mut Log, count: u64) {
 }
 
 #[test]
+fn a_checkpoint_holds_while_wider_tiles_are_written_for_the_next() {
+    for size in [5, 300] {
+        let (folder, key) = (Folder::new(&format!("wider{size}")), Key::new());
+        let (mut log, _) = Log::open(&folder.0, key.signer()).unwrap();
+        fill(&mut log, size);
+        let before = key.check(&folder.0).unwrap().size;
+        log.append(refused(1)).unwrap();
+        log.write_tiles_alone();
+        assert_eq!(key.check(&folder.0).unwrap().size, before);
+        log.commit().unwrap();
+        assert_eq!(key.check(&folder.0).unwrap().size, before + 1);
+        let partial = tile_path(&folder.0, Kind::Hashes(0), before / 256, 1);
+        let left = fs::read_dir(partial.parent().unwrap()).unwrap().count();
+        assert_eq!(left, 1, "narrower tiles go after the checkpoint");
+    }
+}
+
+#[test]
 fn a_log_survives_reopening_at_every_kind_of_size() {
     for size in [0, 1, 255, 256, 257, 1000] {
         let (folder, key) = (Folder::new(&format!("reopen{size}")), Key::new());
