@@ -400,23 +400,32 @@ fn run_float<K: Kernel>(
 
 /// The sums of some tokens while the chunks of a unit go by; cleared where and when they are
 /// first used, since clearing all of them ahead would be felt.
-struct Room([MaybeUninit<Sums>; TOKENS_MAX]);
+struct Room {
+    sums: [MaybeUninit<Sums>; TOKENS_MAX],
+    /// So many of `sums`, from the first on, were written.
+    written: usize,
+}
 
 impl Room {
     fn new() -> Self {
-        Self([const { MaybeUninit::uninit() }; TOKENS_MAX])
+        Self { sums: [const { MaybeUninit::uninit() }; TOKENS_MAX], written: 0 }
     }
 
-    /// Returns the sums of some tokens, zero when `is_first`; that must be so the first time.
+    /// Returns the sums of some tokens, zero when `is_first`.
+    ///
+    /// # Panics
+    ///
+    /// Panics if some of them were never asked for as the first.
     fn part(&mut self, first: usize, len: usize, is_first: bool) -> &mut [Sums] {
-        let part = &mut self.0[first..][..len];
-        if is_first {
+        let part = &mut self.sums[first..][..len];
+        if is_first && first <= self.written {
             for sums in &mut *part {
                 sums.write([0.0; UNIT_ROWS]);
             }
+            self.written = self.written.max(first + len);
         }
-        // SAFETY: the callers go through all parts with the first chunk before any other chunk,
-        // so these sums were written above, now or then.
+        assert!(first + len <= self.written, "sums are cleared before they are added to");
+        // SAFETY: all sums below `written` were written, and the assertion keeps the part there.
         unsafe { part.assume_init_mut() }
     }
 }
