@@ -82,10 +82,15 @@ pub fn run(arguments: &Arguments) -> Outcome {
     Ok(if is_serving { Verdict::Holds } else { Verdict::Refused })
 }
 
+/// Whether a question failed because no supervisor runs.
+pub(super) fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
 /// What a failed question means.
 pub(super) fn explain(socket: &Path, error: &io::Error) -> String {
     let what = match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => "no supervisor runs there",
+        _ if is_absent(error) => "no supervisor runs there",
         io::ErrorKind::PermissionDenied => "only root and the supervisor's own user may ask",
         io::ErrorKind::TimedOut => "the supervisor does not answer; it may be loading a model",
         _ => "the supervisor does not answer",

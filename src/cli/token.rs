@@ -1,5 +1,6 @@
 //! `cloister token`: who may use the appliance. A token is shown once and stored as a digest.
 
+use std::io;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -7,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::status::{Supervisor, explain, read_config};
+use super::status::{Supervisor, explain, is_absent, read_config};
 use super::{Outcome, Verdict, print, tell};
 use crate::supervisor::control::{self, ask};
 use crate::supervisor::tokens::{Role, TokenTable, update};
@@ -89,30 +90,29 @@ impl Table {
         }
     }
 
-    /// Hands the table to a running supervisor; `None` when none runs.
-    fn reload(&self) -> Result<Option<bool>, Box<dyn std::error::Error>> {
+    /// Hands the table to the supervisor; returns whether it took it, or why it was not asked.
+    fn reload(&self) -> Result<io::Result<bool>, Box<dyn std::error::Error>> {
         let file = std::fs::File::open(self.path()?)?;
         let socket = self.supervisor.socket()?;
-        match ask(&socket, control::Command::Reload {}, Some(file.as_fd())) {
-            Ok(answer) => {
-                if let Some(error) = answer["error"].as_str() {
-                    tell(&format!("the supervisor refused the table: {error}"));
-                }
-                Ok(Some(answer["ok"] == true))
+        let answer = ask(&socket, control::Command::Reload {}, Some(file.as_fd()));
+        Ok(answer.map(|answer| {
+            if let Some(error) = answer["error"].as_str() {
+                tell(&format!("the supervisor refused the table: {error}"));
             }
-            Err(error) => {
-                tell(&explain(&socket, &error));
-                Ok(None)
-            }
-        }
+            answer["ok"] == true
+        }))
     }
 
     /// After a change: tells whether it holds now or from the next start on.
     fn tell_effect(&self) -> Result<(), Box<dyn std::error::Error>> {
-        if self.reload()? == Some(true) {
-            tell("in effect now");
-        } else {
-            tell("in effect when the supervisor starts or reloads");
+        match self.reload()? {
+            Ok(true) => tell("in effect now"),
+            Ok(false) => tell("in effect when the supervisor starts or reloads"),
+            Err(error) if is_absent(&error) => tell("in effect when the supervisor starts"),
+            Err(error) => {
+                tell(&explain(&self.supervisor.socket()?, &error));
+                tell("in effect when the supervisor starts or reloads");
+            }
         }
         Ok(())
     }
@@ -129,8 +129,12 @@ pub fn run(command: &Command) -> Outcome {
         Command::List(arguments) => list(arguments),
         Command::Revoke(arguments) => revoke(arguments),
         Command::Reload(arguments) => match arguments.table.reload()? {
-            Some(true) => Ok(Verdict::Holds),
-            _ => Ok(Verdict::Refused),
+            Ok(true) => Ok(Verdict::Holds),
+            Ok(false) => Ok(Verdict::Refused),
+            Err(error) => {
+                tell(&explain(&arguments.table.supervisor.socket()?, &error));
+                Ok(Verdict::Refused)
+            }
         },
     }
 }
