@@ -14,7 +14,7 @@ use super::unpack::{
 };
 use crate::gemm::{FloatChunk, IntChunk, Kernel, Lanes, Sums, TileCols};
 use crate::isa::Avx2Fma;
-use crate::packed::{BLOCK_LEN, IntForm, IntTile, Scales, TILE_ROWS};
+use crate::packed::{BLOCK_LEN, IntForm, IntTile, Scales};
 use crate::prefetch::Ahead;
 use crate::quantize::{MAGIC_BITS, Panel};
 use crate::reference::Plain;
@@ -33,19 +33,8 @@ impl Kernel for Avx2Fma {
         panel: &Panel<'_>,
         sums: &mut [Sums],
     ) {
-        for tile in 0..tiles {
-            for half in 0..2 {
-                let part = HalfTile {
-                    bytes: chunk.bytes[tile].as_flattened().as_chunks().0,
-                    scales: &chunk.scales[tile],
-                    mins: &chunk.mins[tile],
-                    half,
-                    first_row: tile * TILE_ROWS + half * 8,
-                };
-                // SAFETY: `Avx2Fma` proves that the CPU has the features.
-                unsafe { multiply_half(form, &part, panel, sums) }
-            }
-        }
+        // SAFETY: `Avx2Fma` proves that the CPU has the features.
+        unsafe { multiply_int(form, tiles, chunk, panel, sums) }
     }
 
     const DIRECT_TOKENS: usize = 1;
@@ -83,45 +72,38 @@ impl Kernel for Avx2Fma {
     }
 }
 
-/// Half of an unpacked tile.
-struct HalfTile<'a> {
-    /// `[column / 4][2]`
-    bytes: &'a [HalfLine],
-    /// `[sub-block]`
-    scales: &'a [Lanes],
-    /// `[block]`
-    mins: &'a [Lanes],
-    /// 0 or 1
-    half: usize,
-    /// The first row in the unit.
-    first_row: usize,
-}
-
 #[target_feature(enable = "avx2,fma")]
-fn multiply_half(form: IntForm, tile: &HalfTile<'_>, panel: &Panel<'_>, sums: &mut [Sums]) {
+fn multiply_int(
+    form: IntForm,
+    tiles: usize,
+    chunk: &IntChunk,
+    panel: &Panel<'_>,
+    sums: &mut [Sums],
+) {
     match (form.bits, form.scales.has_min()) {
-        (4, false) => by_width::<4, false>(tile, panel, sums),
-        (5, false) => by_width::<5, false>(tile, panel, sums),
-        (6, false) => by_width::<6, false>(tile, panel, sums),
-        (4, true) => by_width::<4, true>(tile, panel, sums),
-        (5, true) => by_width::<5, true>(tile, panel, sums),
-        _ => by_width::<8, false>(tile, panel, sums),
+        (4, false) => by_width::<4, 1, false>(tiles, chunk, panel, sums),
+        (5, false) => by_width::<5, 1, false>(tiles, chunk, panel, sums),
+        (6, false) => by_width::<6, 2, false>(tiles, chunk, panel, sums),
+        (4, true) => by_width::<4, 1, true>(tiles, chunk, panel, sums),
+        (5, true) => by_width::<5, 1, true>(tiles, chunk, panel, sums),
+        _ => by_width::<8, 1, false>(tiles, chunk, panel, sums),
     }
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn by_width<const BITS: u32, const MIN: bool>(
-    tile: &HalfTile<'_>,
+fn by_width<const BITS: u32, const SUBS: usize, const MIN: bool>(
+    tiles: usize,
+    chunk: &IntChunk,
     panel: &Panel<'_>,
     sums: &mut [Sums],
 ) {
     match panel.width {
-        1 => panel_times_half::<1, BITS, MIN>(tile, panel, sums),
-        2 => panel_times_half::<2, BITS, MIN>(tile, panel, sums),
-        3 => panel_times_half::<3, BITS, MIN>(tile, panel, sums),
-        4 => panel_times_half::<4, BITS, MIN>(tile, panel, sums),
-        5 => panel_times_half::<5, BITS, MIN>(tile, panel, sums),
-        _ => panel_times_half::<6, BITS, MIN>(tile, panel, sums),
+        1 => panel_times_unit::<1, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
+        2 => panel_times_unit::<2, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
+        3 => panel_times_unit::<3, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
+        4 => panel_times_unit::<4, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
+        5 => panel_times_unit::<5, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
+        _ => panel_times_unit::<6, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
     }
 }
 
@@ -140,100 +122,133 @@ const fn groups_in_16_bits(bits: u32) -> usize {
     }
 }
 
-/// Adds `WIDTH` tokens times half a tile.
+/// What the blocks of a panel are, in the shapes that the inner loop reads.
+struct Blocks<'a, const WIDTH: usize, const SUBS: usize> {
+    /// `[block][group][token]`
+    quants: &'a [[[[i8; 4]; WIDTH]; 8]],
+    /// `[block][token]`
+    scales: &'a [[f32; WIDTH]],
+    /// `[block][token]`
+    biases: &'a [[f32; WIDTH]],
+    /// `[block][token]`
+    sums: &'a [[f32; WIDTH]],
+    /// `[block][sub-block][token]`; empty if the weights have a minimum
+    starts: &'a [[[i32; WIDTH]; SUBS]],
+}
+
+/// Adds `WIDTH` tokens times the tiles of a unit, 8 rows at a time.
 #[target_feature(enable = "avx2,fma")]
-fn panel_times_half<const WIDTH: usize, const BITS: u32, const MIN: bool>(
-    tile: &HalfTile<'_>,
+fn panel_times_unit<const WIDTH: usize, const BITS: u32, const SUBS: usize, const MIN: bool>(
+    tiles: usize,
+    chunk: &IntChunk,
     panel: &Panel<'_>,
     sums: &mut [Sums],
 ) {
-    let quants = panel.quants.as_chunks::<4>().0.as_chunks::<WIDTH>().0.as_chunks::<8>().0;
-    let x_scales = panel.scales.as_chunks::<WIDTH>().0;
-    let x_biases = panel.biases.as_chunks::<WIDTH>().0;
-    let x_sums = panel.sums.as_chunks::<WIDTH>().0;
-    let starts = panel.starts.as_chunks::<WIDTH>().0;
+    let blocks = Blocks::<WIDTH, SUBS> {
+        quants: panel.quants.as_chunks().0.as_chunks().0.as_chunks().0,
+        scales: panel.scales.as_chunks().0,
+        biases: panel.biases.as_chunks().0,
+        sums: panel.sums.as_chunks().0,
+        starts: panel.starts.as_chunks().0.as_chunks().0,
+    };
     let sums: &mut [Sums; WIDTH] = sums.first_chunk_mut().expect("each token has its sums");
+    for part in 0..tiles * 2 {
+        panel_times_half::<WIDTH, BITS, SUBS, MIN>(chunk, part, &blocks, sums);
+    }
+}
+
+/// Adds `WIDTH` tokens times half a tile, part `part` of the unit.
+///
+/// One function to its end: a part that stays a call keeps its sums in memory.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn panel_times_half<const WIDTH: usize, const BITS: u32, const SUBS: usize, const MIN: bool>(
+    chunk: &IntChunk,
+    part: usize,
+    panel: &Blocks<'_, WIDTH, SUBS>,
+    sums: &mut [Sums; WIDTH],
+) {
+    let (tile, half) = (part / 2, part % 2);
     let mut totals = [_mm256_setzero_ps(); WIDTH];
     for token in 0..WIDTH {
-        totals[token] = load_lanes(half_of(&mut sums[token], tile.first_row));
+        totals[token] = load_lanes(half_of(&mut sums[token], part));
     }
-    for (block, (((quants, x_scales), x_biases), x_sums)) in
-        quants.iter().zip(x_scales).zip(x_biases).zip(x_sums).enumerate()
-    {
-        for sub in block * subs_of(BITS)..(block + 1) * subs_of(BITS) {
-            let mut dots = [_mm256_set1_epi32(MAGIC_BITS); WIDTH];
-            if !MIN {
+    let nibble = _mm256_set1_epi8(15);
+    let bytes: &[[[HalfLine; 2]; 8]] =
+        chunk.bytes[tile].as_flattened().as_chunks().0.as_chunks().0.as_chunks().0;
+    let scales = chunk.scales[tile].as_chunks::<SUBS>().0.iter().zip(&chunk.mins[tile]);
+    let x_scales = panel.scales.iter().zip(panel.biases).zip(panel.sums);
+    let mut starts = panel.starts.iter();
+    let blocks = bytes.iter().zip(panel.quants).zip(x_scales).zip(scales);
+    for (((bytes, quants), ((x_scales, x_biases), x_sums)), (scales, mins)) in blocks {
+        let mut dots = [[_mm256_set1_epi32(MAGIC_BITS); WIDTH]; SUBS];
+        if !MIN && let Some(starts) = starts.next() {
+            for sub in 0..SUBS {
                 for token in 0..WIDTH {
-                    dots[token] = _mm256_set1_epi32(starts[sub][token]);
+                    dots[sub][token] = _mm256_set1_epi32(starts[sub][token]);
                 }
             }
-            let groups = 8 / subs_of(BITS);
-            for first in (sub * groups..(sub + 1) * groups).step_by(groups_in_16_bits(BITS)) {
-                add_dots::<WIDTH, BITS>(tile, first, quants, &mut dots);
+        }
+        for sub in 0..SUBS {
+            let groups = sub * 8 / SUBS..(sub + 1) * 8 / SUBS;
+            for first in groups.step_by(groups_in_16_bits(BITS)) {
+                let mut low = [_mm256_setzero_si256(); WIDTH];
+                let mut high = [_mm256_setzero_si256(); WIDTH];
+                for group in first..first + groups_in_16_bits(BITS) {
+                    let bytes = load(&bytes[group][half]);
+                    for token in 0..WIDTH {
+                        let quants = broadcast(&quants[group][token]);
+                        if BITS == 8 {
+                            let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), nibble);
+                            let lower = _mm256_and_si256(bytes, nibble);
+                            low[token] = add_products(low[token], lower, quants);
+                            high[token] = add_products(high[token], upper, quants);
+                        } else {
+                            low[token] = add_products(low[token], bytes, quants);
+                        }
+                    }
+                }
+                for token in 0..WIDTH {
+                    dots[sub][token] = add_pairs(dots[sub][token], low[token], 1);
+                    if BITS == 8 {
+                        dots[sub][token] = add_pairs(dots[sub][token], high[token], 16);
+                    }
+                }
             }
-            let scale = load_lanes(&tile.scales[sub].as_chunks().0[tile.half]);
+        }
+        for sub in 0..SUBS {
+            let scale = load_lanes(&scales[sub].as_chunks().0[half]);
             for token in 0..WIDTH {
                 let x_scale = _mm256_set1_ps(x_scales[token]);
                 let x_bias = _mm256_set1_ps(x_biases[token]);
-                let steps = _mm256_fmadd_ps(_mm256_castsi256_ps(dots[token]), x_scale, x_bias);
+                let dot = _mm256_castsi256_ps(dots[sub][token]);
+                let steps = _mm256_fmadd_ps(dot, x_scale, x_bias);
                 totals[token] = _mm256_fmadd_ps(steps, scale, totals[token]);
             }
         }
         if MIN {
-            let min = load_lanes(&tile.mins[block].as_chunks().0[tile.half]);
+            let min = load_lanes(&mins.as_chunks().0[half]);
             for token in 0..WIDTH {
                 totals[token] = _mm256_fmadd_ps(_mm256_set1_ps(x_sums[token]), min, totals[token]);
             }
         }
     }
     for token in 0..WIDTH {
-        store_lanes(half_of(&mut sums[token], tile.first_row), totals[token]);
+        store_lanes(half_of(&mut sums[token], part), totals[token]);
     }
 }
 
-/// Returns the sums of 8 rows.
+/// Returns the sums of 8 rows, part `part` of the unit.
 #[inline(always)]
-fn half_of(sums: &mut Sums, first_row: usize) -> &mut HalfLanes {
-    &mut sums.as_chunks_mut().0[first_row / 8]
+fn half_of(sums: &mut Sums, part: usize) -> &mut HalfLanes {
+    &mut sums.as_chunks_mut().0[part]
 }
 
-/// Adds the products of as many groups as fit in 16 bits to `dots`.
+/// Adds `factor` times the sums of pairs to 32-bit sums.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add_dots<const WIDTH: usize, const BITS: u32>(
-    tile: &HalfTile<'_>,
-    first: usize,
-    quants: &[[[i8; 4]; WIDTH]; 8],
-    dots: &mut [__m256i; WIDTH],
-) {
-    let mut low = [_mm256_setzero_si256(); WIDTH];
-    let mut high = [_mm256_setzero_si256(); WIDTH];
-    let nibble = _mm256_set1_epi8(15);
-    for group in first..first + groups_in_16_bits(BITS) {
-        let bytes = load(&tile.bytes[group * 2 + tile.half]);
-        if BITS == 8 {
-            let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), nibble);
-            let lower = _mm256_and_si256(bytes, nibble);
-            for token in 0..WIDTH {
-                let quants = broadcast(&quants[group % 8][token]);
-                low[token] = add_products(low[token], lower, quants);
-                high[token] = add_products(high[token], upper, quants);
-            }
-        } else {
-            for token in 0..WIDTH {
-                let quants = broadcast(&quants[group % 8][token]);
-                low[token] = add_products(low[token], bytes, quants);
-            }
-        }
-    }
-    for token in 0..WIDTH {
-        let sums = _mm256_madd_epi16(low[token], _mm256_set1_epi16(1));
-        dots[token] = _mm256_add_epi32(dots[token], sums);
-        if BITS == 8 {
-            let sums = _mm256_madd_epi16(high[token], _mm256_set1_epi16(16));
-            dots[token] = _mm256_add_epi32(dots[token], sums);
-        }
-    }
+fn add_pairs(dots: __m256i, pairs: __m256i, factor: i16) -> __m256i {
+    _mm256_add_epi32(dots, _mm256_madd_epi16(pairs, _mm256_set1_epi16(factor)))
 }
 
 /// Adds the products of pairs of bytes in 16 bits.
@@ -368,8 +383,7 @@ fn floats_times_tile<const WIDTH: usize>(
     let mut totals = [[_mm256_setzero_ps(); 2]; WIDTH];
     for token in 0..WIDTH {
         for half in 0..2 {
-            let first_row = tile * TILE_ROWS + half * 8;
-            totals[token][half] = load_lanes(half_of(&mut sums[token], first_row));
+            totals[token][half] = load_lanes(half_of(&mut sums[token], tile * 2 + half));
         }
     }
     for (col, weights) in weights[..len].iter().enumerate() {
@@ -383,8 +397,7 @@ fn floats_times_tile<const WIDTH: usize>(
     }
     for token in 0..WIDTH {
         for half in 0..2 {
-            let first_row = tile * TILE_ROWS + half * 8;
-            store_lanes(half_of(&mut sums[token], first_row), totals[token][half]);
+            store_lanes(half_of(&mut sums[token], tile * 2 + half), totals[token][half]);
         }
     }
 }
