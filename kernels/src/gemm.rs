@@ -186,6 +186,8 @@ pub fn gemm(
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(proof) => run_region(pool, proof, &input, products),
             #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni(proof) => run_region(pool, proof, &input, products),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512(proof) => run_region(pool, proof, &input, products),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(proof) => run_region(pool, proof, &input, products),

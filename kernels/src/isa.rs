@@ -13,6 +13,9 @@ pub enum Isa {
     /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2Fma),
+    /// AVX2 and the dot product of bytes of AVX-VNNI.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(Avx2Vnni),
     /// AVX-512 with byte operations and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512Vnni),
@@ -46,7 +49,8 @@ impl core::error::Error for IsaError {}
 
 impl Isa {
     /// The names that [`Isa::by_name`] knows, slowest first.
-    pub const NAMES: [&'static str; 5] = ["reference", "avx2", "avx512", "neon", "dotprod"];
+    pub const NAMES: [&'static str; 6] =
+        ["reference", "avx2", "avxvnni", "avx512", "neon", "dotprod"];
 
     /// Returns the fastest instruction set of this CPU.
     #[must_use]
@@ -70,6 +74,10 @@ impl Isa {
             "reference" => Ok(Self::Reference),
             #[cfg(target_arch = "x86_64")]
             "avx2" => Avx2Fma::detect().map(Self::Avx2).ok_or(IsaError::Unavailable("avx2")),
+            #[cfg(target_arch = "x86_64")]
+            "avxvnni" => {
+                Avx2Vnni::detect().map(Self::AvxVnni).ok_or(IsaError::Unavailable("avxvnni"))
+            }
             #[cfg(target_arch = "x86_64")]
             "avx512" => {
                 Avx512Vnni::detect().map(Self::Avx512).ok_or(IsaError::Unavailable("avx512"))
@@ -96,6 +104,8 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(_) => "avxvnni",
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => "avx512",
             #[cfg(target_arch = "aarch64")]
             Self::Neon(_) => "neon",
@@ -117,6 +127,24 @@ impl Avx2Fma {
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c"))
         .then_some(Self(()))
+    }
+}
+
+/// Proof that the CPU has AVX-VNNI, and all that [`Avx2Fma`] proves.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx2Vnni(Avx2Fma);
+
+#[cfg(target_arch = "x86_64")]
+impl Avx2Vnni {
+    fn detect() -> Option<Self> {
+        let avx2 = Avx2Fma::detect()?;
+        is_x86_feature_detected!("avxvnni").then_some(Self(avx2))
+    }
+
+    /// Returns the lesser proof.
+    pub(crate) fn avx2(self) -> Avx2Fma {
+        self.0
     }
 }
 

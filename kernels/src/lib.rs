@@ -26,7 +26,7 @@ mod reference;
 pub use formats::{TensorType, dequantize};
 pub use gemm::{Precision, Product, gemm};
 #[cfg(target_arch = "x86_64")]
-pub use isa::{Avx2Fma, Avx512Vnni};
+pub use isa::{Avx2Fma, Avx2Vnni, Avx512Vnni};
 pub use isa::{Isa, IsaError};
 #[cfg(target_arch = "aarch64")]
 pub use isa::{Neon, NeonDotprod};

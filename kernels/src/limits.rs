@@ -26,6 +26,10 @@ const PEAK_RUNS: usize = 100;
 /// Sums of a step with AVX-512: more than latency times throughput of a dot product.
 #[cfg(target_arch = "x86_64")]
 const AVX512_SUMS: usize = 24;
+/// Sums of a step with AVX-VNNI: latency times throughput of a dot product, and no more than the
+/// registers hold.
+#[cfg(target_arch = "x86_64")]
+const AVXVNNI_SUMS: usize = 12;
 /// Sums of a step with AVX2: latency times throughput of its three instructions.
 #[cfg(target_arch = "x86_64")]
 const AVX2_SUMS: usize = 12;
@@ -111,6 +115,10 @@ fn dot_steps(isa: Isa, steps: usize) -> (i32, usize) {
             // SAFETY: `Isa::Avx512` proves AVX-512 F and VNNI.
             return (unsafe { dot_steps_avx512(steps) }, AVX512_SUMS * 64);
         }
+        if matches!(isa, Isa::AvxVnni(_)) {
+            // SAFETY: `Isa::AvxVnni` proves AVX2 and AVX-VNNI.
+            return (unsafe { dot_steps_avxvnni(steps) }, AVXVNNI_SUMS * 32);
+        }
         if matches!(isa, Isa::Avx2(_)) {
             // SAFETY: `Isa::Avx2` proves AVX2.
             return (unsafe { dot_steps_avx2(steps) }, AVX2_SUMS * 32);
@@ -158,6 +166,21 @@ fn dot_steps_avx512(steps: usize) -> i32 {
     }
     let total = sums.into_iter().fold(_mm512_setzero_si512(), |a, b| _mm512_add_epi32(a, b));
     _mm512_reduce_add_epi32(total)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,avxvnni")]
+fn dot_steps_avxvnni(steps: usize) -> i32 {
+    use core::arch::x86_64::*;
+    let bytes = black_box(_mm256_set1_epi8(1));
+    let mut sums = [_mm256_setzero_si256(); AVXVNNI_SUMS];
+    for _ in 0..steps {
+        for sum in &mut sums {
+            *sum = _mm256_dpbusd_avx_epi32(*sum, bytes, bytes);
+        }
+    }
+    let total = sums.into_iter().fold(_mm256_setzero_si256(), |a, b| _mm256_add_epi32(a, b));
+    _mm256_extract_epi32::<0>(total)
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -231,6 +231,8 @@ fn quantize_panel(isa: Isa, x: &[f32], cols: usize, target: PanelMut<'_>) {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2(proof) => crate::avx2::quantize_panel(proof, x, cols, target),
         #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni(proof) => crate::avx2::quantize_panel(proof.avx2(), x, cols, target),
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx512(proof) => crate::avx512::quantize_panel(proof, x, cols, target),
         #[cfg(target_arch = "aarch64")]
         Isa::Neon(proof) => crate::neon::quantize_panel(proof, x, cols, target),

@@ -108,7 +108,7 @@ fn by_width<const BITS: u32, const SUBS: usize, const MIN: bool>(
 }
 
 /// Sub-blocks of a block: only the 6-bit format has two.
-const fn subs_of(bits: u32) -> usize {
+pub(super) const fn subs_of(bits: u32) -> usize {
     if bits == 6 { 2 } else { 1 }
 }
 
@@ -122,18 +122,30 @@ const fn groups_in_16_bits(bits: u32) -> usize {
     }
 }
 
-/// What the blocks of a panel are, in the shapes that the inner loop reads.
-struct Blocks<'a, const WIDTH: usize, const SUBS: usize> {
+/// The blocks of a panel in the shapes that the inner loop reads.
+pub(super) struct Blocks<'a, const WIDTH: usize, const SUBS: usize> {
     /// `[block][group][token]`
-    quants: &'a [[[[i8; 4]; WIDTH]; 8]],
+    pub(super) quants: &'a [[[[i8; 4]; WIDTH]; 8]],
     /// `[block][token]`
-    scales: &'a [[f32; WIDTH]],
+    pub(super) scales: &'a [[f32; WIDTH]],
     /// `[block][token]`
-    biases: &'a [[f32; WIDTH]],
+    pub(super) biases: &'a [[f32; WIDTH]],
     /// `[block][token]`
-    sums: &'a [[f32; WIDTH]],
+    pub(super) sums: &'a [[f32; WIDTH]],
     /// `[block][sub-block][token]`; empty if the weights have a minimum
-    starts: &'a [[[i32; WIDTH]; SUBS]],
+    pub(super) starts: &'a [[[i32; WIDTH]; SUBS]],
+}
+
+impl<'a, const WIDTH: usize, const SUBS: usize> Blocks<'a, WIDTH, SUBS> {
+    pub(super) fn of(panel: &Panel<'a>) -> Self {
+        Self {
+            quants: panel.quants.as_chunks().0.as_chunks().0.as_chunks().0,
+            scales: panel.scales.as_chunks().0,
+            biases: panel.biases.as_chunks().0,
+            sums: panel.sums.as_chunks().0,
+            starts: panel.starts.as_chunks().0.as_chunks().0,
+        }
+    }
 }
 
 /// Adds `WIDTH` tokens times the tiles of a unit, 8 rows at a time.
@@ -144,13 +156,7 @@ fn panel_times_unit<const WIDTH: usize, const BITS: u32, const SUBS: usize, cons
     panel: &Panel<'_>,
     sums: &mut [Sums],
 ) {
-    let blocks = Blocks::<WIDTH, SUBS> {
-        quants: panel.quants.as_chunks().0.as_chunks().0.as_chunks().0,
-        scales: panel.scales.as_chunks().0,
-        biases: panel.biases.as_chunks().0,
-        sums: panel.sums.as_chunks().0,
-        starts: panel.starts.as_chunks().0.as_chunks().0,
-    };
+    let blocks = Blocks::<WIDTH, SUBS>::of(panel);
     let sums: &mut [Sums; WIDTH] = sums.first_chunk_mut().expect("each token has its sums");
     for part in 0..tiles * 2 {
         panel_times_half::<WIDTH, BITS, SUBS, MIN>(chunk, part, &blocks, sums);
@@ -240,7 +246,7 @@ fn panel_times_half<const WIDTH: usize, const BITS: u32, const SUBS: usize, cons
 
 /// Returns the sums of 8 rows, part `part` of the unit.
 #[inline(always)]
-fn half_of(sums: &mut Sums, part: usize) -> &mut HalfLanes {
+pub(super) fn half_of(sums: &mut Sums, part: usize) -> &mut HalfLanes {
     &mut sums.as_chunks_mut().0[part]
 }
 
@@ -260,7 +266,7 @@ fn add_products(sums: __m256i, bytes: __m256i, quants: __m256i) -> __m256i {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn broadcast(quants: &[i8; 4]) -> __m256i {
+pub(super) fn broadcast(quants: &[i8; 4]) -> __m256i {
     _mm256_set1_epi32(i32::from_le_bytes(quants.map(i8::cast_unsigned)))
 }
 

@@ -43,6 +43,9 @@ macro_rules! per_isa {
             // SAFETY: `proof` says that the CPU has AVX2, FMA and F16C.
             crate::Isa::Avx2(proof) => unsafe { avx2(proof, $($arg),+) },
             #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above; the greater proof holds the lesser.
+            crate::Isa::AvxVnni(proof) => unsafe { avx2(proof.avx2(), $($arg),+) },
+            #[cfg(target_arch = "x86_64")]
             // SAFETY: `proof` says that the CPU has AVX-512 F, BW, VL, DQ, and AVX2, FMA and F16C.
             crate::Isa::Avx512(proof) => unsafe { avx512(proof, $($arg),+) },
             // Nothing to enable: every function of this architecture has NEON.
