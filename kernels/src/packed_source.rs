@@ -102,11 +102,16 @@ impl SourceBlock {
         let (high, rest) = rest.split_at(64);
         self.scales.copy_from_slice(&rest[..16]);
         self.d.copy_from_slice(&rest[16..]);
-        for col in 0..256 {
-            let (half, quarter, j) = (col / 128, col % 128 / 32, col % 32);
-            let low = low[half * 64 + quarter % 2 * 32 + j] >> (quarter / 2 * 4) & 15;
-            let high = high[half * 32 + j] >> (quarter * 2) & 3;
-            self.bytes[col] = low | high << 4;
+        let parts = self.bytes.chunks_exact_mut(128).zip(low.chunks_exact(64));
+        for ((bytes, low), high) in parts.zip(high.chunks_exact(32)) {
+            let (first, second) = low.split_at(32);
+            let quarters = [(first, 0), (second, 0), (first, 4), (second, 4)];
+            for (quarter, bytes) in bytes.chunks_exact_mut(32).enumerate() {
+                let (low, shift) = quarters[quarter];
+                for ((byte, low), high) in bytes.iter_mut().zip(low).zip(high) {
+                    *byte = low >> shift & 15 | (high >> (quarter * 2) & 3) << 4;
+                }
+            }
         }
     }
 }

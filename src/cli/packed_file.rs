@@ -8,9 +8,14 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use kernels::Pool;
+
 use super::model_inspect::read_header;
 use crate::engine::ImageLayout;
 use crate::sys::memory::{SealedMemory, UnsealedMemory};
+
+/// Most threads that pack.
+const THREADS_MAX: usize = 8;
 
 /// How long a model took to load.
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,21 +57,20 @@ impl PackedFile {
         let mut image = UnsealedMemory::new("cloister-model", layout.total_len())?;
         file.read_exact_at(&mut image[..layout.header_len()], 0).map_err(named)?;
         let mut times = LoadTimes { read: start.elapsed(), pack: Duration::ZERO };
+        let pool = Pool::new(std::thread::available_parallelism()?.get().min(THREADS_MAX));
         let mut source = Vec::new();
-        let mut done = header.data_offset;
-        for (index, tensor) in header.tensors.iter().enumerate() {
-            for part in layout.parts(index, tensor) {
-                let start = Instant::now();
-                source.resize(part.source.len(), 0);
-                let at = header.data_range(tensor).start + part.source.start as u64;
-                file.read_exact_at(&mut source, at).map_err(named)?;
-                times.read += start.elapsed();
-                let start = Instant::now();
-                layout.pack_part(tensor, &part, &source, &mut image[part.target.clone()]);
-                times.pack += start.elapsed();
-            }
-            done += tensor.size;
-            tell(done, file_len);
+        for group in layout.groups(&header, pool.threads()) {
+            let start = Instant::now();
+            let ends = group.iter().map(|part| part.source.end);
+            let (Some(first), Some(end)) = (group.first(), ends.max()) else { continue };
+            let at = first.source.start;
+            source.resize(end - at, 0);
+            file.read_exact_at(&mut source, at as u64).map_err(named)?;
+            times.read += start.elapsed();
+            let start = Instant::now();
+            layout.pack_group(&pool, &header, &group, (&source, at), &mut image);
+            times.pack += start.elapsed();
+            tell(end as u64, file_len);
         }
         let image = image.seal()?;
         Ok(Self { image: SealedMemory::open(image.as_fd())?, times })

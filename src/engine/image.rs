@@ -10,6 +10,9 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use kernels::Pool;
 
 use super::weights::{self, Views, Weights};
 use super::{Error, ModelConfig};
@@ -18,19 +21,23 @@ use crate::gguf::{self, Header, TensorInfo};
 /// What every part of the image starts at a multiple of, in bytes.
 pub const IMAGE_ALIGNMENT: usize = 64;
 
-/// Bytes of a part of a tensor in the file, about.
-pub const PART_SIZE: usize = 8 << 20;
+/// Bytes of a part of a tensor in the file, about: a task of one thread.
+pub const PART_SIZE: usize = 1 << 20;
+/// Parts for each thread that are packed at once.
+const PARTS_A_THREAD: usize = 4;
 /// Rows that are packed together.
 const TILE_ROWS: usize = 16;
 
 /// Some rows of a tensor, which are packed without the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Part {
+    /// Index in the header.
+    tensor: usize,
     rows: usize,
-    /// Its bytes in the tensor's.
+    /// Its bytes in the file.
     pub source: Range<usize>,
     /// Its bytes in the image.
-    pub target: Range<usize>,
+    target: Range<usize>,
 }
 
 /// Where the parts of an image lie.
@@ -38,7 +45,9 @@ pub struct Part {
 pub struct ImageLayout {
     config: ModelConfig,
     header_len: usize,
-    /// One for each tensor of the header.
+    /// For each tensor of the header, where it starts in the file.
+    starts: Vec<usize>,
+    /// For each tensor of the header, its place in the image.
     ranges: Vec<Range<usize>>,
     total_len: usize,
 }
@@ -64,7 +73,13 @@ impl ImageLayout {
                 .ok_or(Error::ImageTooLarge)?;
             ranges.push(start..end);
         }
-        Ok(Self { config, header_len, ranges, total_len: end })
+        let starts = header.tensors.iter().map(|tensor| {
+            let end = usize::try_from(header.data_range(tensor).end).ok();
+            let size = usize::try_from(tensor.size).ok();
+            end.and_then(|end| end.checked_sub(size?)).ok_or(Error::ImageTooLarge)
+        });
+        let starts = starts.collect::<Result<_, _>>()?;
+        Ok(Self { config, header_len, starts, ranges, total_len: end })
     }
 
     /// Returns the bytes of the whole image.
@@ -87,15 +102,39 @@ impl ImageLayout {
         &self.config
     }
 
-    /// Cuts a tensor into parts that are packed one by one, each of [`PART_SIZE`] about.
+    /// Cuts all tensors into parts, in the order of the file, and those into groups that are
+    /// packed one after the other, each on so many threads.
     ///
-    /// A part's source is not needed afterwards, so a loader can give its pages back as it goes.
+    /// A group's source is not needed afterwards, so a loader can give its pages back as it goes.
     ///
     /// # Panics
     ///
-    /// Panics if the tensor is not of this layout.
-    pub fn parts(&self, index: usize, tensor: &TensorInfo) -> Vec<Part> {
-        let whole = self.tensor_range(index);
+    /// Panics if the header is not of this layout.
+    pub fn groups(&self, header: &Header, threads: usize) -> Vec<Vec<Part>> {
+        let mut order: Vec<usize> = (0..header.tensors.len()).collect();
+        order.sort_by_key(|&index| self.starts[index]);
+        let parts = order.into_iter().flat_map(|index| self.parts(index, &header.tensors[index]));
+        let size_max = PART_SIZE * PARTS_A_THREAD * threads;
+        let (mut groups, mut size) = (vec![Vec::new()], 0);
+        for part in parts {
+            let len = part.source.len();
+            match groups.last_mut() {
+                Some(group) if size + len <= size_max || group.is_empty() => {
+                    size += len;
+                    group.push(part);
+                }
+                _ => {
+                    size = len;
+                    groups.push(vec![part]);
+                }
+            }
+        }
+        groups
+    }
+
+    /// Cuts a tensor into parts, each of [`PART_SIZE`] about.
+    fn parts(&self, index: usize, tensor: &TensorInfo) -> Vec<Part> {
+        let (start, whole) = (self.starts[index], self.ranges[index].clone());
         let (rows, cols) = if weights::is_matrix(tensor) {
             dims(tensor).expect("the layout has a place for the tensor")
         } else {
@@ -110,36 +149,51 @@ impl ImageLayout {
         let last = (rows - 1) / step;
         let sum = step_size.and_then(|size| Some(size * last + packed_size(rows - last * step)?));
         let (Some(step_size), true) = (step_size, sum == packed_size(rows)) else {
-            return vec![Part { rows, source: 0..size, target: whole }];
+            return vec![Part { tensor: index, rows, source: start..start + size, target: whole }];
         };
         let part = |i: usize| {
             let rows = step.min(rows - i * step);
-            let (source, target) = (i * step * row_size, whole.start + i * step_size);
+            let (source, target) = (start + i * step * row_size, whole.start + i * step_size);
             let end = if i == last { whole.end } else { target + step_size };
-            Part { rows, source: source..source + rows * row_size, target: target..end }
+            let source = source..source + rows * row_size;
+            Part { tensor: index, rows, source, target: target..end }
         };
         (0..=last).map(part).collect()
     }
 
-    /// Writes one part of a tensor: `source` is its bytes in the file, `target` its range of the
-    /// image.
+    /// Writes a group of parts, each on one thread of the pool. What is written does not depend on
+    /// the number of threads.
+    ///
+    /// `source` holds the parts' bytes in the file; its first byte has the offset `source_start`.
     ///
     /// # Panics
     ///
-    /// Panics if a length is wrong.
-    pub fn pack_part(&self, tensor: &TensorInfo, part: &Part, source: &[u8], target: &mut [u8]) {
-        assert_eq!(source.len(), part.source.len(), "source is the part");
-        let packed = if weights::is_matrix(tensor) {
-            let (_, cols) = dims(tensor).expect("the layout has a place for the tensor");
-            let size = kernels::packed_size(tensor.ty, part.rows, cols);
-            let size = size.expect("the layout has a place for the tensor");
-            kernels::pack(tensor.ty, part.rows, cols, source, &mut target[..size]);
-            size
-        } else {
-            target[..source.len()].copy_from_slice(source);
-            source.len()
-        };
-        target[packed..].fill(0);
+    /// Panics if a part's bytes are not in `source`, or `image` is not `total_len` long.
+    pub fn pack_group(
+        &self,
+        pool: &Pool,
+        header: &Header,
+        group: &[Part],
+        (source, source_start): (&[u8], usize),
+        image: &mut [u8],
+    ) {
+        assert_eq!(image.len(), self.total_len, "the image has its length");
+        let mut order: Vec<&Part> = group.iter().collect();
+        order.sort_by_key(|part| part.target.start);
+        // Each target is locked once, by the thread that writes it.
+        let (mut tasks, mut rest, mut at) = (Vec::with_capacity(order.len()), image, 0);
+        for part in order {
+            let (_, from_target) = rest.split_at_mut(part.target.start - at);
+            let (target, after) = from_target.split_at_mut(part.target.len());
+            tasks.push((part, Mutex::new(target)));
+            (rest, at) = (after, part.target.end);
+        }
+        pool.run(tasks.len(), &|task| {
+            let (part, target) = &tasks[task];
+            let source = &source[part.source.start - source_start..][..part.source.len()];
+            let mut target = target.lock().unwrap_or_else(PoisonError::into_inner);
+            pack_part(&header.tensors[part.tensor], part.rows, source, &mut target);
+        });
     }
 
     /// Writes the whole image of a file that is in memory.
@@ -147,18 +201,27 @@ impl ImageLayout {
     /// # Panics
     ///
     /// Panics if `file` is not the file of `header`, or `image` is not `total_len` long.
-    pub fn pack(&self, header: &Header, file: &[u8], image: &mut [u8]) {
-        assert_eq!(image.len(), self.total_len, "the image has its length");
+    pub fn pack(&self, pool: &Pool, header: &Header, file: &[u8], image: &mut [u8]) {
         image[..self.header_len].copy_from_slice(&file[..self.header_len]);
-        for (index, tensor) in header.tensors.iter().enumerate() {
-            let range = header.data_range(tensor);
-            let start = usize::try_from(range.start).expect("the tensor lies in the file");
-            for part in self.parts(index, tensor) {
-                let source = &file[start..][part.source.clone()];
-                self.pack_part(tensor, &part, source, &mut image[part.target.clone()]);
-            }
+        for group in self.groups(header, pool.threads()) {
+            self.pack_group(pool, header, &group, (file, 0), image);
         }
     }
+}
+
+/// Writes some rows of a tensor, and zeros behind them.
+fn pack_part(tensor: &TensorInfo, rows: usize, source: &[u8], target: &mut [u8]) {
+    let packed = if weights::is_matrix(tensor) {
+        let (_, cols) = dims(tensor).expect("the layout has a place for the tensor");
+        let size = kernels::packed_size(tensor.ty, rows, cols);
+        let size = size.expect("the layout has a place for the tensor");
+        kernels::pack(tensor.ty, rows, cols, source, &mut target[..size]);
+        size
+    } else {
+        target[..source.len()].copy_from_slice(source);
+        source.len()
+    };
+    target[packed..].fill(0);
 }
 
 fn dims(tensor: &TensorInfo) -> Option<(usize, usize)> {

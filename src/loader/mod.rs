@@ -2,7 +2,7 @@
 //!
 //! 1. Receive the pipe; keep what comes out of it, as bytes that nobody looks at.
 //! 2. Tell the supervisor how many came; wait for `Verified`.
-//! 3. Parse the header, lay the image out, pack tensor by tensor, giving source pages back.
+//! 3. Parse the header, lay the image out, pack it on several threads, giving source pages back.
 //! 4. Seal the image, hand it over, end.
 //!
 //! The peak is the source and the image less what was given back: about one copy of the weights.
@@ -14,6 +14,7 @@ use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
 
+use kernels::Pool;
 use nix::errno::Errno;
 
 use crate::engine::ImageLayout;
@@ -30,6 +31,8 @@ const CONTROL_DESCRIPTOR: i32 = 3;
 const REFUSAL_LEN_MAX_BYTES: usize = 256;
 /// What `release` rounds to, so that a page between two tensors goes with the second.
 const RELEASE_STEP_BYTES: usize = 64 << 10;
+/// Most threads that pack; each holds some parts of the source beside the image.
+const THREADS_MAX: usize = 8;
 /// Source bytes after which progress is told.
 const PROGRESS_STEP_BYTES: u64 = 32 << 20;
 
@@ -90,8 +93,10 @@ pub fn main() -> ExitCode {
     let Ok(channel) = inherited_descriptor(CONTROL_DESCRIPTOR) else { return ExitCode::from(2) };
     let channel = Channel::new(channel);
     let Ok(begun) = sandbox::begin(Role::Loader, &channel) else { return ExitCode::from(3) };
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let pool = Pool::new(threads.min(THREADS_MAX));
     let Ok(sandboxed) = begun.seal() else { return ExitCode::from(4) };
-    match serve(&sandboxed, &channel) {
+    match serve(&sandboxed, &channel, &pool) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
@@ -102,8 +107,8 @@ pub fn main() -> ExitCode {
 /// # Errors
 ///
 /// When the supervisor is gone or broke protocol; a model that is refused is no error.
-fn serve(_: &Sandboxed, control: &Channel) -> Result<(), Error> {
-    let refusal = match load(control) {
+fn serve(_: &Sandboxed, control: &Channel, pool: &Pool) -> Result<(), Error> {
+    let refusal = match load(control, pool) {
         Ok(()) => return Ok(()),
         Err(End::Broken(error)) => return Err(error),
         Err(End::Refused(refusal)) => refusal,
@@ -113,7 +118,7 @@ fn serve(_: &Sandboxed, control: &Channel) -> Result<(), Error> {
     control.send(&FromLoader::Refused { check }, &[]).map_err(Error::Control)
 }
 
-fn load(control: &Channel) -> Result<(), End> {
+fn load(control: &Channel, pool: &Pool) -> Result<(), End> {
     let (order, mut descriptors) = control.recv().map_err(broken)?;
     let (ToLoader::Load { len_max_bytes }, Some(pipe)) = (order, descriptors.pop()) else {
         return Err(End::Broken(Error::Order));
@@ -126,7 +131,7 @@ fn load(control: &Channel) -> Result<(), End> {
     };
     let header = gguf::parse(&source[..len], len_bytes).map_err(Refusal::Header)?;
     let layout = ImageLayout::new(&header).map_err(Refusal::Engine)?;
-    let image = pack(control, &mut source, &header, &layout)?;
+    let image = pack((control, pool), &mut source, &header, &layout)?;
     let len_bytes = image.len() as u64;
     let image = image.seal().map_err(Refusal::Memory)?;
     control.send(&FromLoader::Sealed { len_bytes }, &[image.as_fd()]).map_err(broken)
@@ -158,9 +163,9 @@ fn receive(pipe: OwnedFd, len_max_bytes: u64) -> Result<(PrivateMemory, usize), 
     }
 }
 
-/// Packs tensor by tensor, in the order of the file, giving the source's pages back.
+/// Packs group by group, in the order of the file, giving the source's pages back.
 fn pack(
-    control: &Channel,
+    (control, pool): (&Channel, &Pool),
     source: &mut PrivateMemory,
     header: &Header,
     layout: &ImageLayout,
@@ -171,22 +176,14 @@ fn pack(
     image[..header_len].copy_from_slice(&source[..header_len]);
     source.release(0..header_len).map_err(Refusal::Memory)?;
     let total_bytes: u64 = header.tensors.iter().map(|tensor| tensor.size).sum();
-    let mut order: Vec<usize> = (0..header.tensors.len()).collect();
-    order.sort_by_key(|&index| header.tensors[index].offset);
     let (mut done_bytes, mut told_bytes, mut released) = (0, 0, header_len);
-    for index in order {
-        let tensor = &header.tensors[index];
-        // The reader checked that every tensor lies in the file, which is in memory.
-        let start = usize::try_from(header.data_range(tensor).start).unwrap_or(0);
-        for part in layout.parts(index, tensor) {
-            let end = start + part.source.end;
-            let bytes = &source[start + part.source.start..end];
-            layout.pack_part(tensor, &part, bytes, &mut image[part.target.clone()]);
-            // From where the last one ended, so that the page between two parts goes too.
-            source.release(released..end).map_err(Refusal::Memory)?;
-            released = end / RELEASE_STEP_BYTES * RELEASE_STEP_BYTES;
-        }
-        done_bytes += tensor.size;
+    for group in layout.groups(header, pool.threads()) {
+        layout.pack_group(pool, header, &group, (&source[..], 0), &mut image);
+        let end = group.iter().map(|part| part.source.end).max().unwrap_or(released);
+        // From where the last one ended, so that the page between two groups goes too.
+        source.release(released..end).map_err(Refusal::Memory)?;
+        released = end / RELEASE_STEP_BYTES * RELEASE_STEP_BYTES;
+        done_bytes += group.iter().map(|part| part.source.len() as u64).sum::<u64>();
         if done_bytes - told_bytes >= PROGRESS_STEP_BYTES {
             told_bytes = done_bytes;
             let progress = FromLoader::Progress { done_bytes, total_bytes };

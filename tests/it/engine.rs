@@ -6,7 +6,7 @@ use cloister::engine::{
     argmax,
 };
 use cloister::gguf::{self, Name};
-use kernels::Isa;
+use kernels::{Isa, Pool};
 
 use crate::gguf_file::{self, File};
 use crate::support;
@@ -393,15 +393,13 @@ fn an_image_that_was_cut_is_refused() {
 }
 
 #[test]
-fn a_tensor_packed_in_parts_is_the_tensor_packed_whole() {
+fn a_tensor_packed_in_parts_by_any_number_of_threads_is_the_tensor_packed_whole() {
     let path = support::model(&cloister::cli::fetch::SMOLLM2);
     let file = std::fs::read(&path).unwrap();
     let header = gguf::parse(&file, file.len() as u64).unwrap();
     let layout = ImageLayout::new(&header).unwrap();
     let packed = PackedFile::read(&path).unwrap();
-    let mut cut = 0;
     for (index, tensor) in header.tensors.iter().enumerate().filter(|(_, t)| t.shape.len() > 1) {
-        cut += usize::from(layout.parts(index, tensor).len() > 1);
         let range = header.data_range(tensor);
         let len = |len: u64| usize::try_from(len).unwrap();
         let source = &file[len(range.start)..len(range.end)];
@@ -412,5 +410,12 @@ fn a_tensor_packed_in_parts_is_the_tensor_packed_whole() {
         whole[size..].fill(0);
         assert!(whole == packed.image()[layout.tensor_range(index)], "{}", tensor.name);
     }
-    assert!(cut > 0, "some tensor is cut");
+    for threads in [1, 2, 5] {
+        let groups = layout.groups(&header, threads);
+        let parts: usize = groups.iter().map(Vec::len).sum();
+        assert!(parts > header.tensors.len() && groups.len() > 1, "tensors are cut");
+        let mut image = vec![0; layout.total_len()];
+        layout.pack(&Pool::new(threads), &header, &file, &mut image);
+        assert!(image == packed.image(), "{threads} threads");
+    }
 }
