@@ -13,6 +13,7 @@
 //! ```
 
 use half::f16;
+use half::vec::HalfBitsVecExt as _;
 use kernels::ops::{KvPages, KvPagesMut, PAGE_LEN, Place};
 
 use super::prefixes::{CacheDomain, Keep, PlaceIndex, Prefixes};
@@ -34,6 +35,11 @@ impl KvType {
             Self::F16 => 2,
         }
     }
+}
+
+/// Zeros that the system gives when they are first used: `vec![f16::ZERO; len]` writes them all.
+fn untouched(len: usize) -> Vec<f16> {
+    vec![0_u16; len].reinterpret_into()
 }
 
 /// A running sequence.
@@ -107,7 +113,7 @@ impl KvCache {
         Self {
             store: match options.kv {
                 KvType::F32 => Store::F32(vec![0.0; len]),
-                KvType::F16 => Store::F16(vec![f16::ZERO; len]),
+                KvType::F16 => Store::F16(untouched(len)),
             },
             layer_len,
             page_len,

@@ -8,10 +8,12 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use cloister::cli::fetch::SMOLLM2;
+use cloister::cli::fetch::{KnownModel, SMOLLM2};
 use serde_json::{Value, json};
 
 use crate::support;
+
+mod memory;
 
 /// As whom an appliance is started.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -49,6 +51,11 @@ fn cloister_ok(words: &[&str]) -> String {
 impl Appliance {
     /// Makes keys, signs and seals SmolLM2, and starts it.
     fn start(user: As) -> Self {
+        Self::start_with(user, &SMOLLM2)
+    }
+
+    /// Does so with another model.
+    fn start_with(user: As, model: &KnownModel) -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let folder = PathBuf::from("/var/tmp")
             .join(format!("cloister-appliance-{}-{number}", std::process::id()));
@@ -66,7 +73,7 @@ impl Appliance {
             "--out",
             &path("audit.key"),
         ]);
-        let model = support::model(&SMOLLM2).display().to_string();
+        let model = support::model(model).display().to_string();
         let key = path("signing.pem");
         cloister_ok(&["model", "sign", &model, "--key", &key, "--out", &path("m.gguf.sig")]);
         let identity = fs::read_to_string(path("identity.age")).unwrap();
