@@ -103,6 +103,17 @@ impl Pool {
     /// Panics if `threads` is 0 or the system refuses a thread.
     #[must_use]
     pub fn new(threads: usize) -> Self {
+        Self::starting(threads, |_| {})
+    }
+
+    /// As [`Pool::new`]; each thread but the caller's first calls `start` with its number, from 1.
+    ///
+    /// # Panics
+    ///
+    /// As [`Pool::new`]. A `start` that panics is never waited for in vain: the pool does not
+    /// come to be.
+    #[must_use]
+    pub fn starting(threads: usize, start: impl Fn(usize) + Send + Sync + 'static) -> Self {
         assert!(threads > 0, "a pool has at least the caller's thread");
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
@@ -116,12 +127,15 @@ impl Pool {
         });
         // The start of a thread makes system calls that a seccomp filter may forbid afterwards.
         let started = Arc::new(Barrier::new(threads));
+        let start = Arc::new(start);
         let workers = (0..threads - 1)
             .map(|index| {
                 let (shared, started) = (Arc::clone(&shared), Arc::clone(&started));
+                let start = Arc::clone(&start);
                 thread::Builder::new()
                     .name(format!("kernels-{}", index + 1))
                     .spawn(move || {
+                        start(index + 1);
                         started.wait();
                         work(&shared, index);
                     })

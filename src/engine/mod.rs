@@ -149,13 +149,26 @@ impl<'m> Engine<'m> {
     ///
     /// [`Error::BadOption`] names an option that is 0 or too large.
     pub fn new(model: &'m Model<'m>, options: Options) -> Result<Self, Error> {
+        options.check(model.config())?;
+        Self::on(Pool::new(options.threads), model, options)
+    }
+
+    /// As [`Engine::new`], on threads that are there already.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::new`]; the number of threads is an option too.
+    pub fn on(pool: Pool, model: &'m Model<'m>, options: Options) -> Result<Self, Error> {
         let config = model.config();
         options.check(config)?;
         Self::cache_size(config, &options)?;
+        if pool.threads() != options.threads {
+            return Err(Error::BadOption("threads"));
+        }
         Ok(Self {
             model,
             options,
-            pool: Pool::new(options.threads),
+            pool,
             cache: KvCache::new(config, &options),
             activations: Activations::new(model, &options),
             chunk: Vec::with_capacity(options.tokens_max),

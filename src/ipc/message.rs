@@ -423,6 +423,8 @@ pub enum ToWorkerControl {
 pub struct WorkerConfig {
     /// Compute threads.
     pub threads: u16,
+    /// The processor of each thread; none leaves them to the system.
+    pub processors: Vec<u16>,
     /// f32 activations and f32 KV instead of int8 and f16.
     pub exact: bool,
     /// Longest context, in tokens; 0 takes the model's own.

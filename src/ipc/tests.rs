@@ -156,6 +156,7 @@ fn worker_control(visit: &mut impl Visit) {
     visit.message(WorkerReport::Panicked { file: "src/engine/mod.rs".to_owned(), line: 1 });
     visit.message(ToWorkerControl::Config(WorkerConfig {
         threads: 2,
+        processors: vec![0, 1023],
         exact: true,
         context_len_tokens: 0,
         sequences_max: 4,

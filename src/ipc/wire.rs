@@ -21,6 +21,8 @@ const SIGNATURE_LEN_MAX_BYTES: usize = 1024;
 const CERTIFICATES_COUNT_MAX: usize = 8;
 /// Longest certificate, in bytes.
 const CERTIFICATE_LEN_MAX_BYTES: usize = 16 << 10;
+/// Most processors that a worker's threads are put on.
+const PROCESSORS_COUNT_MAX: usize = 1024;
 /// Longest static text that a child says of itself (engine, check, source file), in bytes.
 const LABEL_LEN_MAX_BYTES: usize = 256;
 /// Longest piece of an answer, in bytes.
@@ -209,7 +211,7 @@ variants!(ToWorkerControl {
 
 impl Message for ToWorkerControl {
     const NAME: &'static str = "ToWorkerControl";
-    const LEN_MAX_BYTES: usize = 256;
+    const LEN_MAX_BYTES: usize = 4 << 10;
 
     fn descriptor_count(&self) -> usize {
         match self {
@@ -221,6 +223,7 @@ impl Message for ToWorkerControl {
 
 fields!(WorkerConfig {
     threads,
+    processors: Limit::count(PROCESSORS_COUNT_MAX),
     exact,
     context_len_tokens,
     sequences_max,

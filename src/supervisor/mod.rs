@@ -12,6 +12,7 @@
 
 mod cache_domains;
 mod children;
+mod compute;
 pub mod config;
 pub mod control;
 mod dispatch;

@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
 use super::children::{Backoff, Outbox};
+use super::compute::Compute;
 use super::config::Config;
 use super::control::ControlSocket;
 use super::dispatch::{Dispatch, Effect, Now};
@@ -191,7 +192,7 @@ pub(super) struct Supervisor {
     pub(super) certificates: Vec<Vec<u8>>,
     pub(super) gateway: Seat<ToGateway>,
     pub(super) models: Vec<Served>,
-    pub(super) threads: u16,
+    pub(super) compute: Compute,
     pub(super) started: Instant,
     pub(super) stop: Option<Stop>,
     pub(super) is_announced: bool,
@@ -514,7 +515,8 @@ impl Supervisor {
         model.data = Some(near);
         let worker = self.config.worker;
         let config = WorkerConfig {
-            threads: self.threads,
+            threads: self.compute.threads,
+            processors: self.compute.processors(index),
             exact: worker.activations == super::config::Activations::F32,
             context_len_tokens: worker.context,
             sequences_max: worker.sequences,

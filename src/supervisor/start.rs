@@ -9,6 +9,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use ring::digest::{SHA256, digest};
 
+use super::compute::Compute;
 use super::config::{Config, Model, Profile};
 use super::control::ControlSocket;
 use super::dispatch::Dispatch;
@@ -42,7 +43,7 @@ pub(super) struct OpenedAll {
     keys: Keys,
     models: Vec<ModelFile>,
     config_digest: String,
-    threads: u16,
+    compute: Compute,
     /// Whether standard error is a terminal; to ask later is not allowed.
     has_terminal: bool,
 }
@@ -70,18 +71,9 @@ pub(super) fn open_all(config: &Config) -> Result<OpenedAll, Error> {
         keys,
         models,
         config_digest: hex(digest(&SHA256, &text).as_ref()),
-        threads: worker_threads(config),
+        compute: Compute::new(config),
         has_terminal: std::io::stderr().is_terminal(),
     })
-}
-
-/// The machine's threads, shared among the models, unless the configuration says otherwise.
-fn worker_threads(config: &Config) -> u16 {
-    if config.worker.threads > 0 {
-        return config.worker.threads;
-    }
-    let all = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    u16::try_from((all / config.models.len()).max(1)).unwrap_or(u16::MAX)
 }
 
 /// Becomes the supervisor's own user without capabilities, under landlock and seccomp.
@@ -123,7 +115,7 @@ pub(super) fn begin(
         keys,
         models,
         config_digest,
-        threads,
+        compute,
         has_terminal,
     } = opened;
     for missing in missing_protections(config.profile) {
@@ -181,7 +173,7 @@ pub(super) fn begin(
         certificates: keys.certificates,
         gateway: gateway_seat(),
         models: served.into_iter().map(|(model, _)| model).collect(),
-        threads,
+        compute,
         started: now().instant,
         stop: None,
         is_announced: false,

@@ -8,5 +8,6 @@
 pub mod fork;
 pub mod memory;
 pub mod process;
+pub mod processors;
 pub mod random;
 pub mod socket;

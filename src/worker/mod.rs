@@ -25,7 +25,7 @@ use std::thread;
 use std::time::Duration;
 
 use kernels::ops::PAGE_LEN;
-use kernels::{Isa, Precision};
+use kernels::{Isa, Pool, Precision};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
@@ -38,6 +38,7 @@ use crate::ipc::{Channel, DataChannel};
 use crate::sandbox::{self, Role, Sandboxed};
 use crate::sys::memory::SealedMemory;
 use crate::sys::process::inherited_descriptor;
+use crate::sys::processors::run_on;
 
 /// Where the spawner puts the control channel.
 const CONTROL_DESCRIPTOR: i32 = 3;
@@ -105,7 +106,9 @@ fn serve() -> Result<(), Failed> {
     })?;
     let options = options(&config, &model);
     let context_len_tokens = u32::try_from(options.context_len).map_err(|_| Failed::Config)?;
-    let engine = Engine::new(&model, options).map_err(|_| Failed::Engine)?;
+    let processors: Arc<[u16]> = Arc::from(config.processors.as_slice());
+    let engine = Engine::on(pool(options.threads, Arc::clone(&processors)), &model, options);
+    let engine = engine.map_err(|_| Failed::Engine)?;
     let ready = WorkerReport::Ready { context_len_tokens, engine: describe(&options, &text) };
     // A thread that starts under the filter would die of what the C library does first.
     let running = &Barrier::new(3);
@@ -135,6 +138,8 @@ fn serve() -> Result<(), Failed> {
             wait.recv().map(|_sandboxed| link.run())
         });
         running.wait();
+        // After the threads that do not compute have started, which may run anywhere.
+        keep_to(processors.first());
         // 4. Give up every power, on every thread.
         let sandboxed = begun.seal().map_err(|_| Failed::Seal)?;
         // 5. Serve.
@@ -145,6 +150,18 @@ fn serve() -> Result<(), Failed> {
         Scheduler::new(engine, text, engine_mouth, (keep, guess_max)).run(&heard);
         Ok(())
     })
+}
+
+/// The compute threads, each on a processor of its own if there is one; this thread is the first.
+fn pool(threads: usize, processors: Arc<[u16]>) -> Pool {
+    Pool::starting(threads, move |index| keep_to(processors.get(index)))
+}
+
+/// Lets this thread run on one processor alone. Where the system refuses, it runs on any.
+fn keep_to(processor: Option<&u16>) {
+    if let Some(processor) = processor {
+        let _ = run_on(&[*processor]);
+    }
 }
 
 /// Two mouths, what is said into them, and the pipe that wakes the listener.

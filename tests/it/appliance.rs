@@ -560,6 +560,47 @@ fn every_thread_of_every_child_is_without_powers() {
 }
 
 #[test]
+fn compute_threads_keep_to_a_processor_each_and_no_other_thread_does() {
+    let processors = cloister::sys::processors::allowed().unwrap();
+    if std::thread::available_parallelism().unwrap().get() < processors.len() {
+        return support::tell("a quota of processor time: threads are not pinned here");
+    }
+    let mut appliance = Appliance::start(As::Oneself);
+    let seen = |appliance: &Appliance| {
+        let worker = appliance.only_child("cloister-worker");
+        let (mut compute, mut others) = (Vec::new(), Vec::new());
+        for task in fs::read_dir(format!("/proc/{worker}/task")).unwrap() {
+            let task = task.unwrap().path();
+            let status = fs::read_to_string(task.join("status")).unwrap();
+            let field = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name));
+                line.unwrap().trim().to_owned()
+            };
+            let is_main = task.ends_with(worker.to_string());
+            let computes = is_main || field("Name:").starts_with("kernels-");
+            if computes { &mut compute } else { &mut others }.push(field("Cpus_allowed_list:"));
+        }
+        compute.sort_unstable();
+        (compute, others)
+    };
+    let mut each: Vec<String> = processors.iter().map(u16::to_string).collect();
+    each.sort_unstable();
+    let (compute, others) = seen(&appliance);
+    assert_eq!(compute, each);
+    let own = fs::read_to_string("/proc/self/status").unwrap();
+    let all = own.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+    assert!(others.len() >= 2 && others.iter().all(|list| list == all.trim()), "{others:?}");
+
+    appliance.stop();
+    appliance.change_config("[worker]\n", "[worker]\npin = false\n");
+    appliance.child = spawn(&appliance.folder, As::Oneself);
+    appliance.wait_until_ready();
+    let (compute, _) = seen(&appliance);
+    assert!(compute.iter().all(|list| list == all.trim()), "{compute:?}");
+    appliance.stop();
+}
+
+#[test]
 fn the_openai_client_chats_streaming_and_not() {
     let Some(python) = support::python_with("openai") else {
         return support::skip(

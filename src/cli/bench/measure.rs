@@ -3,9 +3,10 @@
 use std::fmt;
 use std::time::Instant;
 
-use kernels::Isa;
+use kernels::{Isa, Pool};
 
 use crate::engine::{BatchToken, CacheDomain, Engine, Error, Model, Options, SeqId, argmax};
+use crate::sys::processors::run_on;
 
 /// Tokens that are computed before the clock runs, to touch every page of the weights.
 const WARM_TOKENS: usize = 64;
@@ -79,20 +80,39 @@ impl fmt::Display for Row {
 
 /// What all rows have in common.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Setting {
+pub(super) struct Setting<'a> {
     pub(super) isa: Isa,
+    /// The processors that threads are put on, if there is one for each.
+    pub(super) processors: &'a [u16],
     /// Tokens of each answer.
     pub(super) generate: usize,
     /// Most tokens of a prompt in one pass.
     pub(super) chunk: usize,
 }
 
-impl Setting {
+impl Setting<'_> {
+    /// Returns threads as a worker has them; this thread is the first.
+    pub(super) fn pool(self, threads: usize) -> Pool {
+        // What this thread starts begins where it runs.
+        put_on(self.processors);
+        let Some(own) = self.processors.get(..threads).map(<[u16]>::to_vec) else {
+            return Pool::new(threads);
+        };
+        let pool = Pool::starting(threads, move |index| put_on(&own[index..=index]));
+        put_on(&self.processors[..1]);
+        pool
+    }
+
     /// Returns the engine's options for one sequence.
     pub(super) fn options(self, threads: usize, context_len: usize) -> Options {
         let tokens_max = self.chunk.min(context_len);
         Options { tokens_max, ..Options::fast(self.isa, threads, context_len) }
     }
+}
+
+/// The system may leave a thread where it is: then it is timed there.
+fn put_on(processors: &[u16]) {
+    let _ = run_on(processors);
 }
 
 /// What one round took.
@@ -118,7 +138,7 @@ pub(super) struct Prepared<'m> {
 
 impl<'m> Prepared<'m> {
     /// Makes an engine whose cache is no larger than the row needs, and warms it up.
-    pub(super) fn new(model: &'m Model<'m>, row: Row, setting: Setting) -> Result<Self, Error> {
+    pub(super) fn new(model: &'m Model<'m>, row: Row, setting: Setting<'_>) -> Result<Self, Error> {
         let generate = setting.generate;
         let options = match row {
             Row::Prefill { threads, prompt } => setting.options(threads, prompt),
@@ -135,7 +155,7 @@ impl<'m> Prepared<'m> {
                 Options { cache_len, sequences_max: batch, tokens_max, logits_max: batch, ..one }
             }
         };
-        let engine = Engine::new(model, options)?;
+        let engine = Engine::on(setting.pool(options.threads), model, options)?;
         let mut prepared = Self { engine, row, generate, seqs: Vec::new(), batch: Vec::new() };
         prepared.warm()?;
         Ok(prepared)

@@ -24,6 +24,7 @@ use self::work::Work;
 use super::packed_file::PackedFile;
 use super::{Outcome, Verdict, print};
 use crate::engine::Model;
+use crate::sys::processors;
 
 /// Most threads that may be asked for.
 const THREADS_MAX: i64 = 1024;
@@ -91,6 +92,9 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 3,
         value_parser = clap::value_parser!(u32).range(1..=ROUNDS_MAX))]
     rounds: u32,
+    /// Leave the threads to the system, instead of one on each processor where there are enough.
+    #[arg(long)]
+    unpinned: bool,
     /// Most tokens of a prompt in one pass over the weights.
     #[arg(long, value_name = "N", default_value_t = 512,
         value_parser = clap::value_parser!(u32).range(1..=CHUNK_MAX))]
@@ -129,7 +133,8 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let model = Model::from_image(packed.image())?;
     check(arguments, model.config().context_len)?;
     let (generate, chunk) = (arguments.generate as usize, arguments.chunk as usize);
-    let setting = Setting { isa, generate, chunk };
+    let processors = if arguments.unpinned { Vec::new() } else { processors::allowed()? };
+    let setting = Setting { isa, processors: &processors, generate, chunk };
     if arguments.stepwise {
         return step(&model, &rows, setting);
     }
@@ -148,7 +153,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     // Before the limits: they take memory of their own.
     let resident_peak_bytes = resident_peak_bytes()?;
     progress.set_message("bandwidth and peak");
-    let limits = limits(threads[0] as usize);
+    let limits = limits(setting.pool(threads[0] as usize));
     progress.finish_and_clear();
     let report = Report {
         isa,
@@ -211,7 +216,7 @@ fn check(arguments: &Arguments, context_len: usize) -> Result<(), Box<dyn Error>
 
 /// Runs a round of each row for each line on standard input; a line that says `next`, or none,
 /// ends the row.
-fn step(model: &Model<'_>, rows: &[Row], setting: Setting) -> Outcome {
+fn step(model: &Model<'_>, rows: &[Row], setting: Setting<'_>) -> Outcome {
     let mut lines = std::io::stdin().lock().lines();
     for &row in rows {
         let mut prepared = Prepared::new(model, row, setting)?;
@@ -233,11 +238,10 @@ fn step(model: &Model<'_>, rows: &[Row], setting: Setting) -> Outcome {
     Ok(Verdict::Holds)
 }
 
-fn limits(threads: usize) -> Limits {
-    let pool = Pool::new(threads);
+fn limits(pool: Pool) -> Limits {
     let peaks = Isa::available().into_iter().rev().filter(|isa| *isa != Isa::Reference);
     Limits {
-        threads,
+        threads: pool.threads(),
         read_bandwidth: read_bandwidth(&pool, BANDWIDTH_SIZE),
         peaks: peaks.map(|isa| (isa, int8_peak(&pool, isa))).collect(),
     }

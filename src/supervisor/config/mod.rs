@@ -179,6 +179,8 @@ pub struct Keys {
 pub struct Worker {
     /// Compute threads of each worker; 0 shares the machine's among the models.
     pub threads: u16,
+    /// Whether each thread keeps to one processor, where there is one for every thread.
+    pub pin: bool,
     /// How activations are held.
     pub activations: Activations,
     /// Longest context, in tokens; 0 takes the model's own.
@@ -199,6 +201,7 @@ impl Default for Worker {
     fn default() -> Self {
         Self {
             threads: 0,
+            pin: true,
             activations: Activations::Int8,
             context: 8192,
             sequences: 4,
