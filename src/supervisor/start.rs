@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::io::{IsTerminal as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -32,6 +33,8 @@ use crate::sys::process::inherited_descriptor;
 
 /// The number of a child's control channel.
 const CONTROL_DESCRIPTOR: i32 = 3;
+/// Time between two lines about a load on a standard error that is no terminal.
+const PROGRESS_STEP: Duration = Duration::from_secs(10);
 /// Most threads that decrypt; more are no faster than the hash behind them.
 const OPENER_THREADS_MAX: usize = 8;
 
@@ -256,20 +259,23 @@ fn open_model(
     })
 }
 
-/// Progress on the operator's terminal, if there is one.
+/// Progress on the operator's terminal; a line now and then where there is none.
 struct Terminal<'a> {
     name: &'a str,
     is_there: bool,
     shown: Cell<(u8, u64)>,
+    /// When the last line was written.
+    told: Cell<Instant>,
 }
 
 impl<'a> Terminal<'a> {
     fn new(name: &'a str, is_there: bool) -> Self {
-        Self { name, is_there, shown: Cell::new((0, u64::MAX)) }
+        let (shown, told) = (Cell::new((0, u64::MAX)), Cell::new(Instant::now()));
+        Self { name, is_there, shown, told }
     }
 
     fn show(&self, step: Step) {
-        if !self.is_there {
+        if !self.is_there && self.told.get().elapsed() < PROGRESS_STEP {
             return;
         }
         let (kind, word, done, total) = match step {
@@ -277,6 +283,11 @@ impl<'a> Terminal<'a> {
             Step::Packing(done, total) => (1, "packing", done, total),
         };
         let percent = done.saturating_mul(100) / total.max(1);
+        if !self.is_there {
+            self.told.set(Instant::now());
+            let _ = writeln!(std::io::stderr(), "cloister: {}: {word} {percent} %", self.name);
+            return;
+        }
         if self.shown.replace((kind, percent)) != (kind, percent) {
             let _ =
                 write!(std::io::stderr(), "\rcloister: {}: {word} {percent:>3} %\x1b[K", self.name);
