@@ -13,6 +13,7 @@
 //! Otherwise `sum = fma(weight, x, sum)` for each column, with the exact weight.
 
 use core::mem::MaybeUninit;
+use core::ops::Range;
 
 use crate::isa::Isa;
 use crate::packed::{BLOCK_LEN, Form, IntForm, IntTile, Packed, TILE_ROWS};
@@ -53,7 +54,7 @@ pub(crate) const INT_CHUNK_BLOCKS: usize = 24;
 /// Columns of a [`FloatChunk`]: at least one block of every format.
 pub(crate) const FLOAT_CHUNK_COLS: usize = 256;
 /// Tokens whose sums are kept while the chunks of a unit go by: 66 KB.
-const TOKENS_MAX: usize = 86 * PANEL_TOKENS;
+pub(crate) const TOKENS_MAX: usize = 86 * PANEL_TOKENS;
 /// Products that share a parallel region.
 const REGION_PRODUCTS: usize = 8;
 
@@ -163,48 +164,52 @@ pub fn gemm(
     }
     let cols = x.len() / tokens;
     assert_eq!(x.len(), tokens * cols, "x is whole rows");
-    assert!(cols <= scratch.cols_max() && tokens <= scratch.tokens_max(), "scratch is too small");
-    let mut needed = None::<StartsNeeded>;
+    assert!(scratch.fits(tokens, cols), "scratch is too small");
     for product in &*products {
         assert_eq!(product.weights.cols(), cols, "x and the weights have the same columns");
         assert_eq!(product.out.len(), tokens * product.weights.rows(), "out is [tokens, rows]");
-        if let (Form::Int(form), Precision::Int8) = (product.weights.form(), precision) {
-            needed.get_or_insert_default().add(form);
-        }
     }
     if cols == 0 {
         products.iter_mut().for_each(|product| product.out.fill(0.0));
         return;
     }
-    if let Some(needed) = needed {
+    let weights = products.iter().map(|product| &product.weights);
+    let weights = weights.filter(|weights| weights.reads_bytes(precision));
+    if let Some(needed) = StartsNeeded::of(weights) {
         scratch.quantize(pool, isa, needed, x, cols);
     }
     let input = Input { precision, quantized: scratch, x, tokens, cols };
+    run_products(pool, isa, &input, products);
+}
+
+/// Multiplies several matrices by activations that are quantised where they must be.
+pub(crate) fn run_products(pool: &Pool, isa: Isa, input: &Input<'_>, products: &mut [Product<'_>]) {
     for products in products.chunks_mut(REGION_PRODUCTS) {
         match isa {
-            Isa::Reference => run_region(pool, reference::Plain, &input, products),
+            Isa::Reference => run_region(pool, reference::Plain, input, products),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(proof) => run_region(pool, proof, &input, products),
+            Isa::Avx2(proof) => run_region(pool, proof, input, products),
             #[cfg(target_arch = "x86_64")]
-            Isa::AvxVnni(proof) => run_region(pool, proof, &input, products),
+            Isa::AvxVnni(proof) => run_region(pool, proof, input, products),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(proof) => run_region(pool, proof, &input, products),
+            Isa::Avx512(proof) => run_region(pool, proof, input, products),
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon(proof) => run_region(pool, proof, &input, products),
+            Isa::Neon(proof) => run_region(pool, proof, input, products),
             #[cfg(target_arch = "aarch64")]
-            Isa::Dotprod(proof) => run_region(pool, proof, &input, products),
+            Isa::Dotprod(proof) => run_region(pool, proof, input, products),
         }
     }
 }
 
 /// The right-hand side of a call.
-struct Input<'a> {
-    precision: Precision,
-    quantized: &'a Activations,
-    /// `[tokens, cols]`
-    x: &'a [f32],
-    tokens: usize,
-    cols: usize,
+pub(crate) struct Input<'a> {
+    pub(crate) precision: Precision,
+    /// What products of bytes read.
+    pub(crate) quantized: &'a Activations,
+    /// `[tokens, cols]`: what the others read.
+    pub(crate) x: &'a [f32],
+    pub(crate) tokens: usize,
+    pub(crate) cols: usize,
 }
 
 /// A product whose output is shared by the threads; a unit is a task.
@@ -254,13 +259,13 @@ fn run_region<K: Kernel>(pool: &Pool, kernel: K, input: &Input<'_>, products: &m
 /// What a thread keeps from unit to unit, so that it is cleared once: what a kind of product
 /// needs is made when it is needed.
 #[derive(Default)]
-struct Memory {
+pub(crate) struct Memory {
     int: Option<IntChunk>,
     float: Option<FloatChunk>,
 }
 
 /// Returns the packed bytes of a unit of a tiled format.
-fn unit_bytes<'a>(weights: &Packed<'a>, unit: usize) -> &'a [u8] {
+pub(crate) fn unit_bytes<'a>(weights: &Packed<'a>, unit: usize) -> &'a [u8] {
     match weights.form() {
         Form::Rows => &[],
         _ => weights.tiles_bytes(unit * UNIT_TILES, UNIT_TILES),
@@ -276,124 +281,159 @@ fn run_unit<K: Kernel>(
     next: &[u8],
     memory: &mut Memory,
 ) {
-    match (target.weights.form(), input.precision) {
-        (Form::Int(form), Precision::Int8) if input.tokens <= K::DIRECT_TOKENS => {
-            run_direct(kernel, form, input, target, unit, next);
-        }
-        (Form::Int(form), Precision::Int8) => {
-            let chunk = memory.int.get_or_insert_with(IntChunk::zeroed);
-            run_int(kernel, form, input, target, unit, next, chunk);
-        }
-        _ => {
-            let chunk = memory.float.get_or_insert_with(FloatChunk::zeroed);
-            run_float(kernel, input, target, unit, next, chunk);
-        }
-    }
-}
-
-/// Returns the integer tiles of a unit, and how many there are.
-fn int_tiles<'a>(weights: &Packed<'a>, unit: usize) -> ([Option<IntTile<'a>>; UNIT_TILES], usize) {
-    let first = unit * UNIT_TILES;
-    let tiles = UNIT_TILES.min(weights.tiles() - first);
-    let tile = |i: usize| if i < tiles { weights.int_tile(first + i) } else { None };
-    (core::array::from_fn(tile), tiles)
-}
-
-/// A few tokens times a unit of integer weights, unpacked in registers.
-fn run_direct<K: Kernel>(
-    kernel: K,
-    form: IntForm,
-    input: &Input<'_>,
-    target: &Target<'_>,
-    unit: usize,
-    next: &[u8],
-) {
-    let mut sums = [[0.0; UNIT_ROWS]; PANEL_TOKENS];
-    let sums = &mut sums[..input.tokens];
-    let panel = input.quantized.panel(form, input.tokens, input.cols, 0);
-    let ahead = Ahead::new(next, input.cols / BLOCK_LEN);
-    match int_tiles(&target.weights, unit) {
-        ([Some(first), Some(second)], _) => {
-            kernel.multiply_direct(&[first, second], &panel, ahead, sums);
-        }
-        ([Some(first), None], _) => kernel.multiply_direct(&[first], &panel, ahead, sums),
-        _ => unreachable!("an integer form has integer tiles"),
-    }
-    store(target, unit, 0, sums);
-}
-
-/// Many tokens times a unit of integer weights: each chunk is unpacked once for all of them.
-fn run_int<K: Kernel>(
-    kernel: K,
-    form: IntForm,
-    input: &Input<'_>,
-    target: &Target<'_>,
-    unit: usize,
-    next: &[u8],
-    chunk: &mut IntChunk,
-) {
     let mut room = Room::new();
-    let (unit_tiles, tiles) = int_tiles(&target.weights, unit);
-    let blocks = input.cols / BLOCK_LEN;
-    let panels = input.tokens.div_ceil(PANEL_TOKENS);
-    let mut ahead = Ahead::new(next, blocks.div_ceil(INT_CHUNK_BLOCKS) * panels);
-    for first_token in (0..input.tokens).step_by(TOKENS_MAX) {
-        let len_tokens = TOKENS_MAX.min(input.tokens - first_token);
+    let mut next = Some(next);
+    for first in (0..input.tokens).step_by(TOKENS_MAX) {
+        let tokens = first..input.tokens.min(first + TOKENS_MAX);
+        let part = UnitPart { weights: &target.weights, unit, tokens };
+        let next = next.take().unwrap_or(&[]);
+        part.sum(kernel, input, next, memory, &mut room, &mut |first, sums| {
+            store(&target.out, target.weights.rows(), unit, first, sums);
+        });
+    }
+}
+
+/// A unit of a matrix and up to `TOKENS_MAX` tokens: what is computed in one go.
+pub(crate) struct UnitPart<'w, 'a> {
+    pub(crate) weights: &'w Packed<'a>,
+    pub(crate) unit: usize,
+    pub(crate) tokens: Range<usize>,
+}
+
+impl<'a> UnitPart<'_, 'a> {
+    /// Computes the sums in `room`, and gives `finished` those of a panel as soon as they are,
+    /// with the panel's first token; asks for the bytes `next` meanwhile.
+    pub(crate) fn sum<K: Kernel>(
+        &self,
+        kernel: K,
+        input: &Input<'_>,
+        next: &[u8],
+        memory: &mut Memory,
+        room: &mut Room,
+        finished: &mut impl FnMut(usize, &mut [Sums]),
+    ) {
+        match (self.weights.form(), input.precision) {
+            (Form::Int(form), Precision::Int8) if input.tokens <= K::DIRECT_TOKENS => {
+                let sums = self.sum_direct(kernel, form, input, next, room);
+                finished(self.tokens.start, sums);
+            }
+            (Form::Int(form), Precision::Int8) => {
+                let chunk = memory.int.get_or_insert_with(IntChunk::zeroed);
+                self.sum_ints(kernel, form, input, next, chunk, room, finished);
+            }
+            _ => {
+                let chunk = memory.float.get_or_insert_with(FloatChunk::zeroed);
+                self.sum_floats(kernel, input, next, chunk, room, finished);
+            }
+        }
+    }
+
+    /// Returns the number of tiles.
+    fn tiles(&self) -> usize {
+        UNIT_TILES.min(self.weights.tiles() - self.unit * UNIT_TILES)
+    }
+
+    /// Returns the tiles of an integer format.
+    fn int_tiles(&self) -> [Option<IntTile<'a>>; UNIT_TILES] {
+        let (first, tiles) = (self.unit * UNIT_TILES, self.tiles());
+        let tile = |i: usize| if i < tiles { self.weights.int_tile(first + i) } else { None };
+        core::array::from_fn(tile)
+    }
+
+    /// Returns the panels: the first token of each in `room`, and how many it has.
+    fn panels(&self) -> impl Iterator<Item = (usize, usize)> {
+        let tokens = self.tokens.len();
+        (0..tokens).step_by(PANEL_TOKENS).map(move |at| (at, PANEL_TOKENS.min(tokens - at)))
+    }
+
+    /// A few tokens times integer weights, unpacked in registers.
+    fn sum_direct<'r, K: Kernel>(
+        &self,
+        kernel: K,
+        form: IntForm,
+        input: &Input<'_>,
+        next: &[u8],
+        room: &'r mut Room,
+    ) -> &'r mut [Sums] {
+        let sums = room.part(0, input.tokens, true);
+        let panel = input.quantized.panel(form, input.tokens, input.cols, 0);
+        let ahead = Ahead::new(next, input.cols / BLOCK_LEN);
+        match self.int_tiles() {
+            [Some(first), Some(second)] => {
+                kernel.multiply_direct(&[first, second], &panel, ahead, sums);
+            }
+            [Some(first), None] => kernel.multiply_direct(&[first], &panel, ahead, sums),
+            _ => unreachable!("an integer form has integer tiles"),
+        }
+        sums
+    }
+
+    /// Many tokens times integer weights: each chunk is unpacked once for all of them.
+    #[expect(clippy::too_many_arguments, reason = "see `sum`")]
+    fn sum_ints<K: Kernel>(
+        &self,
+        kernel: K,
+        form: IntForm,
+        input: &Input<'_>,
+        next: &[u8],
+        chunk: &mut IntChunk,
+        room: &mut Room,
+        finished: &mut impl FnMut(usize, &mut [Sums]),
+    ) {
+        let (unit_tiles, tiles) = (self.int_tiles(), self.tiles());
+        let blocks = input.cols / BLOCK_LEN;
+        let panels = self.tokens.len().div_ceil(PANEL_TOKENS);
+        let mut ahead = Ahead::new(next, blocks.div_ceil(INT_CHUNK_BLOCKS) * panels);
         for start in (0..blocks).step_by(INT_CHUNK_BLOCKS) {
             let len = INT_CHUNK_BLOCKS.min(blocks - start);
             for (index, tile) in unit_tiles.iter().flatten().enumerate() {
                 kernel.unpack_int(&tile.blocks(start..start + len), chunk, index);
             }
-            for at in (0..len_tokens).step_by(PANEL_TOKENS) {
-                let sums = room.part(at, PANEL_TOKENS.min(len_tokens - at), start == 0);
-                let first = first_token + at;
+            for (at, width) in self.panels() {
+                let sums = room.part(at, width, start == 0);
+                let first = self.tokens.start + at;
                 let panel = input.quantized.panel(form, input.tokens, input.cols, first);
                 let panel = panel.blocks(form.scales, start, len);
                 ahead.step();
                 kernel.multiply_int(form, tiles, chunk, &panel, sums);
                 if start + len == blocks {
-                    store(target, unit, first, sums);
+                    finished(first, sums);
                 }
             }
         }
     }
-}
 
-/// Any number of tokens as floats times a unit of any weights.
-fn run_float<K: Kernel>(
-    kernel: K,
-    input: &Input<'_>,
-    target: &Target<'_>,
-    unit: usize,
-    next: &[u8],
-    chunk: &mut FloatChunk,
-) {
-    let cols = input.cols;
-    let mut room = Room::new();
-    let first_tile = unit * UNIT_TILES;
-    let tiles = UNIT_TILES.min(target.weights.tiles() - first_tile);
-    let panels = input.tokens.div_ceil(PANEL_TOKENS);
-    let mut ahead = Ahead::new(next, cols.div_ceil(FLOAT_CHUNK_COLS) * panels);
-    for first_token in (0..input.tokens).step_by(TOKENS_MAX) {
-        let len_tokens = TOKENS_MAX.min(input.tokens - first_token);
+    /// Any number of tokens as floats times any weights.
+    fn sum_floats<K: Kernel>(
+        &self,
+        kernel: K,
+        input: &Input<'_>,
+        next: &[u8],
+        chunk: &mut FloatChunk,
+        room: &mut Room,
+        finished: &mut impl FnMut(usize, &mut [Sums]),
+    ) {
+        let (cols, tiles) = (input.cols, self.tiles());
+        let panels = self.tokens.len().div_ceil(PANEL_TOKENS);
+        let mut ahead = Ahead::new(next, cols.div_ceil(FLOAT_CHUNK_COLS) * panels);
         for start in (0..cols).step_by(FLOAT_CHUNK_COLS) {
             let len = FLOAT_CHUNK_COLS.min(cols - start);
             for index in 0..tiles {
-                let tile = tile_cols(&target.weights, first_tile + index, start, len);
+                let tile = tile_cols(self.weights, self.unit * UNIT_TILES + index, start, len);
                 kernel.unpack_float(&tile, len, chunk, index);
             }
-            for at in (0..len_tokens).step_by(PANEL_TOKENS) {
-                let sums = room.part(at, PANEL_TOKENS.min(len_tokens - at), start == 0);
-                let first = first_token + at;
+            for (at, width) in self.panels() {
+                let sums = room.part(at, width, start == 0);
+                let first = self.tokens.start + at;
                 let row = |i: usize| match first + i {
-                    token if i < sums.len() => &input.x[token * cols + start..][..len],
+                    token if i < width => &input.x[token * cols + start..][..len],
                     _ => &[],
                 };
                 let x: [&[f32]; PANEL_TOKENS] = core::array::from_fn(row);
                 ahead.step();
-                kernel.multiply_float(tiles, chunk, &x[..sums.len()], sums);
+                kernel.multiply_float(tiles, chunk, &x[..width], sums);
                 if start + len == cols {
-                    store(target, unit, first, sums);
+                    finished(first, sums);
                 }
             }
         }
@@ -402,14 +442,14 @@ fn run_float<K: Kernel>(
 
 /// The sums of some tokens while the chunks of a unit go by; cleared where and when they are
 /// first used, since clearing all of them ahead would be felt.
-struct Room {
+pub(crate) struct Room {
     sums: [MaybeUninit<Sums>; TOKENS_MAX],
     /// So many of `sums`, from the first on, were written.
     written: usize,
 }
 
 impl Room {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { sums: [const { MaybeUninit::uninit() }; TOKENS_MAX], written: 0 }
     }
 
@@ -418,7 +458,7 @@ impl Room {
     /// # Panics
     ///
     /// Panics if some of them were never asked for as the first.
-    fn part(&mut self, first: usize, len: usize, is_first: bool) -> &mut [Sums] {
+    pub(crate) fn part(&mut self, first: usize, len: usize, is_first: bool) -> &mut [Sums] {
         let part = &mut self.sums[first..][..len];
         if is_first && first <= self.written {
             for sums in &mut *part {
@@ -449,14 +489,20 @@ fn tile_cols<'a>(weights: &'a Packed<'a>, tile: usize, start: usize, len: usize)
     }
 }
 
-/// Writes the sums of some tokens, without the rows that fill up the last tile.
-fn store(target: &Target<'_>, unit: usize, first_token: usize, sums: &[Sums]) {
-    let rows = target.weights.rows();
+/// Writes the sums of some tokens of a unit to `out: [tokens, rows]`, without the rows that fill up
+/// the last tile.
+pub(crate) fn store(
+    out: &Disjoint<'_, f32>,
+    rows: usize,
+    unit: usize,
+    first_token: usize,
+    sums: &[Sums],
+) {
     let first_row = unit * UNIT_ROWS;
     let len = UNIT_ROWS.min(rows - first_row);
     for (i, sums) in sums.iter().enumerate() {
         // SAFETY: a unit is the work of one task, and these are the outputs of its rows alone.
-        let out = unsafe { target.out.part((first_token + i) * rows + first_row, len) };
+        let out = unsafe { out.part((first_token + i) * rows + first_row, len) };
         match out.first_chunk_mut() {
             Some(out) => *out = *sums,
             None => out.copy_from_slice(&sums[..len]),

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// A small generator of test data (PCG's multiplier, upper bits).
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     fn bits(&mut self) -> u32 {
@@ -22,7 +22,7 @@ impl Random {
     }
 
     /// Activations as models have them: most small, a few outliers, a block of zeros.
-    fn activations(&mut self, len: usize) -> Vec<f32> {
+    pub(crate) fn activations(&mut self, len: usize) -> Vec<f32> {
         let mut x: Vec<f32> = (0..len)
             .map(|_| self.unit() * if self.bits().is_multiple_of(64) { 30.0 } else { 1.0 })
             .collect();
@@ -61,7 +61,7 @@ impl Random {
     }
 }
 
-struct Matrix {
+pub(crate) struct Matrix {
     ty: TensorType,
     rows: usize,
     cols: usize,
@@ -70,14 +70,14 @@ struct Matrix {
 }
 
 impl Matrix {
-    fn random(random: &mut Random, ty: TensorType, rows: usize, cols: usize) -> Self {
+    pub(crate) fn random(random: &mut Random, ty: TensorType, rows: usize, cols: usize) -> Self {
         let source = random.blocks(ty, rows * cols / ty.block_len());
         let mut packed = vec![0xAA; packed_size(ty, rows, cols).unwrap()];
         pack(ty, rows, cols, &source, &mut packed);
         Self { ty, rows, cols, source, packed }
     }
 
-    fn view(&self) -> Packed<'_> {
+    pub(crate) fn view(&self) -> Packed<'_> {
         Packed::new(self.ty, self.rows, self.cols, &self.packed).unwrap()
     }
 
@@ -87,7 +87,7 @@ impl Matrix {
         weights
     }
 
-    fn times(&self, pool: &Pool, isa: Isa, precision: Precision, x: &[f32]) -> Vec<f32> {
+    pub(crate) fn times(&self, pool: &Pool, isa: Isa, precision: Precision, x: &[f32]) -> Vec<f32> {
         let tokens = x.len() / self.cols;
         let mut out = vec![f32::NAN; tokens * self.rows];
         let mut scratch = Activations::new(self.cols, tokens);
@@ -97,7 +97,7 @@ impl Matrix {
     }
 }
 
-fn bits(floats: &[f32]) -> Vec<u32> {
+pub(crate) fn bits(floats: &[f32]) -> Vec<u32> {
     floats.iter().map(|float| float.to_bits()).collect()
 }
 

@@ -7,6 +7,9 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod feed_forward;
+#[cfg(test)]
+mod feed_forward_tests;
 pub mod formats;
 mod gemm;
 #[cfg(test)]
@@ -23,6 +26,7 @@ mod prefetch;
 mod quantize;
 mod reference;
 
+pub use feed_forward::{FeedForward, Hidden, feed_forward};
 pub use formats::{TensorType, dequantize};
 pub use gemm::{Precision, Product, gemm};
 #[cfg(target_arch = "x86_64")]

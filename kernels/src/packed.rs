@@ -18,6 +18,7 @@ use core::ops::Range;
 use half::f16;
 
 use crate::formats::{TensorType, dequantize};
+use crate::gemm::Precision;
 use crate::packed_source::SourceBlock;
 
 /// Rows of a tile: the 32-bit lanes of a 512-bit register.
@@ -426,6 +427,11 @@ impl<'a> Packed<'a> {
 
     pub(crate) fn form(&self) -> Form {
         Form::of(self.ty)
+    }
+
+    /// Returns whether a product of this precision reads its activations as bytes.
+    pub(crate) fn reads_bytes(&self, precision: Precision) -> bool {
+        matches!((self.form(), precision), (Form::Int(_), Precision::Int8))
     }
 
     pub(crate) fn tiles(&self) -> usize {

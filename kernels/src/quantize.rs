@@ -4,8 +4,10 @@
 //! lie in panels of [`PANEL_TOKENS`] (the last one narrower), and inside a panel everything that
 //! a step of a kernel reads for the panel's tokens is contiguous.
 
+use core::ops::Range;
+
 use crate::isa::Isa;
-use crate::packed::{BLOCK_LEN, IntForm, Scales};
+use crate::packed::{BLOCK_LEN, Form, IntForm, Packed, Scales};
 use crate::pool::{Disjoint, Pool};
 
 /// Tokens that a kernel works on at a time: with two row vectors they fill 24 of 32 registers.
@@ -44,7 +46,18 @@ const START_KINDS: [StartKind; 4] = [
 pub(crate) struct StartsNeeded([bool; START_KINDS.len()]);
 
 impl StartsNeeded {
-    pub(crate) fn add(&mut self, form: IntForm) {
+    /// Returns what the products of bytes with these weights read; nothing if there are none.
+    pub(crate) fn of<'w, 'a: 'w>(weights: impl Iterator<Item = &'w Packed<'a>>) -> Option<Self> {
+        let mut needed = None::<Self>;
+        for weights in weights {
+            if let Form::Int(form) = weights.form() {
+                needed.get_or_insert_default().add(form);
+            }
+        }
+        needed
+    }
+
+    fn add(&mut self, form: IntForm) {
         if let Some(index) = start_index(form) {
             self.0[index] = true;
         }
@@ -113,16 +126,9 @@ impl Activations {
         }
     }
 
-    /// Returns the most columns that a row may have.
-    #[must_use]
-    pub fn cols_max(&self) -> usize {
-        self.cols_max
-    }
-
-    /// Returns the most tokens of one call.
-    #[must_use]
-    pub fn tokens_max(&self) -> usize {
-        self.tokens_max
+    /// Returns whether so many tokens and columns fit.
+    pub(crate) fn fits(&self, tokens: usize, cols: usize) -> bool {
+        cols <= self.cols_max && tokens <= self.tokens_max
     }
 
     /// Overwrites the buffers with zeros, so that nothing of the last input stays.
@@ -143,30 +149,26 @@ impl Activations {
         x: &[f32],
         cols: usize,
     ) {
-        let blocks = cols / BLOCK_LEN;
-        let starts = self.starts.each_mut().map(|starts| Disjoint::new(starts));
-        let quants = Disjoint::new(&mut self.quants);
-        let floats = [&mut self.scales, &mut self.biases, &mut self.sums];
-        let floats = floats.map(|floats| Disjoint::new(floats));
+        let writer = self.writer(needed, cols);
         let panels = x.len().div_ceil(PANEL_TOKENS * cols);
         pool.run(panels, &|panel| {
             let first = panel * PANEL_TOKENS;
             let x = &x[first * cols..x.len().min((first + PANEL_TOKENS) * cols)];
-            let width = x.len() / cols;
-            // SAFETY: each task has a panel of its own, and panels do not overlap.
-            let quants = unsafe { quants.part(first * cols, width * cols) };
-            let [scales, biases, sums] = floats.each_ref().map(|floats| {
-                // SAFETY: as above.
-                unsafe { floats.part(first * blocks, width * blocks) }
-            });
-            let starts = core::array::from_fn(|kind| {
-                let subs = if needed.0[kind] { cols / START_KINDS[kind].sub_len } else { 0 };
-                // SAFETY: as above.
-                unsafe { starts[kind].part(first * subs, width * subs) }
-            });
-            let target = PanelMut { width, quants, scales, biases, sums, starts };
-            quantize_panel(isa, x, cols, target);
+            // SAFETY: each task has a panel of its own.
+            unsafe { writer.write(isa, first, 0..cols / BLOCK_LEN, x) }
         });
+    }
+
+    /// Returns what writes tokens of `cols` columns, for products that need those starts.
+    pub(crate) fn writer(&mut self, needed: StartsNeeded, cols: usize) -> Writer<'_> {
+        let floats = [&mut self.scales, &mut self.biases, &mut self.sums];
+        Writer {
+            needed,
+            cols,
+            quants: Disjoint::new(&mut self.quants),
+            floats: floats.map(|floats| Disjoint::new(floats)),
+            starts: self.starts.each_mut().map(|starts| Disjoint::new(starts)),
+        }
     }
 
     /// Returns all blocks of a panel, for weights of a form that `quantize` was told of.
@@ -215,7 +217,48 @@ impl<'a> Panel<'a> {
     }
 }
 
-/// Where a panel is written; as [`Panel`], with every kind of starts.
+/// Writes the panels of a call, from several threads.
+pub(crate) struct Writer<'a> {
+    needed: StartsNeeded,
+    cols: usize,
+    quants: Disjoint<'a, i8>,
+    /// Scales, biases, sums.
+    floats: [Disjoint<'a, f32>; 3],
+    starts: [Disjoint<'a, i32>; START_KINDS.len()],
+}
+
+impl Writer<'_> {
+    /// Quantises some blocks of columns of the panel whose first token is `first`.
+    ///
+    /// Shape: `x: [tokens of the panel, columns of the blocks]`.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else may work on these blocks of this panel meanwhile.
+    pub(crate) unsafe fn write(&self, isa: Isa, first: usize, blocks: Range<usize>, x: &[f32]) {
+        let cols = blocks.len() * BLOCK_LEN;
+        let width = x.len() / cols;
+        // Where the blocks start in an array that has an element for so many columns of a token.
+        let at =
+            |cols_each: usize| (first * self.cols + blocks.start * BLOCK_LEN * width) / cols_each;
+        // SAFETY: the blocks of a panel are contiguous, and the caller has them alone.
+        let quants = unsafe { self.quants.part(at(1), width * cols) };
+        let [scales, biases, sums] = self.floats.each_ref().map(|floats| {
+            // SAFETY: as above.
+            unsafe { floats.part(at(BLOCK_LEN), width * blocks.len()) }
+        });
+        let starts = core::array::from_fn(|kind| {
+            let sub_len = START_KINDS[kind].sub_len;
+            let len = if self.needed.0[kind] { width * cols / sub_len } else { 0 };
+            // SAFETY: as above.
+            unsafe { self.starts[kind].part(at(sub_len), len) }
+        });
+        let target = PanelMut { width, quants, scales, biases, sums, starts };
+        quantize_panel(isa, x, cols, target);
+    }
+}
+
+/// Where blocks of a panel are written; as [`Panel`], with every kind of starts.
 pub(crate) struct PanelMut<'a> {
     width: usize,
     quants: &'a mut [i8],

@@ -1,6 +1,6 @@
 //! The buffers of a forward pass, allocated once.
 
-use kernels::Activations as Quantized;
+use kernels::{Activations as Quantized, Hidden};
 use kernels::ops::{Place, Rope};
 
 use super::{Model, ModelConfig, Options};
@@ -23,10 +23,8 @@ pub(super) struct Activations {
     pub(super) heads: Vec<f32>,
     /// `[tokens, kv_dim]`: normalised keys.
     pub(super) k_normed: Vec<f32>,
-    /// `[tokens, ffn_dim]`
-    pub(super) gate: Vec<f32>,
-    /// `[tokens, ffn_dim]`
-    pub(super) up: Vec<f32>,
+    /// What lies inside a feed-forward half.
+    pub(super) hidden: Hidden,
     /// `[logits_max, vocab_size]`
     pub(super) logits: Vec<f32>,
     /// Where each token stands.
@@ -48,6 +46,7 @@ impl Activations {
         let buffer = |len: usize| vec![0.0; tokens * len];
         let rope =
             |base, factors| Rope::new(config.rope_pairs, config.rope_dims, base, factors, tokens);
+        let downs = model.weights.layers.iter().map(|layer| layer.down);
         Self {
             x: buffer(config.embed_dim),
             normed: buffer(config.embed_dim),
@@ -57,8 +56,7 @@ impl Activations {
             v: buffer(config.kv_dim()),
             heads: buffer(config.q_dim()),
             k_normed: buffer(if config.extra_norms { config.kv_dim() } else { 0 }),
-            gate: buffer(config.ffn_dim),
-            up: buffer(config.ffn_dim),
+            hidden: Hidden::new(options.precision, downs, tokens),
             logits: vec![0.0; options.logits_max * config.vocab_size],
             places: Vec::with_capacity(tokens),
             wanted: Vec::with_capacity(options.logits_max),
@@ -69,7 +67,7 @@ impl Activations {
     }
 }
 
-/// Returns the columns of the widest matrix.
+/// Returns the columns of the widest matrix, but for the last of a feed-forward half.
 fn widest_input(config: &ModelConfig) -> usize {
-    config.embed_dim.max(config.q_dim()).max(config.ffn_dim)
+    config.embed_dim.max(config.q_dim())
 }

@@ -109,23 +109,19 @@ impl Run<'_> {
     /// Adds a layer's feed-forward half to `x`.
     fn feed_forward(&self, a: &mut Activations, layer: &Layer<'_>, kind: ops::Gate) {
         let (n, isa) = (self.tokens, self.options.isa);
-        let (embed, ffn) = (layer.ffn_norm.len(), layer.gate.rows());
+        let embed = layer.ffn_norm.len();
         self.norm(&a.x, &layer.ffn_norm, &mut a.normed);
-        let (gate, up) = (&mut a.gate[..n * ffn], &mut a.up[..n * ffn]);
-        gemm(
+        kernels::feed_forward(
             self.pool,
             isa,
             self.options.precision,
             &mut a.quantized,
+            &mut a.hidden,
+            &layer.feed_forward(kind),
             &a.normed[..n * embed],
             n,
-            &mut [
-                Product { weights: layer.gate, out: gate },
-                Product { weights: layer.up, out: up },
-            ],
+            &mut a.delta[..n * embed],
         );
-        ops::gate(self.pool, isa, kind, up, gate);
-        self.multiply(&mut a.quantized, &layer.down, gate, &mut a.delta[..n * embed]);
         self.add_delta(layer.post_ffw_norm.as_deref(), a);
     }
 

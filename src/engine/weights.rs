@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use kernels::{Packed, TensorType};
+use kernels::ops::Gate;
+use kernels::{FeedForward, Packed, TensorType};
 
 use super::config::Architecture;
 use super::{Error, ModelConfig};
@@ -137,6 +138,13 @@ pub(super) struct Layer<'m> {
     pub(super) down: Packed<'m>,
     /// `[embed_dim]`
     pub(super) post_ffw_norm: Option<Vec<f32>>,
+}
+
+impl Layer<'_> {
+    /// Returns the matrices of the feed-forward half.
+    pub(super) fn feed_forward(&self, kind: Gate) -> FeedForward<'_> {
+        FeedForward { kind, gate: self.gate, up: self.up, down: self.down }
+    }
 }
 
 /// The weights of a model.

@@ -26,12 +26,16 @@ const GELU_CUBE: f32 = 0.044_715;
 pub fn gate(pool: &Pool, isa: Isa, kind: Gate, up: &[f32], gate: &mut [f32]) {
     assert_eq!(up.len(), gate.len(), "both have the same shape");
     over_rows(pool, gate, 1, &|first, gate| {
-        let up = &up[first..][..gate.len()];
-        match kind {
-            Gate::Silu => per_isa!(isa, silu, up: &[f32], gate: &mut [f32]),
-            Gate::GeluTanh => per_isa!(isa, gelu, up: &[f32], gate: &mut [f32]),
-        }
+        gate_part(isa, kind, &up[first..][..gate.len()], gate);
     });
+}
+
+/// As [`gate`], for what one task has.
+pub(crate) fn gate_part(isa: Isa, kind: Gate, up: &[f32], gate: &mut [f32]) {
+    match kind {
+        Gate::Silu => per_isa!(isa, silu, up: &[f32], gate: &mut [f32]),
+        Gate::GeluTanh => per_isa!(isa, gelu, up: &[f32], gate: &mut [f32]),
+    }
 }
 
 #[inline(always)]

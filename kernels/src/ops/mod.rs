@@ -19,6 +19,7 @@ mod tests;
 
 pub use attention::{AttentionShape, KvPages, KvPagesMut, PAGE_LEN, Place, attention, store_kv};
 pub use elementwise::{add, add_bias, scale};
+pub(crate) use gate::gate_part;
 pub use gate::{Gate, gate};
 pub use norm::rms_norm;
 pub use rope::{Rope, RopePairs};
