@@ -1,8 +1,7 @@
 //! Grouped-query attention over a paged cache.
 //!
-//! A page holds [`PAGE_LEN`] positions of one KV head: `K: [head_dim][32]`, so that lanes are
-//! positions, then `V: [32][head_dim]`, so that lanes are dimensions. A row (one token, one head)
-//! meets the pages of its positions in order:
+//! A row (one token, one head) meets the pages of its positions in order (`K` and `V` as in
+//! `kv_pages`, as 32-bit floats):
 //!
 //! ```text
 //! s[p] = scale * Σ_d q[d] K[d][p]                       d in order
@@ -15,13 +14,12 @@
 
 use half::f16;
 
+use super::kv_pages::{KvPages, PAGE_LEN, Quantized, Source, page_of};
 use super::lanes::{self, LANES, Lanes, Vector};
 use super::per_isa;
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 
-/// Positions of a page.
-pub const PAGE_LEN: usize = 32;
 /// Rows that one task works on: what is read of a page serves them all.
 const ROWS_MAX: usize = 64;
 /// The scores of one row in one page.
@@ -52,11 +50,6 @@ impl AttentionShape {
         self.n_heads / self.n_kv_heads
     }
 
-    /// Returns the values of one KV head's page: keys, then values.
-    fn page_size(&self) -> usize {
-        2 * PAGE_LEN * self.head_dim
-    }
-
     fn check(&self) {
         assert!(self.n_heads.is_multiple_of(self.n_kv_heads), "heads come in whole groups");
         assert!(self.group() <= Self::GROUP_MAX, "a group has at most 64 heads");
@@ -76,86 +69,6 @@ pub struct Place {
     pub table: usize,
     /// Its position in the sequence.
     pub position: usize,
-}
-
-/// One layer's keys and values: `[page][kv_head][K then V]`.
-#[derive(Clone, Copy, Debug)]
-pub enum KvPages<'a> {
-    /// As 32-bit floats.
-    F32(&'a [f32]),
-    /// As 16-bit floats.
-    F16(&'a [f16]),
-}
-
-/// One layer's keys and values, to be written.
-#[derive(Debug)]
-pub enum KvPagesMut<'a> {
-    /// As 32-bit floats.
-    F32(&'a mut [f32]),
-    /// As 16-bit floats.
-    F16(&'a mut [f16]),
-}
-
-/// Stores the keys and values of a batch.
-///
-/// Shapes: `k, v: [places, n_kv_heads, head_dim]`; `tables` holds page numbers. A value that
-/// 16 bits cannot hold becomes the largest that they can.
-///
-/// # Panics
-///
-/// Panics if a shape does not fit or a page does not exist.
-pub fn store_kv(
-    shape: &AttentionShape,
-    pages: KvPagesMut<'_>,
-    tables: &[u32],
-    places: &[Place],
-    k: &[f32],
-    v: &[f32],
-) {
-    let store = Store { shape, tables, places, k, v };
-    match pages {
-        KvPagesMut::F32(pages) => store.run(pages, |value| value),
-        KvPagesMut::F16(pages) => store.run(pages, |value| {
-            f16::from_f32(value.clamp(f16::MIN.to_f32_const(), f16::MAX.to_f32_const()))
-        }),
-    }
-}
-
-struct Store<'a> {
-    shape: &'a AttentionShape,
-    tables: &'a [u32],
-    places: &'a [Place],
-    k: &'a [f32],
-    v: &'a [f32],
-}
-
-impl Store<'_> {
-    fn run<T: Copy>(&self, pages: &mut [T], convert: impl Fn(f32) -> T) {
-        let (n_kv_heads, dim) = (self.shape.n_kv_heads, self.shape.head_dim);
-        assert_eq!(self.k.len(), self.places.len() * n_kv_heads * dim, "keys of every place");
-        assert_eq!(self.v.len(), self.k.len(), "values of every place");
-        let heads = self.k.chunks_exact(dim).zip(self.v.chunks_exact(dim));
-        for (i, (k, v)) in heads.enumerate() {
-            let (place, head) = (self.places[i / n_kv_heads], i % n_kv_heads);
-            let page = page_of(self.shape, self.tables, place.table, place.position / PAGE_LEN);
-            let slot = place.position % PAGE_LEN;
-            let start = (page + head) * self.shape.page_size();
-            let page = &mut pages[start..][..self.shape.page_size()];
-            let (keys, values) = page.split_at_mut(PAGE_LEN * dim);
-            for (lanes, k) in keys.chunks_exact_mut(PAGE_LEN).zip(k) {
-                lanes[slot] = convert(*k);
-            }
-            for (value, v) in values[slot * dim..][..dim].iter_mut().zip(v) {
-                *value = convert(*v);
-            }
-        }
-    }
-}
-
-/// Returns the first KV head of a sequence's page, counted over all pages.
-#[inline(always)]
-fn page_of(shape: &AttentionShape, tables: &[u32], table: usize, page: usize) -> usize {
-    tables[table + page] as usize * shape.n_kv_heads
 }
 
 /// Lets every token of a batch attend to what the cache holds up to its position.
@@ -197,6 +110,12 @@ pub fn attention(
             KvPages::F16(pages) => {
                 per_isa!(isa, block_f16, task: &Task<'_>, pages: &[f16], first: usize, end: usize);
             }
+            KvPages::Q8_0(quants, scales) => {
+                let pages = Quantized { quants, scales };
+                per_isa!(
+                    isa, block_q8_0, task: &Task<'_>, pages: Quantized<'_>, first: usize, end: usize
+                );
+            }
         }
     });
 }
@@ -228,25 +147,6 @@ impl Task<'_> {
     }
 }
 
-/// An element of a page.
-trait Element: Copy {
-    fn widen<V: Vector>(vector: V, source: &[Self; LANES]) -> Lanes;
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn widen<V: Vector>(_: V, source: &[f32; LANES]) -> Lanes {
-        *source
-    }
-}
-
-impl Element for f16 {
-    #[inline(always)]
-    fn widen<V: Vector>(vector: V, source: &[f16; LANES]) -> Lanes {
-        vector.widen(source)
-    }
-}
-
 #[inline(always)]
 fn block_f32<V: Vector>(vector: V, task: &Task<'_>, pages: &[f32], first: usize, end: usize) {
     block(vector, task, pages, first, end);
@@ -257,9 +157,20 @@ fn block_f16<V: Vector>(vector: V, task: &Task<'_>, pages: &[f16], first: usize,
     block(vector, task, pages, first, end);
 }
 
+#[inline(always)]
+fn block_q8_0<V: Vector>(
+    vector: V,
+    task: &Task<'_>,
+    pages: Quantized<'_>,
+    first: usize,
+    end: usize,
+) {
+    block(vector, task, pages, first, end);
+}
+
 /// Works on the tokens `first..end`: runs of neighbours in one sequence, one after another.
 #[inline(always)]
-fn block<V: Vector, T: Element>(vector: V, task: &Task<'_>, pages: &[T], first: usize, end: usize) {
+fn block<V: Vector, S: Source>(vector: V, task: &Task<'_>, pages: S, first: usize, end: usize) {
     let mut start = first;
     while start < end {
         let place = task.places[start];
@@ -282,10 +193,10 @@ struct Rows {
 }
 
 #[inline(always)]
-fn run_of_tokens<V: Vector, T: Element>(
+fn run_of_tokens<V: Vector, S: Source>(
     vector: V,
     task: &Task<'_>,
-    pages: &[T],
+    pages: S,
     start: usize,
     len: usize,
 ) {
@@ -307,17 +218,17 @@ fn run_of_tokens<V: Vector, T: Element>(
         let sees = |i: &usize| shape.start(place.position + i) < from + PAGE_LEN;
         let active_start = from.saturating_sub(place.position);
         let active_end = active_start + (active_start..len).take_while(sees).count();
-        let at = (page_of(shape, task.tables, place.table, page) + task.head) * shape.page_size();
-        let (keys, values) = pages[at..][..shape.page_size()].split_at(PAGE_LEN * shape.head_dim);
+        let head = page_of(shape, task.tables, place.table, page) + task.head;
+        let page = pages.head(head, shape.head_dim);
         let active = active_start * group..active_end * group;
-        score_page(vector, task, keys, start, active.clone(), &mut rows);
+        score_page(vector, task, page, start, active.clone(), &mut rows);
         for row in active.clone() {
             let position = place.position + row / group;
             let low = shape.start(position).saturating_sub(from);
             let high = (position + 1 - from).min(PAGE_LEN);
             weigh_row(shape.scale, low, high, row, &mut rows);
         }
-        add_page(vector, task, values, start, active, &rows);
+        add_page(vector, task, page, start, active, &rows);
     }
     for row in 0..len * group {
         let total = rows.total[row];
@@ -351,22 +262,22 @@ macro_rules! in_groups {
 
 /// Computes `Σ_d q[d] K[d][p]` for the rows, 16 dimensions at a time.
 #[inline(always)]
-fn score_page<V: Vector, T: Element>(
+fn score_page<V: Vector, S: Source>(
     vector: V,
     task: &Task<'_>,
-    keys: &[T],
+    page: S,
     start: usize,
     active: core::ops::Range<usize>,
     rows: &mut Rows,
 ) {
     rows.scores[active.clone()].fill([0.0; PAGE_LEN]);
-    let (vectors, _) = keys.as_chunks::<LANES>();
     let mut wide = [[[0.0; LANES]; 2]; LANES];
-    for (strip, vectors) in vectors.chunks_exact(2 * LANES).enumerate() {
-        for (wide, pair) in wide.iter_mut().zip(vectors.chunks_exact(2)) {
-            *wide = [T::widen(vector, &pair[0]), T::widen(vector, &pair[1])];
+    for dim in (0..task.shape.head_dim).step_by(LANES) {
+        let scales = page.key_scales(vector, dim);
+        for (i, wide) in wide.iter_mut().enumerate() {
+            *wide = page.keys(vector, dim + i, &scales);
         }
-        let (dim, wide, scores) = (strip * LANES, &wide, &mut rows.scores);
+        let (wide, scores) = (&wide, &mut rows.scores);
         in_groups!(V::WIDE, active, score_strip(task, start, dim, wide, scores));
     }
 }
@@ -426,10 +337,10 @@ fn weigh_row(scale: f32, low: usize, high: usize, row: usize, rows: &mut Rows) {
 
 /// Adds the weighted values of a page to the outputs, 16 dimensions at a time.
 #[inline(always)]
-fn add_page<V: Vector, T: Element>(
+fn add_page<V: Vector, S: Source>(
     vector: V,
     task: &Task<'_>,
-    values: &[T],
+    page: S,
     start: usize,
     active: core::ops::Range<usize>,
     rows: &Rows,
@@ -437,9 +348,9 @@ fn add_page<V: Vector, T: Element>(
     let dim_len = task.shape.head_dim;
     let mut wide = [[0.0; LANES]; PAGE_LEN];
     for dim in (0..dim_len).step_by(LANES) {
-        for (wide, values) in wide.iter_mut().zip(values.chunks_exact(dim_len)) {
-            let values = values[dim..].first_chunk().expect("a head has whole strips");
-            *wide = T::widen(vector, values);
+        let scales = page.value_scales(vector, dim, dim_len);
+        for (position, wide) in wide.iter_mut().enumerate() {
+            *wide = page.values(vector, position, dim, dim_len, &scales);
         }
         let wide = &wide;
         in_groups!(V::WIDE, active, add_strip(task, start, dim, wide, rows));

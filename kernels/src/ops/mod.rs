@@ -10,6 +10,7 @@
 mod attention;
 mod elementwise;
 mod gate;
+mod kv_pages;
 mod lanes;
 mod norm;
 mod rope;
@@ -17,10 +18,11 @@ mod select;
 #[cfg(test)]
 mod tests;
 
-pub use attention::{AttentionShape, KvPages, KvPagesMut, PAGE_LEN, Place, attention, store_kv};
+pub use attention::{AttentionShape, Place, attention};
 pub use elementwise::{add, add_bias, scale};
 pub(crate) use gate::gate_part;
 pub use gate::{Gate, gate};
+pub use kv_pages::{KV_BLOCK_LEN, KvPages, KvPagesMut, PAGE_LEN, store_kv};
 pub use norm::rms_norm;
 pub use rope::{Rope, RopePairs};
 pub use select::{nth_largest, threshold_of_weight, weigh};

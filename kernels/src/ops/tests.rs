@@ -2,7 +2,6 @@
 
 use half::f16;
 
-use super::attention::PAGE_LEN;
 use super::*;
 use crate::isa::Isa;
 
@@ -133,6 +132,14 @@ fn rope_turns_pairs_and_leaves_the_rest() {
     }
 }
 
+/// How a page holds its values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Held {
+    F32,
+    F16,
+    Q8_0,
+}
+
 /// A cache with the pages of one sequence in a shuffled order.
 struct Cache {
     shape: AttentionShape,
@@ -141,31 +148,67 @@ struct Cache {
     v: Vec<f32>,
     f32s: Vec<f32>,
     f16s: Vec<f16>,
+    quants: Vec<i8>,
+    scales: Vec<f16>,
 }
 
 impl Cache {
     fn new(shape: AttentionShape, len: usize) -> Self {
-        let mut values = Values(len as u64 + 99);
         let row = shape.n_kv_heads * shape.head_dim;
-        // Values that 16 bits hold exactly, so that both stores have one meaning.
+        let mut values = Values(len as u64 + 99);
+        // Values that 16 bits hold exactly, so that both stores of floats have one meaning.
         let mut exact =
             |n| values.many(n).iter().map(|x| f16::from_f32(*x).to_f32()).collect::<Vec<_>>();
-        let (k, v) = (exact(len * row), exact(len * row));
-        let n_pages = len.div_ceil(PAGE_LEN);
-        let tables: Vec<u32> = (0..u32::try_from(n_pages).unwrap()).rev().collect();
-        let size = n_pages * 2 * PAGE_LEN * row;
-        let places = places(0..len);
-        let mut cache =
-            Self { shape, tables, k, v, f32s: vec![0.0; size], f16s: vec![f16::ZERO; size] };
-        let Cache { tables, k, v, f32s, f16s, .. } = &mut cache;
-        store_kv(&shape, KvPagesMut::F32(f32s), tables, &places, k, v);
-        store_kv(&shape, KvPagesMut::F16(f16s), tables, &places, k, v);
-        cache
+        Self::of(shape, exact(len * row), exact(len * row))
     }
 
-    fn attend(&self, pool: &Pool, isa: Isa, f16: bool, places: &[Place], q: &[f32]) -> Vec<f32> {
+    fn of(shape: AttentionShape, k: Vec<f32>, v: Vec<f32>) -> Self {
+        let len = k.len() / (shape.n_kv_heads * shape.head_dim);
+        let n_pages = len.div_ceil(PAGE_LEN);
+        let tables: Vec<u32> = (0..u32::try_from(n_pages).unwrap()).rev().collect();
+        let size = n_pages * 2 * PAGE_LEN * shape.n_kv_heads * shape.head_dim;
+        let places = places(0..len);
+        let (mut f32s, mut f16s) = (vec![0.0; size], vec![f16::ZERO; size]);
+        let store =
+            |isa, pages: KvPagesMut<'_>| store_kv(isa, &shape, pages, &tables, &places, &k, &v);
+        store(Isa::Reference, KvPagesMut::F32(&mut f32s));
+        store(Isa::Reference, KvPagesMut::F16(&mut f16s));
+        let mut quantized = None;
+        let isas = if shape.head_dim % KV_BLOCK_LEN == 0 { Isa::available() } else { Vec::new() };
+        for isa in isas {
+            let (mut quants, mut scales) = (vec![0; size], vec![f16::ZERO; size / KV_BLOCK_LEN]);
+            store(isa, KvPagesMut::Q8_0(&mut quants, &mut scales));
+            let found = (quants, scales);
+            let first = quantized.get_or_insert_with(|| found.clone());
+            assert!(*first == found, "{} stores other bytes", isa.name());
+        }
+        let (quants, scales) = quantized.unwrap_or_default();
+        Self { shape, tables, k, v, f32s, f16s, quants, scales }
+    }
+
+    /// The cache of the floats that the small integers of this one stand for.
+    fn dequantized(&self) -> Self {
+        let AttentionShape { n_kv_heads, head_dim: dim, .. } = self.shape;
+        let float = |i: usize, values: bool| {
+            let (row, d) = (i / dim, i % dim);
+            let (position, head) = (row / n_kv_heads, row % n_kv_heads);
+            let page = self.tables[position / PAGE_LEN] as usize * n_kv_heads + head;
+            let (page, slot) = (page * 2 + usize::from(values), position % PAGE_LEN);
+            let at = if values { slot * dim + d } else { d * PAGE_LEN + slot };
+            let scale = self.scales[page * dim + d / KV_BLOCK_LEN * PAGE_LEN + slot];
+            f32::from(self.quants[page * PAGE_LEN * dim + at]) * scale.to_f32()
+        };
+        let floats = |values| (0..self.k.len()).map(|i| float(i, values)).collect();
+        Self::of(self.shape, floats(false), floats(true))
+    }
+
+    fn attend(&self, pool: &Pool, isa: Isa, held: Held, places: &[Place], q: &[f32]) -> Vec<f32> {
         let mut out = vec![f32::NAN; q.len()];
-        let pages = if f16 { KvPages::F16(&self.f16s) } else { KvPages::F32(&self.f32s) };
+        let pages = match held {
+            Held::F32 => KvPages::F32(&self.f32s),
+            Held::F16 => KvPages::F16(&self.f16s),
+            Held::Q8_0 => KvPages::Q8_0(&self.quants, &self.scales),
+        };
         attention(pool, isa, &self.shape, pages, &self.tables, places, q, &mut out);
         out
     }
@@ -203,8 +246,8 @@ fn attention_is_its_formula_for_every_grouping_and_window() {
             let cache = Cache::new(shape, len);
             let q = Values(5).many(len * n_heads * head_dim);
             let all = places(0..len);
-            let out = same_everywhere(|pool, isa| cache.attend(pool, isa, false, &all, &q));
-            let out_f16 = same_everywhere(|pool, isa| cache.attend(pool, isa, true, &all, &q));
+            let out = same_everywhere(|pool, isa| cache.attend(pool, isa, Held::F32, &all, &q));
+            let out_f16 = same_everywhere(|pool, isa| cache.attend(pool, isa, Held::F16, &all, &q));
             assert_eq!(out, out_f16);
             for (i, (out, q)) in out.chunks(head_dim).zip(q.chunks(head_dim)).enumerate() {
                 let want = cache.define(i / n_heads, i % n_heads, q);
@@ -217,8 +260,35 @@ fn attention_is_its_formula_for_every_grouping_and_window() {
 }
 
 #[test]
+fn attention_over_small_integers_is_that_over_the_floats_they_stand_for() {
+    for (n_heads, n_kv_heads, head_dim) in [(9, 3, 32), (12, 2, 64), (7, 1, 96), (33, 1, 32)] {
+        for (window, len) in [(None, 75), (Some(1), 33), (Some(16), 64), (Some(40), 97)] {
+            let shape = AttentionShape { n_heads, n_kv_heads, head_dim, scale: 0.3, window };
+            let cache = Cache::new(shape, len);
+            let floats = cache.dequantized();
+            let pairs = [(&floats.k, &cache.k), (&floats.v, &cache.v)];
+            for (block, floats) in pairs.iter().flat_map(|(floats, values)| {
+                values.chunks(KV_BLOCK_LEN).zip(floats.chunks(KV_BLOCK_LEN))
+            }) {
+                let step = block.iter().fold(0.0_f32, |most, x| most.max(x.abs())) / 127.0;
+                for (x, float) in block.iter().zip(floats) {
+                    assert!((x - float).abs() < step * 0.57, "{x} became {float}");
+                }
+            }
+            let q = Values(5).many(len * n_heads * head_dim);
+            let all = places(0..len);
+            let out = same_everywhere(|pool, isa| cache.attend(pool, isa, Held::Q8_0, &all, &q));
+            let pool = Pool::new(1);
+            assert_eq!(out, floats.attend(&pool, Isa::Reference, Held::F32, &all, &q));
+        }
+    }
+}
+
+#[test]
 fn attention_of_a_token_does_not_depend_on_its_chunk() {
-    for window in [None, Some(20)] {
+    for (window, held) in
+        [None, Some(20)].into_iter().flat_map(|w| [(w, Held::F16), (w, Held::Q8_0)])
+    {
         let shape = AttentionShape { n_heads: 6, n_kv_heads: 2, head_dim: 32, scale: 0.5, window };
         let len = 70;
         let cache = Cache::new(shape, len);
@@ -226,22 +296,65 @@ fn attention_of_a_token_does_not_depend_on_its_chunk() {
         let q = Values(3).many(len * row);
         let pool = Pool::new(2);
         for isa in Isa::available() {
-            let whole = cache.attend(&pool, isa, true, &places(0..len), &q);
+            let whole = cache.attend(&pool, isa, held, &places(0..len), &q);
             for chunk in [1, 3, 32, 33] {
                 for start in (0..len).step_by(chunk) {
                     let end = (start + chunk).min(len);
                     let (from, to) = (start * row, end * row);
-                    let part = cache.attend(&pool, isa, true, &places(start..end), &q[from..to]);
+                    let part = cache.attend(&pool, isa, held, &places(start..end), &q[from..to]);
                     assert_eq!(part, whole[from..to]);
                 }
             }
             // Tokens of a batch need not be neighbours.
             let mixed = [Place { table: 0, position: 69 }, Place { table: 0, position: 2 }];
             let q_mixed = [&q[69 * row..], &q[2 * row..3 * row]].concat();
-            let out = cache.attend(&pool, isa, true, &mixed, &q_mixed);
+            let out = cache.attend(&pool, isa, held, &mixed, &q_mixed);
             assert_eq!(out, [&whole[69 * row..], &whole[2 * row..3 * row]].concat());
         }
     }
+}
+
+/// A head of one position with these keys, and what is stored of them.
+fn stored(keys: [f32; 32]) -> (f16, [i8; 32]) {
+    let shape =
+        AttentionShape { n_heads: 1, n_kv_heads: 1, head_dim: 32, scale: 1.0, window: None };
+    let cache = Cache::of(shape, keys.to_vec(), keys.to_vec());
+    let found = core::array::from_fn(|d| cache.quants[d * PAGE_LEN]);
+    assert_eq!(cache.quants[PAGE_LEN * 32..][..32], found, "values are as keys");
+    assert_eq!(cache.scales[0], cache.scales[32]);
+    (cache.scales[0], found)
+}
+
+#[test]
+fn small_integers_are_the_nearest_and_even_between_two() {
+    let mut keys: [f32; 32] = core::array::from_fn(|i| i as f32 / 2.0 - 8.0);
+    keys[31] = -127.0;
+    let want = [
+        -8, -8, -7, -6, -6, -6, -5, -4, -4, -4, -3, -2, -2, -2, -1, 0, 0, 0, 1, 2, 2, 2, 3, 4, 4,
+        4, 5, 6, 6, 6, 7, -127,
+    ];
+    assert_eq!(stored(keys), (f16::ONE, want));
+    assert_eq!(stored(keys.map(|x| x / 64.0)), (f16::from_f32(1.0 / 64.0), want));
+}
+
+#[test]
+fn small_integers_saturate_and_take_anything() {
+    let one = |x: f32| {
+        let mut keys = [0.0; 32];
+        keys[7] = x;
+        let (scale, quants) = stored(keys);
+        assert!(quants.iter().enumerate().all(|(i, quant)| i == 7 || *quant == 0));
+        (scale, quants[7])
+    };
+    assert_eq!(one(0.0), (f16::ZERO, 0));
+    assert_eq!(one(1e9), (f16::MAX, 127));
+    assert_eq!(one(f32::NEG_INFINITY), (f16::MAX, -127));
+    assert_eq!(one(1e-30), (f16::ZERO, 0));
+    let (scale, quant) = one(1e-4);
+    assert!((scale.to_f32() * f32::from(quant) - 1e-4).abs() < 3e-6, "{scale} {quant}");
+    let mut keys = [1.0; 32];
+    keys[3] = f32::NAN;
+    stored(keys);
 }
 
 #[test]
@@ -250,7 +363,8 @@ fn sixteen_bits_saturate() {
         AttentionShape { n_heads: 1, n_kv_heads: 1, head_dim: 16, scale: 1.0, window: None };
     let mut pages = vec![f16::ZERO; 2 * PAGE_LEN * 16];
     let (k, v) = ([1e9; 16], [-1e9; 16]);
-    store_kv(&shape, KvPagesMut::F16(&mut pages), &[0], &places(0..1), &k, &v);
+    let pages_mut = KvPagesMut::F16(&mut pages);
+    store_kv(Isa::Reference, &shape, pages_mut, &[0], &places(0..1), &k, &v);
     assert_eq!(pages[0], f16::MAX);
     assert_eq!(pages[PAGE_LEN * 16], f16::MIN);
 }

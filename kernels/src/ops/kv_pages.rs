@@ -1,0 +1,314 @@
+//! The pages of the cache: how keys and values lie in them, are written and are read.
+//!
+//! A page holds [`PAGE_LEN`] positions. For each KV head it has the keys, `[head_dim][32]`, so
+//! that lanes are positions, then the values, `[32][head_dim]`, so that lanes are dimensions:
+//! one run of memory for a task of attention. Pages of 8 bits hold small integers in that order,
+//! and beside them a 16-bit scale for each block of 32 dimensions of a position,
+//! `[K, V][head_dim / 32][32]`:
+//!
+//! ```text
+//! scale = f16(max |x| / 127)      q = round(x / scale), -127 to 127      x ≈ scale * q
+//! ```
+//!
+//! A position's block depends on nothing but its own 32 values, and the product is exact in 32
+//! bits: attention over such pages is attention over the floats that they stand for.
+
+use half::f16;
+
+use super::attention::{AttentionShape, Place};
+use super::lanes::{self, LANES, Lanes, Vector};
+use super::per_isa;
+use crate::isa::Isa;
+
+/// Positions of a page.
+pub const PAGE_LEN: usize = 32;
+/// Dimensions of a head that share a scale in pages of 8 bits.
+pub const KV_BLOCK_LEN: usize = 32;
+/// The largest small integer.
+const QUANT_MAX: f32 = 127.0;
+/// 1.5 × 2^23: adding it rounds to an integer, which the low byte then holds.
+const ROUND: f32 = 12_582_912.0;
+
+/// One layer's keys and values: `[page][kv_head][K then V]`.
+#[derive(Clone, Copy, Debug)]
+pub enum KvPages<'a> {
+    /// As 32-bit floats.
+    F32(&'a [f32]),
+    /// As 16-bit floats.
+    F16(&'a [f16]),
+    /// As 8-bit integers, each block of 32 with a 16-bit scale.
+    Q8_0(&'a [i8], &'a [f16]),
+}
+
+/// One layer's keys and values, to be written.
+#[derive(Debug)]
+pub enum KvPagesMut<'a> {
+    /// As 32-bit floats.
+    F32(&'a mut [f32]),
+    /// As 16-bit floats.
+    F16(&'a mut [f16]),
+    /// As 8-bit integers, each block of 32 with a 16-bit scale.
+    Q8_0(&'a mut [i8], &'a mut [f16]),
+}
+
+/// Stores the keys and values of a batch.
+///
+/// Shapes: `k, v: [places, n_kv_heads, head_dim]`; `tables` holds page numbers. A value that
+/// the pages cannot hold becomes the largest that they can.
+///
+/// # Panics
+///
+/// Panics if a shape does not fit or a page does not exist.
+#[expect(clippy::too_many_arguments, reason = "a batch is places, tables, keys and values")]
+pub fn store_kv(
+    isa: Isa,
+    shape: &AttentionShape,
+    pages: KvPagesMut<'_>,
+    tables: &[u32],
+    places: &[Place],
+    k: &[f32],
+    v: &[f32],
+) {
+    assert_eq!(k.len(), places.len() * shape.n_kv_heads * shape.head_dim, "keys of every place");
+    assert_eq!(v.len(), k.len(), "values of every place");
+    let store = &Store { shape, tables, places, k, v };
+    match pages {
+        KvPagesMut::F32(pages) => store.floats(pages, |value| value),
+        KvPagesMut::F16(pages) => store.floats(pages, |value| {
+            f16::from_f32(value.clamp(f16::MIN.to_f32_const(), f16::MAX.to_f32_const()))
+        }),
+        KvPagesMut::Q8_0(quants, scales) => {
+            assert!(shape.head_dim.is_multiple_of(KV_BLOCK_LEN), "a head has whole blocks");
+            per_isa!(isa, store_q8_0, store: &Store<'_>, quants: &mut [i8], scales: &mut [f16]);
+        }
+    }
+}
+
+struct Store<'a> {
+    shape: &'a AttentionShape,
+    tables: &'a [u32],
+    places: &'a [Place],
+    k: &'a [f32],
+    v: &'a [f32],
+}
+
+impl Store<'_> {
+    /// Calls `each(head of the page, position in the page, keys, values)` for each place's heads.
+    #[inline(always)]
+    fn heads(&self, mut each: impl FnMut(usize, usize, &[f32], &[f32])) {
+        let (n_kv_heads, dim) = (self.shape.n_kv_heads, self.shape.head_dim);
+        let heads = self.k.chunks_exact(dim).zip(self.v.chunks_exact(dim));
+        for (i, (k, v)) in heads.enumerate() {
+            let (place, head) = (self.places[i / n_kv_heads], i % n_kv_heads);
+            let page = page_of(self.shape, self.tables, place.table, place.position / PAGE_LEN);
+            each(page + head, place.position % PAGE_LEN, k, v);
+        }
+    }
+
+    fn floats<T: Copy>(&self, pages: &mut [T], convert: impl Fn(f32) -> T) {
+        let dim = self.shape.head_dim;
+        self.heads(|head, slot, k, v| {
+            let page = &mut pages[head * 2 * PAGE_LEN * dim..][..2 * PAGE_LEN * dim];
+            let (keys, values) = page.split_at_mut(PAGE_LEN * dim);
+            for (lanes, k) in keys.chunks_exact_mut(PAGE_LEN).zip(k) {
+                lanes[slot] = convert(*k);
+            }
+            for (value, v) in values[slot * dim..][..dim].iter_mut().zip(v) {
+                *value = convert(*v);
+            }
+        });
+    }
+}
+
+#[inline(always)]
+fn store_q8_0<V: Vector>(_: V, store: &Store<'_>, quants: &mut [i8], scales: &mut [f16]) {
+    let dim = store.shape.head_dim;
+    store.heads(|head, slot, k, v| {
+        let quants = &mut quants[head * 2 * PAGE_LEN * dim..][..2 * PAGE_LEN * dim];
+        let (keys, values) = quants.split_at_mut(PAGE_LEN * dim);
+        let scales = &mut scales[head * 2 * dim..][..2 * dim];
+        let (key_scales, value_scales) = scales.split_at_mut(dim);
+        let (k, v) = (k.as_chunks::<KV_BLOCK_LEN>().0, v.as_chunks::<KV_BLOCK_LEN>().0);
+        let blocks = keys.chunks_exact_mut(KV_BLOCK_LEN * PAGE_LEN);
+        let blocks = blocks.zip(key_scales.chunks_exact_mut(PAGE_LEN));
+        for ((keys, scales), k) in blocks.zip(k) {
+            let (scale, quants) = quantize(k);
+            scales[slot] = scale;
+            for (lanes, quant) in keys.chunks_exact_mut(PAGE_LEN).zip(quants) {
+                lanes[slot] = quant;
+            }
+        }
+        let blocks = values[slot * dim..][..dim].chunks_exact_mut(KV_BLOCK_LEN);
+        let blocks = blocks.zip(value_scales.chunks_exact_mut(PAGE_LEN));
+        for ((values, scales), v) in blocks.zip(v) {
+            let (scale, quants) = quantize(v);
+            scales[slot] = scale;
+            values.copy_from_slice(&quants);
+        }
+    });
+}
+
+/// Returns the scale and the small integers of a block.
+#[inline(always)]
+fn quantize(block: &[f32; KV_BLOCK_LEN]) -> (f16, [i8; KV_BLOCK_LEN]) {
+    let largest: Lanes =
+        core::array::from_fn(|i| lanes::larger(block[i].abs(), block[i + LANES].abs()));
+    let wanted = lanes::max(largest) / QUANT_MAX;
+    let held = if wanted > f16::MAX.to_f32_const() { f16::MAX.to_f32_const() } else { wanted };
+    let scale = f16::from_f32_const(held);
+    let float = scale.to_f32_const();
+    let inverse = if float > 0.0 { 1.0 / float } else { 0.0 };
+    #[expect(clippy::cast_possible_truncation, reason = "the low byte is the integer")]
+    let quants = block.map(|value| {
+        let value = value * inverse;
+        let low = if value < -QUANT_MAX { -QUANT_MAX } else { value };
+        let held = if low > QUANT_MAX { QUANT_MAX } else { low };
+        (held + ROUND).to_bits() as i8
+    });
+    (scale, quants)
+}
+
+/// Returns the first KV head of a sequence's page, counted over all pages.
+#[inline(always)]
+pub(super) fn page_of(shape: &AttentionShape, tables: &[u32], table: usize, page: usize) -> usize {
+    tables[table + page] as usize * shape.n_kv_heads
+}
+
+/// Pages as attention reads them: as 32-bit floats.
+pub(super) trait Source: Copy {
+    /// Returns one KV head of a page, counted over all pages.
+    fn head(self, index: usize, head_dim: usize) -> Self;
+
+    /// Returns what the keys of a block of dimensions are scaled by, a lane for each position.
+    fn key_scales<V: Vector>(self, vector: V, dim: usize) -> [Lanes; 2];
+
+    /// Returns the keys of a dimension.
+    fn keys<V: Vector>(self, vector: V, dim: usize, scales: &[Lanes; 2]) -> [Lanes; 2];
+
+    /// Returns what the values of a block of dimensions are scaled by, one for each position.
+    fn value_scales<V: Vector>(self, vector: V, dim: usize, head_dim: usize) -> [Lanes; 2];
+
+    /// Returns 16 values of a position, from the dimension `dim` on.
+    fn values<V: Vector>(
+        self,
+        vector: V,
+        position: usize,
+        dim: usize,
+        head_dim: usize,
+        scales: &[Lanes; 2],
+    ) -> Lanes;
+}
+
+/// A float of a page.
+trait Element: Copy {
+    fn widen<V: Vector>(vector: V, source: &[Self; LANES]) -> Lanes;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widen<V: Vector>(_: V, source: &[f32; LANES]) -> Lanes {
+        *source
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn widen<V: Vector>(vector: V, source: &[f16; LANES]) -> Lanes {
+        vector.widen(source)
+    }
+}
+
+impl<T: Element> Source for &[T] {
+    #[inline(always)]
+    fn head(self, index: usize, head_dim: usize) -> Self {
+        &self[index * 2 * PAGE_LEN * head_dim..][..2 * PAGE_LEN * head_dim]
+    }
+
+    #[inline(always)]
+    fn key_scales<V: Vector>(self, _: V, _: usize) -> [Lanes; 2] {
+        [[1.0; LANES]; 2]
+    }
+
+    #[inline(always)]
+    fn keys<V: Vector>(self, vector: V, dim: usize, _: &[Lanes; 2]) -> [Lanes; 2] {
+        let keys = &self[dim * PAGE_LEN..][..PAGE_LEN].as_chunks::<LANES>().0;
+        [T::widen(vector, &keys[0]), T::widen(vector, &keys[1])]
+    }
+
+    #[inline(always)]
+    fn value_scales<V: Vector>(self, _: V, _: usize, _: usize) -> [Lanes; 2] {
+        [[1.0; LANES]; 2]
+    }
+
+    #[inline(always)]
+    fn values<V: Vector>(
+        self,
+        vector: V,
+        position: usize,
+        dim: usize,
+        head_dim: usize,
+        _: &[Lanes; 2],
+    ) -> Lanes {
+        let at = (PAGE_LEN + position) * head_dim + dim;
+        T::widen(vector, self[at..].first_chunk().expect("a head has whole strips"))
+    }
+}
+
+/// Pages of 8-bit integers.
+#[derive(Clone, Copy)]
+pub(super) struct Quantized<'a> {
+    pub(super) quants: &'a [i8],
+    pub(super) scales: &'a [f16],
+}
+
+impl Quantized<'_> {
+    /// Returns the scales of one block of all positions.
+    #[inline(always)]
+    fn block_scales<V: Vector>(self, vector: V, at: usize) -> [Lanes; 2] {
+        let scales = &self.scales[at..][..PAGE_LEN].as_chunks::<LANES>().0;
+        [vector.widen(&scales[0]), vector.widen(&scales[1])]
+    }
+}
+
+impl Source for Quantized<'_> {
+    #[inline(always)]
+    fn head(self, index: usize, head_dim: usize) -> Self {
+        Self {
+            quants: &self.quants[index * 2 * PAGE_LEN * head_dim..][..2 * PAGE_LEN * head_dim],
+            scales: &self.scales[index * 2 * head_dim..][..2 * head_dim],
+        }
+    }
+
+    #[inline(always)]
+    fn key_scales<V: Vector>(self, vector: V, dim: usize) -> [Lanes; 2] {
+        self.block_scales(vector, dim / KV_BLOCK_LEN * PAGE_LEN)
+    }
+
+    #[inline(always)]
+    fn keys<V: Vector>(self, _: V, dim: usize, scales: &[Lanes; 2]) -> [Lanes; 2] {
+        let keys = &self.quants[dim * PAGE_LEN..][..PAGE_LEN].as_chunks::<LANES>().0;
+        core::array::from_fn(|half| {
+            core::array::from_fn(|i| f32::from(keys[half][i]) * scales[half][i])
+        })
+    }
+
+    #[inline(always)]
+    fn value_scales<V: Vector>(self, vector: V, dim: usize, head_dim: usize) -> [Lanes; 2] {
+        self.block_scales(vector, head_dim + dim / KV_BLOCK_LEN * PAGE_LEN)
+    }
+
+    #[inline(always)]
+    fn values<V: Vector>(
+        self,
+        _: V,
+        position: usize,
+        dim: usize,
+        head_dim: usize,
+        scales: &[Lanes; 2],
+    ) -> Lanes {
+        let at = (PAGE_LEN + position) * head_dim + dim;
+        let values: &[i8; LANES] = self.quants[at..].first_chunk().expect("whole strips");
+        let scale = scales[position / LANES][position % LANES];
+        values.map(|value| f32::from(value) * scale)
+    }
+}
