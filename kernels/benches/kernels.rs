@@ -1,17 +1,22 @@
 //! Speed of the matrix products against this machine's limits.
 //!
-//! `cargo bench -p kernels -- [--quick] [--threads N] [--isa NAME] [--format NAME]`
+//! `cargo bench -p kernels -- [--quick] [--threads N] [--isa NAME] [--format NAME|attention]`
 //!
 //! Decode (one token) is held against the read bandwidth over a weight set larger than any
-//! cache, prefill (512 tokens) against the peak of the 8-bit dot product instruction. Each
-//! figure is that of a run which only a tenth of many short runs beat: neighbours on the machine
-//! make most runs slower, and a single lucky one proves nothing.
+//! cache, and so is attention over 4,096 positions; prefill (512 tokens) against the peak of the
+//! 8-bit dot product instruction. Each figure is that of a run which only a tenth of many short
+//! runs beat: neighbours on the machine make most runs slower, and a single lucky one proves
+//! nothing.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
 
 use std::hint::black_box;
 
+use half::f16;
 use kernels::limits::{BANDWIDTH_SIZE, fast_run, int8_peak, read_bandwidth};
+use kernels::ops::{
+    AttentionShape, KV_BLOCK_LEN, KvPages, KvPagesMut, PAGE_LEN, Place, attention, store_kv,
+};
 use kernels::{
     Activations, Isa, Packed, Pool, Precision, Product, TensorType, gemm, pack, packed_size,
 };
@@ -22,6 +27,11 @@ const DECODE_SIZE_QUICK: usize = 64 << 20;
 const SHAPE: (usize, usize) = (8960, 1536);
 /// The same for prefill.
 const SHAPE_PREFILL: (usize, usize) = (1536, 1536);
+
+/// Positions before the token of an attention run.
+const ATTENTION_DEPTH: usize = 4096;
+/// Query heads, KV heads and their values: SmolLM2-135M, Qwen2.5-1.5B, Gemma 3 270M.
+const ATTENTION_SHAPES: [(usize, usize, usize); 3] = [(9, 3, 64), (12, 2, 128), (4, 1, 256)];
 
 const FORMATS: [TensorType; 12] = [
     TensorType::Q4_K,
@@ -72,6 +82,17 @@ fn main() {
                 prefill(&pool, isa, ty, (tokens, precision), peak);
             }
         }
+        if options.format.as_deref().is_none_or(|name| name == "attention")
+            && (isa != Isa::Reference || options.isa.is_some())
+        {
+            for (n_heads, n_kv_heads, head_dim) in ATTENTION_SHAPES {
+                let shape =
+                    AttentionShape { n_heads, n_kv_heads, head_dim, scale: 0.1, window: None };
+                for is_q8_0 in [false, true] {
+                    attend(&pool, isa, &shape, is_q8_0, options.is_quick, bandwidth);
+                }
+            }
+        }
     }
 }
 
@@ -111,6 +132,58 @@ fn decode(pool: &Pool, isa: Isa, ty: TensorType, is_quick: bool, bandwidth: f64)
     });
     let rate = matrix.len() as f64 / seconds;
     report("decode 1 token", ty, isa, (rate, "GB/s"), rate / bandwidth);
+}
+
+/// One token after many, through the caches of many layers.
+fn attend(
+    pool: &Pool,
+    isa: Isa,
+    shape: &AttentionShape,
+    is_q8_0: bool,
+    is_quick: bool,
+    bandwidth: f64,
+) {
+    let row = shape.n_kv_heads * shape.head_dim;
+    let layer_len = 2 * ATTENTION_DEPTH * row;
+    let layers = if is_quick { 1 } else { BANDWIDTH_SIZE.div_ceil(layer_len) };
+    let n_scales = layer_len / KV_BLOCK_LEN;
+    let tables: Vec<u32> = (0..ATTENTION_DEPTH / PAGE_LEN).map(|page| page as u32).collect();
+    let places: Vec<_> =
+        (0..ATTENTION_DEPTH).map(|position| Place { table: 0, position }).collect();
+    let keys = activations(ATTENTION_DEPTH * row);
+    let (mut f16s, mut quants, mut scales) = (Vec::new(), Vec::new(), Vec::new());
+    if is_q8_0 {
+        (quants, scales) = (vec![0; layers * layer_len], vec![f16::ZERO; layers * n_scales]);
+        for (quants, scales) in quants.chunks_mut(layer_len).zip(scales.chunks_mut(n_scales)) {
+            let pages = KvPagesMut::Q8_0(quants, scales);
+            store_kv(isa, shape, pages, &tables, &places, &keys, &keys);
+        }
+    } else {
+        f16s = vec![f16::ZERO; layers * layer_len];
+        for pages in f16s.chunks_mut(layer_len) {
+            let pages = KvPagesMut::F16(pages);
+            store_kv(isa, shape, pages, &tables, &places, &keys, &keys);
+        }
+    }
+    let q = activations(shape.n_heads * shape.head_dim);
+    let mut out = vec![0.0; q.len()];
+    let mut layer = 0;
+    let seconds = fast_run(layers.max(8) * 4, || {
+        let pages = if is_q8_0 {
+            let quants = &quants[layer * layer_len..][..layer_len];
+            KvPages::Q8_0(quants, &scales[layer * n_scales..][..n_scales])
+        } else {
+            KvPages::F16(&f16s[layer * layer_len..][..layer_len])
+        };
+        attention(pool, isa, shape, pages, &tables, &places[places.len() - 1..], &q, &mut out);
+        black_box(&mut out);
+        layer = (layer + 1) % layers;
+    });
+    let bytes = if is_q8_0 { layer_len + 2 * n_scales } else { 2 * layer_len };
+    let rate = bytes as f64 / seconds;
+    let name = format!("attend {}/{}x{}", shape.n_heads, shape.n_kv_heads, shape.head_dim);
+    let ty = if is_q8_0 { TensorType::Q8_0 } else { TensorType::F16 };
+    report(&name, ty, isa, (rate, "GB/s"), rate / bandwidth);
 }
 
 /// Many tokens through one matrix.

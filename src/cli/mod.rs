@@ -26,7 +26,9 @@ use std::error::Error;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::engine::KvType;
 
 /// How a command that could be carried out ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +41,25 @@ pub enum Verdict {
 
 /// What a subcommand returns; an error is printed and ends with exit code 2.
 pub type Outcome = Result<Verdict, Box<dyn Error>>;
+
+/// How the fast mode keeps keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kv {
+    /// 16-bit floats.
+    F16,
+    /// 8-bit integers, 32 with a 16-bit scale.
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl From<Kv> for KvType {
+    fn from(kv: Kv) -> Self {
+        match kv {
+            Kv::F16 => Self::F16,
+            Kv::Q8_0 => Self::Q8_0,
+        }
+    }
+}
 
 /// Private LLM inference on your own hardware, with a log that proves what happened.
 #[derive(Parser, Debug)]

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use super::golden::log_sum;
 use super::packed_file::PackedFile;
-use super::{Outcome, Verdict, print};
+use super::{Kv, Outcome, Verdict, print};
 use crate::engine::{BatchToken, Engine, Model, Options, SeqId, argmax};
 use crate::tokenizer::{Markup, Tokenizer};
 
@@ -32,7 +32,8 @@ const BYTES_A_POSITION: u64 = 64;
 /// Measures the fast mode against the exact mode.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  cloister model distance model.gguf book.txt\n  \
-    cloister model distance model.gguf book.txt --positions 8192 --context 2048 --json\n\n\
+    cloister model distance model.gguf book.txt --positions 8192 --context 2048 --json\n  \
+    cloister model distance model.gguf book.txt --kv q8_0\n\n\
     Kullback-Leibler divergences are of the fast mode from the exact mode, in nats.")]
 pub struct Arguments {
     /// The model, a plain GGUF file.
@@ -48,6 +49,9 @@ pub struct Arguments {
     /// Tokens of a window of the text, each computed on its own [default: 512].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1 << 24))]
     context: Option<u32>,
+    /// How the fast mode keeps keys and values; the exact mode keeps 32-bit floats.
+    #[arg(long, value_enum, default_value_t = Kv::F16)]
+    kv: Kv,
     /// Instruction set [default: the fastest].
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Isa::NAMES))]
     isa: Option<String>,
@@ -109,7 +113,9 @@ pub fn run(arguments: &Arguments) -> Outcome {
         None => CONTEXT_DEFAULT.min(context_max),
     };
     let progress = progress(u64::from(arguments.positions));
-    let found = measure(&model, (isa, threads), &text, positions, context, |done| {
+    let fast = Options { kv: arguments.kv.into(), ..Options::fast(isa, threads, context) };
+    let modes = [Options::exact(isa, threads, context), fast];
+    let found = measure(&model, modes, &text, positions, |done| {
         progress.set_position(done as u64);
     })?;
     progress.finish_and_clear();
@@ -149,17 +155,17 @@ fn read_text(path: &Path, len_max: u64) -> Result<String, Box<dyn Error>> {
     }
 }
 
-/// Computes a text in both modes, by windows of `context` tokens, and compares every position.
+/// Computes a text in both modes, by windows of the first one's context, and compares the second
+/// with the first at every position.
 ///
 /// # Errors
 ///
 /// Fails if the text is too short, or the engine or the tokenizer refuses the model.
 pub fn measure(
     model: &Model<'_>,
-    (isa, threads): (Isa, usize),
+    modes: [Options; 2],
     text: &str,
     positions: usize,
-    context: usize,
     tell: impl Fn(usize),
 ) -> Result<Distance, Box<dyn Error>> {
     let tokenizer = Tokenizer::from_metadata(&model.header().metadata)?;
@@ -172,9 +178,10 @@ pub fn measure(
         let found = tokens.len().saturating_sub(1);
         return Err(format!("--positions {positions}: the text has {found}").into());
     }
+    let context = modes[0].context_len;
     let options = |one: Options| Options { tokens_max: CHUNK, logits_max: CHUNK, ..one };
-    let mut exact = Engine::new(model, options(Options::exact(isa, threads, context)))?;
-    let mut fast = Engine::new(model, options(Options::fast(isa, threads, context)))?;
+    let mut exact = Engine::new(model, options(modes[0]))?;
+    let mut fast = Engine::new(model, options(modes[1]))?;
     let mut found = Found::default();
     // A window that starts with BOS holds one token of the text less.
     let step = context - usize::from(start.is_some());

@@ -64,6 +64,11 @@ pub enum Error {
     },
     /// An option of the engine is outside its bounds.
     BadOption(&'static str),
+    /// A head's keys and values are no whole number of 8-bit blocks.
+    KvBlocks {
+        /// Values of a head.
+        head_dim: usize,
+    },
     /// As many sequences run as the engine was made for.
     NoFreeSequence,
     /// The cache has too few free pages for the sequence.
@@ -132,6 +137,11 @@ impl fmt::Display for Error {
                 )
             }
             Self::BadOption(name) => write!(f, "engine option {name} is out of bounds"),
+            Self::KvBlocks { head_dim } => write!(
+                f,
+                "a cache in q8_0 takes heads of whole blocks of 32 values, and this model's have \
+                 {head_dim}; keep it in f16 (worker.kv = \"f16\", --kv f16)"
+            ),
             Self::NoFreeSequence => write!(f, "every sequence slot is taken"),
             Self::NoFreePages { needed, free } => {
                 write!(f, "the cache has {free} free pages of the {needed} that are needed")

@@ -97,7 +97,7 @@ impl Run<'_> {
         rope.apply(self.pool, shape.n_heads, head_dim, q);
         rope.apply(self.pool, shape.n_kv_heads, head_dim, k);
         let (pages, tables) = cache.layer_mut(index);
-        ops::store_kv(shape, pages, tables, &a.places, k, v);
+        ops::store_kv(isa, shape, pages, tables, &a.places, k, v);
         q = &mut *q;
         let (pages, tables) = (cache.layer(index), cache.tables());
         ops::attention(self.pool, isa, shape, pages, tables, &a.places, q, heads);

@@ -14,7 +14,7 @@
 
 use half::f16;
 use half::vec::HalfBitsVecExt as _;
-use kernels::ops::{KvPages, KvPagesMut, PAGE_LEN, Place};
+use kernels::ops::{KV_BLOCK_LEN, KvPages, KvPagesMut, PAGE_LEN, Place};
 
 use super::prefixes::{CacheDomain, Keep, PlaceIndex, Prefixes};
 use super::{Error, ModelConfig, Options};
@@ -26,13 +26,41 @@ pub enum KvType {
     F32,
     /// As 16-bit floats.
     F16,
+    /// As 8-bit integers, 32 of a head with a 16-bit scale: 34/64 of the bytes.
+    Q8_0,
 }
 
 impl KvType {
-    fn size(self) -> usize {
+    /// Returns the name that llama.cpp gives it too.
+    pub fn name(self) -> &'static str {
         match self {
-            Self::F32 => 4,
-            Self::F16 => 2,
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Q8_0 => "q8_0",
+        }
+    }
+
+    /// Returns the bytes of so many values, which are whole blocks.
+    fn size(self, len: usize) -> Option<usize> {
+        match self {
+            Self::F32 => len.checked_mul(size_of::<f32>()),
+            Self::F16 => len.checked_mul(size_of::<f16>()),
+            Self::Q8_0 => len.checked_add(len / KV_BLOCK_LEN * size_of::<f16>()),
+        }
+    }
+
+    /// Checks that a model's keys and values can be kept so.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::KvBlocks`] if a head has no whole number of blocks.
+    pub fn check(self, config: &ModelConfig) -> Result<(), Error> {
+        let head_dim = config.head_dim;
+        match self {
+            Self::Q8_0 if !head_dim.is_multiple_of(KV_BLOCK_LEN) => {
+                Err(Error::KvBlocks { head_dim })
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -71,6 +99,8 @@ struct Slot {
 enum Store {
     F32(Vec<f32>),
     F16(Vec<f16>),
+    /// The second vector has a scale for each [`KV_BLOCK_LEN`] of the first.
+    Q8_0(Vec<i8>, Vec<f16>),
 }
 
 /// The pool of pages and the sequences that own them.
@@ -95,8 +125,7 @@ pub(super) struct KvCache {
 impl KvCache {
     /// Returns the bytes of the pool; `None` if they cannot be addressed.
     pub(super) fn size(config: &ModelConfig, options: &Options) -> Option<usize> {
-        let a_position =
-            config.n_layers.checked_mul(2 * config.kv_dim())?.checked_mul(options.kv.size())?;
+        let a_position = options.kv.size(config.n_layers.checked_mul(2 * config.kv_dim())?)?;
         let size = n_pages(options)?.checked_mul(PAGE_LEN)?.checked_mul(a_position)?;
         isize::try_from(size).ok().map(|_| size)
     }
@@ -114,6 +143,7 @@ impl KvCache {
             store: match options.kv {
                 KvType::F32 => Store::F32(vec![0.0; len]),
                 KvType::F16 => Store::F16(untouched(len)),
+                KvType::Q8_0 => Store::Q8_0(vec![0; len], untouched(len / KV_BLOCK_LEN)),
             },
             layer_len,
             page_len,
@@ -236,15 +266,13 @@ impl KvCache {
     }
 
     fn erase(&mut self, page: usize) {
-        let at = page * self.page_len;
+        let pages = Pages { layer_len: self.layer_len, page, page_len: self.page_len };
         match &mut self.store {
-            Store::F32(store) => {
-                let layers = store.chunks_exact_mut(self.layer_len);
-                layers.for_each(|layer| layer[at..][..self.page_len].fill(0.0));
-            }
-            Store::F16(store) => {
-                let layers = store.chunks_exact_mut(self.layer_len);
-                layers.for_each(|layer| layer[at..][..self.page_len].fill(f16::ZERO));
+            Store::F32(store) => pages.fill(store, 0.0),
+            Store::F16(store) => pages.fill(store, f16::ZERO),
+            Store::Q8_0(quants, scales) => {
+                pages.fill(quants, 0);
+                pages.of_scales().fill(scales, f16::ZERO);
             }
         }
     }
@@ -312,6 +340,10 @@ impl KvCache {
         match &self.store {
             Store::F32(store) => KvPages::F32(&store[at..][..self.layer_len]),
             Store::F16(store) => KvPages::F16(&store[at..][..self.layer_len]),
+            Store::Q8_0(quants, scales) => KvPages::Q8_0(
+                &quants[at..][..self.layer_len],
+                &scales[at / KV_BLOCK_LEN..][..self.layer_len / KV_BLOCK_LEN],
+            ),
         }
     }
 
@@ -321,6 +353,10 @@ impl KvCache {
         let pages = match &mut self.store {
             Store::F32(store) => KvPagesMut::F32(&mut store[at..][..self.layer_len]),
             Store::F16(store) => KvPagesMut::F16(&mut store[at..][..self.layer_len]),
+            Store::Q8_0(quants, scales) => KvPagesMut::Q8_0(
+                &mut quants[at..][..self.layer_len],
+                &mut scales[at / KV_BLOCK_LEN..][..self.layer_len / KV_BLOCK_LEN],
+            ),
         };
         (pages, &self.tables)
     }
@@ -331,6 +367,10 @@ impl KvCache {
         let is_zero = match &self.store {
             Store::F32(store) => store.iter().all(|value| value.to_bits() == 0),
             Store::F16(store) => store.iter().all(|value| value.to_bits() == 0),
+            Store::Q8_0(quants, scales) => {
+                quants.iter().all(|quant| *quant == 0)
+                    && scales.iter().all(|scale| scale.to_bits() == 0)
+            }
         };
         is_zero && self.prefixes.is_zero()
     }
@@ -351,6 +391,27 @@ impl KvCache {
     #[cfg(test)]
     pub(super) fn unused_pages(&self) -> usize {
         self.free.len()
+    }
+}
+
+/// One page in every layer of a store.
+struct Pages {
+    layer_len: usize,
+    page: usize,
+    page_len: usize,
+}
+
+impl Pages {
+    fn of_scales(&self) -> Self {
+        let Self { layer_len, page, page_len } = *self;
+        Self { layer_len: layer_len / KV_BLOCK_LEN, page, page_len: page_len / KV_BLOCK_LEN }
+    }
+
+    fn fill<T: Copy>(&self, store: &mut [T], value: T) {
+        let at = self.page * self.page_len;
+        for layer in store.chunks_exact_mut(self.layer_len) {
+            layer[at..][..self.page_len].fill(value);
+        }
     }
 }
 

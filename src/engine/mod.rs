@@ -91,7 +91,8 @@ impl Options {
         }
     }
 
-    /// The fast mode: activations as bytes, a cache of 16-bit floats. One sequence.
+    /// The fast mode: activations as bytes, a cache of 16-bit floats, which may be set to one of
+    /// 8-bit integers. One sequence.
     pub fn fast(isa: Isa, threads: usize, context_len: usize) -> Self {
         let exact = Self::exact(isa, threads, context_len);
         Self { precision: Precision::Int8, kv: KvType::F16, ..exact }
@@ -147,7 +148,8 @@ impl<'m> Engine<'m> {
     ///
     /// # Errors
     ///
-    /// [`Error::BadOption`] names an option that is 0 or too large.
+    /// [`Error::BadOption`] names an option that is 0 or too large; [`Error::KvBlocks`] if the
+    /// model's keys and values cannot be kept as asked.
     pub fn new(model: &'m Model<'m>, options: Options) -> Result<Self, Error> {
         options.check(model.config())?;
         Self::on(Pool::new(options.threads), model, options)
@@ -161,6 +163,7 @@ impl<'m> Engine<'m> {
     pub fn on(pool: Pool, model: &'m Model<'m>, options: Options) -> Result<Self, Error> {
         let config = model.config();
         options.check(config)?;
+        options.kv.check(config)?;
         Self::cache_size(config, &options)?;
         if pool.threads() != options.threads {
             return Err(Error::BadOption("threads"));

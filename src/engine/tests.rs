@@ -24,7 +24,7 @@ fn config() -> ModelConfig {
         ffn_dim: 32,
         n_heads: 2,
         n_kv_heads: 2,
-        head_dim: 16,
+        head_dim: 32,
         vocab_size: 8,
         context_len: 128,
         norm_epsilon: 1e-5,
@@ -45,7 +45,7 @@ fn options(kv: KvType) -> Options {
 
 #[test]
 fn sequences_are_admitted_by_pages_and_leave_zeros() {
-    for ty in [KvType::F32, KvType::F16] {
+    for ty in [KvType::F32, KvType::F16, KvType::Q8_0] {
         let config = config();
         let mut cache = KvCache::new(&config, &options(ty));
         let start = |cache: &mut KvCache, len| cache.start(None, &[], len).map(|(seq, _)| seq);
@@ -94,6 +94,22 @@ fn positions_are_taken_back_but_not_those_that_are_shared() {
     assert!(cache.is_zero(), "what was taken back is zeroed too");
 }
 
+#[test]
+fn eight_bits_take_34_bytes_for_64_and_whole_blocks_only() {
+    let config = config();
+    let size = |kv| KvCache::size(&config, &options(kv)).unwrap();
+    // Three pages of two layers, two heads of 32 keys and values each.
+    assert_eq!(size(KvType::F16), 96 * 2 * 2 * 64 * 2);
+    assert_eq!(size(KvType::Q8_0) * 64, size(KvType::F16) * 34);
+    assert_eq!(KvType::Q8_0.check(&config), Ok(()));
+    let config = ModelConfig { head_dim: 48, ..config };
+    assert_eq!(KvType::F16.check(&config), Ok(()));
+    let error = KvType::Q8_0.check(&config).unwrap_err();
+    assert_eq!(error, Error::KvBlocks { head_dim: 48 });
+    let text = error.to_string();
+    assert!(["48", "worker.kv", "--kv f16"].iter().all(|word| text.contains(word)), "{text}");
+}
+
 fn domain(number: u8) -> CacheDomain {
     CacheDomain([number; 16])
 }
@@ -108,8 +124,10 @@ fn write(cache: &mut KvCache, config: &ModelConfig, seq: SeqId, token: u32, valu
     let place = cache.advance(seq, token).unwrap();
     for layer in 0..config.n_layers {
         let (pages, tables) = cache.layer_mut(layer);
-        let values = [value; 32];
-        kernels::ops::store_kv(&config.attention(layer), pages, tables, &[place], &values, &values);
+        let values = [value; 64];
+        let shape = config.attention(layer);
+        let isa = Isa::Reference;
+        kernels::ops::store_kv(isa, &shape, pages, tables, &[place], &values, &values);
     }
 }
 
@@ -133,18 +151,22 @@ fn holds(cache: &KvCache, config: &ModelConfig, seq: SeqId, tokens: &[u32]) -> b
         let page = cache.page(seq, position / 32).unwrap() as usize;
         (0..config.n_layers).all(|layer| {
             let at = page * page_len + position % 32;
-            let found = match cache.layer(layer) {
-                kernels::ops::KvPages::F32(pages) => pages[at],
-                kernels::ops::KvPages::F16(pages) => pages[at].to_f32(),
-            };
-            found == value(&tokens[..=position])
+            let want = value(&tokens[..=position]);
+            match cache.layer(layer) {
+                kernels::ops::KvPages::F32(pages) => pages[at] == want,
+                kernels::ops::KvPages::F16(pages) => pages[at].to_f32() == want,
+                kernels::ops::KvPages::Q8_0(quants, scales) => {
+                    let scale = scales[page * page_len / 32 + position % 32];
+                    quants[at] == 127 && scale == half::f16::from_f32(want / 127.0)
+                }
+            }
         })
     })
 }
 
 #[test]
 fn a_prefix_is_found_in_whole_pages_by_its_own_domain_alone() {
-    for ty in [KvType::F32, KvType::F16] {
+    for ty in [KvType::F32, KvType::F16, KvType::Q8_0] {
         let config = config();
         let mut cache = KvCache::new(&config, &keeping(ty));
         let text: Vec<u32> = (0..96).collect();

@@ -425,8 +425,10 @@ pub struct WorkerConfig {
     pub threads: u16,
     /// The processor of each thread; none leaves them to the system.
     pub processors: Vec<u16>,
-    /// f32 activations and f32 KV instead of int8 and f16.
+    /// f32 activations and f32 KV instead of int8 and what `kv` says.
     pub exact: bool,
+    /// How keys and values are kept.
+    pub kv: KvFormat,
     /// Longest context, in tokens; 0 takes the model's own.
     pub context_len_tokens: u32,
     /// Most requests at once.
@@ -439,6 +441,15 @@ pub struct WorkerConfig {
     pub prefix_keep_s: u32,
     /// Most tokens of an answer that are guessed and verified at once; 0 guesses none.
     pub guess_tokens: u16,
+}
+
+/// How a worker keeps keys and values.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KvFormat {
+    /// 16-bit floats.
+    F16,
+    /// 8-bit integers, 32 with a 16-bit scale.
+    Q8_0,
 }
 
 /// The right to have one request served.
@@ -513,6 +524,8 @@ pub enum ToLoader {
     Load {
         /// Plaintext bytes to expect, so that memory is reserved once.
         len_max_bytes: u64,
+        /// How the worker will keep keys and values; a model that cannot be served so is refused.
+        kv: KvFormat,
     },
     /// The digest and signature hold: parse and repack.
     Verified,

@@ -158,6 +158,7 @@ fn worker_control(visit: &mut impl Visit) {
         threads: 2,
         processors: vec![0, 1023],
         exact: true,
+        kv: KvFormat::F16,
         context_len_tokens: 0,
         sequences_max: 4,
         prefix_domains: 4,
@@ -191,7 +192,7 @@ fn opener_and_loader(visit: &mut impl Visit) {
     visit.message(ToOpener::OpenPlain);
     visit.message(ToOpener::FileKey(Zeroizing::new([9; 16])));
     visit.message(ToOpener::NoMatch);
-    visit.message(ToLoader::Load { len_max_bytes: 1 << 34 });
+    visit.message(ToLoader::Load { len_max_bytes: 1 << 34, kv: KvFormat::Q8_0 });
     visit.message(ToLoader::Verified);
     visit.message(FromLoader::Received { len_bytes: 1 });
     visit.message(FromLoader::Progress { done_bytes: 1, total_bytes: 2 });

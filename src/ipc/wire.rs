@@ -6,7 +6,7 @@ use super::codec::{Decode, Encode, Limit, Message, Reader, Writer, fields, varia
 use super::message::{
     CONTROL_FRAME_LEN_MAX_BYTES, DATA_FRAME_LEN_MAX_BYTES, Denial, Digest, EndReport, Endpoint,
     Failure, Finish, FromGateway, FromLoader, FromOpener, FromWorker, GatewayConfig, Generate,
-    LOGIT_BIAS_COUNT_MAX, ListenerKind, MESSAGES_COUNT_MAX, ModelIndex, ModelInfo,
+    KvFormat, LOGIT_BIAS_COUNT_MAX, ListenerKind, MESSAGES_COUNT_MAX, ModelIndex, ModelInfo,
     NAME_LEN_MAX_BYTES, OpenCheck, Outcome, Prompt, RequestId, STOP_COUNT_MAX, STOP_LEN_MAX_BYTES,
     Sampling, Ticket, ToGateway, ToLoader, ToOpener, ToWorker, ToWorkerControl, WorkerConfig,
     WorkerReport,
@@ -225,6 +225,7 @@ fields!(WorkerConfig {
     threads,
     processors: Limit::count(PROCESSORS_COUNT_MAX),
     exact,
+    kv,
     context_len_tokens,
     sequences_max,
     prefix_domains,
@@ -232,6 +233,8 @@ fields!(WorkerConfig {
     prefix_keep_s,
     guess_tokens,
 });
+
+variants!(KvFormat { 1 F16, 2 Q8_0 });
 
 fields!(Ticket { request, cache_domain, max_tokens, deadline_ms });
 
@@ -269,7 +272,7 @@ variants!(OpenCheck {
     6 Io,
 });
 
-variants!(ToLoader { 1 Load { len_max_bytes }, 2 Verified });
+variants!(ToLoader { 1 Load { len_max_bytes, kv }, 2 Verified });
 
 impl Message for ToLoader {
     const NAME: &'static str = "ToLoader";

@@ -17,9 +17,9 @@ use std::process::ExitCode;
 use kernels::Pool;
 use nix::errno::Errno;
 
-use crate::engine::ImageLayout;
+use crate::engine::{ImageLayout, KvType};
 use crate::gguf::{self, Header};
-use crate::ipc::message::{FromLoader, ToLoader};
+use crate::ipc::message::{FromLoader, KvFormat, ToLoader};
 use crate::ipc::{self, Channel};
 use crate::sandbox::{self, Role, Sandboxed};
 use crate::sys::memory::{PrivateMemory, UnsealedMemory};
@@ -120,7 +120,7 @@ fn serve(_: &Sandboxed, control: &Channel, pool: &Pool) -> Result<(), Error> {
 
 fn load(control: &Channel, pool: &Pool) -> Result<(), End> {
     let (order, mut descriptors) = control.recv().map_err(broken)?;
-    let (ToLoader::Load { len_max_bytes }, Some(pipe)) = (order, descriptors.pop()) else {
+    let (ToLoader::Load { len_max_bytes, kv }, Some(pipe)) = (order, descriptors.pop()) else {
         return Err(End::Broken(Error::Order));
     };
     let (mut source, len) = receive(pipe, len_max_bytes)?;
@@ -131,10 +131,19 @@ fn load(control: &Channel, pool: &Pool) -> Result<(), End> {
     };
     let header = gguf::parse(&source[..len], len_bytes).map_err(Refusal::Header)?;
     let layout = ImageLayout::new(&header).map_err(Refusal::Engine)?;
+    kv_type(kv).check(layout.config()).map_err(Refusal::Engine)?;
     let image = pack((control, pool), &mut source, &header, &layout)?;
     let len_bytes = image.len() as u64;
     let image = image.seal().map_err(Refusal::Memory)?;
     control.send(&FromLoader::Sealed { len_bytes }, &[image.as_fd()]).map_err(broken)
+}
+
+/// What the engine calls a way of keeping keys and values.
+pub(crate) fn kv_type(format: KvFormat) -> KvType {
+    match format {
+        KvFormat::F16 => KvType::F16,
+        KvFormat::Q8_0 => KvType::Q8_0,
+    }
 }
 
 fn broken(error: ipc::Error) -> End {

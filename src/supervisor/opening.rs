@@ -18,7 +18,9 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::pipe2;
 
-use crate::ipc::message::{Digest, FromLoader, FromOpener, OpenCheck, ToLoader, ToOpener};
+use crate::ipc::message::{
+    Digest, FromLoader, FromOpener, KvFormat, OpenCheck, ToLoader, ToOpener,
+};
 use crate::ipc::{self, Channel, Message};
 use crate::package::digest::hash_through;
 use crate::package::keys::Identity;
@@ -43,6 +45,8 @@ pub(super) struct Job<'a> {
     pub(super) statement: Option<&'a Verified<Statement>>,
     /// The identity that opens age files.
     pub(super) identity: Option<&'a Identity>,
+    /// How its worker will keep keys and values.
+    pub(super) kv: KvFormat,
 }
 
 /// An opened model.
@@ -136,7 +140,7 @@ impl Opening<'_> {
         let len_max_bytes =
             file_len(job.file).map_err(|errno| Refusal::System("look at the model", errno))?;
         let source = self.start_opener(job)?;
-        let target = self.start_loader(len_max_bytes)?;
+        let target = self.start_loader(len_max_bytes, job.kv)?;
         let unwraps_count = if job.is_encrypted { self.unwrap_key(job.identity)? } else { 0 };
         let (digest, len_bytes) = self.pass(source, target, len_max_bytes)?;
         match self.hear_opener()? {
@@ -165,10 +169,10 @@ impl Opening<'_> {
         Ok(source)
     }
 
-    fn start_loader(&self, len_max_bytes: u64) -> Result<OwnedFd, Refusal> {
+    fn start_loader(&self, len_max_bytes: u64, kv: KvFormat) -> Result<OwnedFd, Refusal> {
         let (far, target) = pipe()?;
         wait_for_nothing(&target)?;
-        send(self.loader, "loader", &ToLoader::Load { len_max_bytes }, &[far.as_fd()])?;
+        send(self.loader, "loader", &ToLoader::Load { len_max_bytes, kv }, &[far.as_fd()])?;
         Ok(target)
     }
 

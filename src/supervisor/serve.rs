@@ -518,6 +518,7 @@ impl Supervisor {
             threads: self.compute.threads,
             processors: self.compute.processors(index),
             exact: worker.activations == super::config::Activations::F32,
+            kv: worker.kv.format(),
             context_len_tokens: worker.context,
             sequences_max: worker.sequences,
             prefix_domains: worker.prefix_principals,

@@ -25,7 +25,7 @@ use crate::audit::principal_keys::hex;
 use crate::audit::record::{MissingCause, ModelFacts, StartFacts};
 use crate::audit::{Event, Found, Log, PrincipalKeys};
 use crate::ipc::Channel;
-use crate::ipc::message::{ListenerKind, ModelIndex};
+use crate::ipc::message::{KvFormat, ListenerKind, ModelIndex};
 use crate::package::age_stream::Decryptor;
 use crate::package::keys::Identity;
 use crate::sandbox::{self, Access, Allow, Ids, Role, Sandboxed};
@@ -139,7 +139,7 @@ pub(super) fn begin(
         let model = &config.models[usize::from(index.0)];
         let name = model.name.clone();
         match open_model(
-            model,
+            (model, config.worker.kv.format()),
             file,
             keys.identity.as_ref(),
             (&mut nursery, &signals),
@@ -217,7 +217,7 @@ fn policy_digest() -> String {
 
 /// Opens one model through an opener and a loader of its own.
 fn open_model(
-    model: &Model,
+    (model, kv): (&Model, KvFormat),
     file: ModelFile,
     identity: Option<&Identity>,
     (nursery, signals): (&mut Nursery, &SignalFd),
@@ -237,7 +237,8 @@ fn open_model(
         signals: signals.as_fd(),
         progress: &|step| terminal.show(step),
     };
-    let job = Job { file: &file.file, is_encrypted: model.is_encrypted(), statement, identity };
+    let is_encrypted = model.is_encrypted();
+    let job = Job { file: &file.file, is_encrypted, statement, identity, kv };
     let opened = opening.run(&job);
     terminal.end();
     // They have done their work or are not believed any more.

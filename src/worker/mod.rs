@@ -188,7 +188,8 @@ fn options(config: &WorkerConfig, model: &Model<'_>) -> Options {
     let one = if config.exact {
         Options::exact(isa, threads, context_len)
     } else {
-        Options::fast(isa, threads, context_len)
+        let kv = crate::loader::kv_type(config.kv);
+        Options { kv, ..Options::fast(isa, threads, context_len) }
     };
     Options {
         cache_len: context_len.saturating_mul(sequences_max),
@@ -215,7 +216,8 @@ fn describe(options: &Options, text: &Text) -> String {
     };
     let template =
         if text.has_no_template() { "; the model has no chat template: plain roles" } else { "" };
-    format!("{}, {} threads, {activations}{template}", options.isa.name(), options.threads)
+    let Options { isa, threads, kv, .. } = options;
+    format!("{}, {threads} threads, {activations}, {} cache{template}", isa.name(), kv.name())
 }
 
 /// A panic tells the supervisor where, never what.

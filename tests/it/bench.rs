@@ -53,6 +53,21 @@ fn every_speed_stands_beside_its_limit_even_with_more_threads_than_cores() {
 }
 
 #[test]
+fn keys_and_values_in_8_bits_take_34_bytes_for_64() {
+    let file = tiny("gemma3");
+    let bytes = |kv| {
+        let words = ["bench", &file, "--kv", kv, "--only", "decode", "--depth", "40"];
+        let options = ["--batch", "1", "--generate", "1", "--rounds", "1", "--json"];
+        let output = cloister(&[&words[..], &options[..]].concat(), "");
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(said["kv"], kv);
+        said["kv_bytes_per_position"].as_u64().unwrap()
+    };
+    assert_eq!(bytes("q8_0") * 64, bytes("f16") * 34);
+}
+
+#[test]
 fn a_round_is_run_for_each_line() {
     let file = tiny("llama");
     let words = ["bench", &file, "--stepwise", "--prompt", "9", "--depth", "3", "--batch", "2"];
@@ -73,6 +88,7 @@ fn wrong_arguments_are_refused_by_name() {
         (&["bench", &file, "--prompt", "99999"][..], "--prompt 99999"),
         (&["bench", &file, "--depth", "99999"], "--depth 99999"),
         (&["bench", &file, "--isa", "abacus"], "--isa"),
+        (&["bench", &file, "--kv", "q4_0"], "[possible values: f16, q8_0]"),
         (&["bench", &file, "--threads", "0"], "--threads"),
         (&["bench", &file, "--batch", "1,x"], "--batch"),
         (&["bench", "missing.gguf"], "missing.gguf"),
@@ -90,9 +106,9 @@ fn wrong_arguments_are_refused_by_name() {
 
 #[test]
 fn the_distance_of_the_fast_mode_is_measured_at_every_position() {
-    for name in ["llama", "gemma3"] {
+    for (name, kv) in [("llama", "f16"), ("gemma3", "f16"), ("gemma3", "q8_0")] {
         let file = tiny(name);
-        let words = ["model", "distance", &file, "LICENSE", "--positions", "150"];
+        let words = ["model", "distance", &file, "LICENSE", "--positions", "150", "--kv", kv];
         let options = ["--context", "70", "--json", "--threads", "2"];
         let output = cloister(&[&words[..], &options[..]].concat(), "");
         assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));

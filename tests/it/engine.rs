@@ -1,9 +1,10 @@
 //! The engine computes a sequence alike in any company, and refuses what it cannot compute by name.
 
 use cloister::cli::golden::PackedFile;
+use cloister::cli::model_distance::measure;
 use cloister::engine::{
-    BatchToken, CacheDomain, Engine, Error, ImageLayout, Model, Options, Sampler, SamplingParams,
-    argmax,
+    BatchToken, CacheDomain, Engine, Error, ImageLayout, KvType, Model, Options, Sampler,
+    SamplingParams, argmax,
 };
 use cloister::gguf::{self, Name};
 use kernels::{Isa, Pool};
@@ -29,6 +30,11 @@ fn alone(model: &Model<'_>, options: Options, prompt: &[u32]) -> Vec<Vec<u32>> {
         seen.push(bits(engine.logits(0)));
     }
     seen
+}
+
+/// The fast mode with keys and values in 8 bits.
+fn fast_q8_0(isa: Isa, threads: usize, context_len: usize) -> Options {
+    Options { kv: KvType::Q8_0, ..Options::fast(isa, threads, context_len) }
 }
 
 fn bits(logits: &[f32]) -> Vec<u32> {
@@ -73,7 +79,7 @@ fn hold_in_company(path: &std::path::Path, isas: &[Isa]) {
     let file = PackedFile::read(path).unwrap();
     let model = Model::from_image(file.image()).unwrap();
     let prompts = prompts(300);
-    for make in [Options::exact, Options::fast] {
+    for make in [Options::exact, Options::fast, fast_q8_0] {
         let first = Options { tokens_max: 512, ..make(isas[0], 1, 128) };
         let want: Vec<_> = prompts.iter().map(|prompt| alone(&model, first, prompt)).collect();
         for &isa in isas {
@@ -125,7 +131,7 @@ fn hold_sixteen(path: &std::path::Path, makes: &[fn(Isa, usize, usize) -> Option
 #[test]
 fn sixteen_sequences_do_not_depend_on_the_size_of_a_step() {
     for name in ["llama3_ropefreqs", "qwen2", "gemma3"] {
-        let makes = [Options::exact, Options::fast];
+        let makes = [Options::exact, Options::fast, fast_q8_0];
         hold_sixteen(&tiny(name), &makes, &[1, 7, 32, 128, 512]);
     }
 }
@@ -133,7 +139,7 @@ fn sixteen_sequences_do_not_depend_on_the_size_of_a_step() {
 #[test]
 fn sixteen_sequences_of_a_quantised_model_do_not_either() {
     let path = support::model(&cloister::cli::fetch::SMOLLM2);
-    hold_sixteen(&path, &[Options::fast], &[7, 128]);
+    hold_sixteen(&path, &[Options::fast, fast_q8_0], &[7, 128]);
 }
 
 #[test]
@@ -192,28 +198,52 @@ fn hold_warm(path: &std::path::Path, makes: &[fn(Isa, usize, usize) -> Options])
 #[test]
 fn a_warm_prefix_gives_what_a_cold_one_gives() {
     for name in ["llama3_ropefreqs", "qwen2", "gemma3"] {
-        hold_warm(&tiny(name), &[Options::exact, Options::fast]);
+        hold_warm(&tiny(name), &[Options::exact, Options::fast, fast_q8_0]);
     }
-    hold_warm(&support::model(&cloister::cli::fetch::SMOLLM2), &[Options::fast]);
+    hold_warm(&support::model(&cloister::cli::fetch::SMOLLM2), &[Options::fast, fast_q8_0]);
 }
 
 #[test]
 fn a_rewound_sequence_answers_as_if_nothing_had_followed() {
     let file = PackedFile::read(&tiny("gemma3")).unwrap();
     let model = Model::from_image(file.image()).unwrap();
-    let mut engine = Engine::new(&model, Options::fast(Isa::detect(), 1, 64)).unwrap();
-    let seq = engine.sequence_start(64).unwrap();
-    let prompt: Vec<u32> = (0..40).map(|i| i * 7 % 300).collect();
-    engine.prefill(seq, &prompt[..30]).unwrap();
-    let want = bits(engine.logits(0));
-    engine.prefill(seq, &prompt[30..]).unwrap();
-    engine.sequence_rewind(seq, 50).unwrap();
-    assert_eq!(engine.sequence_len(seq), Ok(40), "nothing is added");
-    engine.sequence_rewind(seq, 29).unwrap();
-    engine.prefill(seq, &prompt[29..30]).unwrap();
-    assert!(bits(engine.logits(0)) == want);
-    engine.sequence_end(seq).unwrap();
-    assert_eq!(engine.sequence_rewind(seq, 0), Err(Error::UnknownSequence));
+    for make in [Options::fast, fast_q8_0] {
+        let mut engine = Engine::new(&model, make(Isa::detect(), 1, 64)).unwrap();
+        let seq = engine.sequence_start(64).unwrap();
+        let prompt: Vec<u32> = (0..40).map(|i| i * 7 % 300).collect();
+        engine.prefill(seq, &prompt[..30]).unwrap();
+        let want = bits(engine.logits(0));
+        engine.prefill(seq, &prompt[30..]).unwrap();
+        engine.sequence_rewind(seq, 50).unwrap();
+        assert_eq!(engine.sequence_len(seq), Ok(40), "nothing is added");
+        engine.sequence_rewind(seq, 29).unwrap();
+        engine.prefill(seq, &prompt[29..30]).unwrap();
+        assert!(bits(engine.logits(0)) == want);
+        engine.sequence_end(seq).unwrap();
+        assert_eq!(engine.sequence_rewind(seq, 0), Err(Error::UnknownSequence));
+    }
+}
+
+/// Eight bits change the distributions, by little: a scale that is wrong changes them by a lot.
+#[test]
+fn keys_and_values_in_8_bits_stay_near_those_in_16() {
+    let smollm2 = support::model(&cloister::cli::fetch::SMOLLM2);
+    let text = include_str!("../../LICENSE");
+    for (path, mean, most) in [
+        (tiny("llama3_ropefreqs"), 0.0, 0.0),
+        (tiny("qwen2"), 0.0, 0.0),
+        (tiny("gemma3"), 0.0, 0.0),
+        (smollm2, 0.0, 0.0),
+    ] {
+        let file = PackedFile::read(&path).unwrap();
+        let model = Model::from_image(file.image()).unwrap();
+        let modes = [Options::fast, fast_q8_0].map(|make| make(Isa::detect(), 2, 128));
+        let found = measure(&model, modes, text, 256, |_| {}).unwrap();
+        let (name, found) = (path.display(), (found.kl_mean, found.kl_max));
+        support::tell(&format!("{name}: {found:?}"));
+        assert!(found.0 > 0.0, "{name}: 8 bits are not 16");
+        assert!(found.0 < mean && found.1 < most, "{name}: {found:?}");
+    }
 }
 
 #[test]

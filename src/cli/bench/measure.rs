@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use kernels::{Isa, Pool};
 
-use crate::engine::{BatchToken, CacheDomain, Engine, Error, Model, Options, SeqId, argmax};
+use crate::engine::{
+    BatchToken, CacheDomain, Engine, Error, KvType, Model, Options, SeqId, argmax,
+};
 use crate::sys::processors::run_on;
 
 /// Tokens that are computed before the clock runs, to touch every page of the weights.
@@ -84,6 +86,8 @@ pub(super) struct Setting<'a> {
     pub(super) isa: Isa,
     /// The processors that threads are put on, if there is one for each.
     pub(super) processors: &'a [u16],
+    /// How keys and values are kept.
+    pub(super) kv: KvType,
     /// Tokens of each answer.
     pub(super) generate: usize,
     /// Most tokens of a prompt in one pass.
@@ -106,7 +110,7 @@ impl Setting<'_> {
     /// Returns the engine's options for one sequence.
     pub(super) fn options(self, threads: usize, context_len: usize) -> Options {
         let tokens_max = self.chunk.min(context_len);
-        Options { tokens_max, ..Options::fast(self.isa, threads, context_len) }
+        Options { tokens_max, kv: self.kv, ..Options::fast(self.isa, threads, context_len) }
     }
 }
 

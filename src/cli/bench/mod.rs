@@ -22,7 +22,7 @@ use self::measure::{Prepared, Round, Row, Setting};
 use self::report::{Limits, Measured, Report};
 use self::work::Work;
 use super::packed_file::PackedFile;
-use super::{Outcome, Verdict, print};
+use super::{Kv, Outcome, Verdict, print};
 use crate::engine::Model;
 use crate::sys::processors;
 
@@ -51,6 +51,7 @@ enum Half {
 #[command(after_help = "Examples:\n  cloister bench model.gguf\n  \
     cloister bench model.gguf --prompt 512,4096 --depth 128,4096 --batch 1,16 --json\n  \
     cloister bench model.gguf --isa avx2 --only prefill\n  \
+    cloister bench model.gguf --kv q8_0 --depth 4096 --only decode\n  \
     cloister bench model.gguf --threads 8,16 (twice the cores, as a ratio to the first)\n\n\
     Prefill is held against the peak of the machine's widest 8-bit dot product: multiply-adds of\n\
     the matrices, logits of the last token only, attention not counted. Decode is held against\n\
@@ -67,6 +68,9 @@ pub struct Arguments {
     /// Instruction set [default: the fastest].
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Isa::NAMES))]
     isa: Option<String>,
+    /// How keys and values are kept.
+    #[arg(long, value_enum, default_value_t = Kv::F16)]
+    kv: Kv,
     /// Tokens of a prompt.
     #[arg(long, value_delimiter = ',', value_name = "N,…", default_value = "512",
         value_parser = clap::value_parser!(u32).range(1..=POSITIONS_MAX))]
@@ -134,7 +138,8 @@ pub fn run(arguments: &Arguments) -> Outcome {
     check(arguments, model.config().context_len)?;
     let (generate, chunk) = (arguments.generate as usize, arguments.chunk as usize);
     let processors = if arguments.unpinned { Vec::new() } else { processors::allowed()? };
-    let setting = Setting { isa, processors: &processors, generate, chunk };
+    let kv = arguments.kv.into();
+    let setting = Setting { isa, processors: &processors, kv, generate, chunk };
     if arguments.stepwise {
         return step(&model, &rows, setting);
     }
@@ -157,6 +162,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     progress.finish_and_clear();
     let report = Report {
         isa,
+        kv: setting.kv,
         times: packed.times(),
         packed_bytes: model.weights_len() as u64,
         resident_peak_bytes,

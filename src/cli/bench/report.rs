@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::measure::{Round, Row};
 use super::work::Work;
 use crate::cli::packed_file::LoadTimes;
+use crate::engine::KvType;
 
 /// What the machine can do at all.
 pub(super) struct Limits {
@@ -43,6 +44,7 @@ impl Measured {
 /// All that was measured.
 pub(super) struct Report {
     pub(super) isa: Isa,
+    pub(super) kv: KvType,
     pub(super) times: LoadTimes,
     pub(super) packed_bytes: u64,
     pub(super) resident_peak_bytes: u64,
@@ -56,7 +58,7 @@ pub(super) struct Report {
 impl Report {
     /// Returns the report as lines for people.
     pub(super) fn lines(&self) -> Vec<String> {
-        let Self { isa, times, work, limits, .. } = self;
+        let Self { isa, kv, times, work, limits, .. } = self;
         let peaks: Vec<String> = limits
             .peaks
             .iter()
@@ -89,7 +91,7 @@ impl Report {
             self.resident_peak_bytes as f64 / 1e6,
             self.resident_peak_bytes as f64 / self.data_bytes(),
         ));
-        lines.push(format!("kernels    {}", isa.name()));
+        lines.push(format!("kernels    {}, keys and values in {}", isa.name(), kv.name()));
         lines
     }
 
@@ -162,7 +164,7 @@ impl Report {
 
     /// Returns the report as JSON.
     pub(super) fn json(&self) -> Value {
-        let Self { isa, times, work, limits, .. } = self;
+        let Self { isa, kv, times, work, limits, .. } = self;
         let peaks: serde_json::Map<String, Value> =
             limits.peaks.iter().map(|(isa, peak)| (isa.name().to_owned(), json!(peak))).collect();
         let list = |is_its: fn(&Row) -> bool| {
@@ -171,6 +173,8 @@ impl Report {
         };
         json!({
             "isa": isa.name(),
+            "kv": kv.name(),
+            "kv_bytes_per_position": work.kv_bytes_a_position(),
             "model": {
                 "macs_per_prompt_token": work.layer_macs,
                 "macs_per_logits": work.output_macs,

@@ -61,6 +61,11 @@ impl Work {
         (self.layer_macs + self.output_macs) as f64 * batch as f64
     }
 
+    /// Returns the bytes of a position's keys and values in all layers.
+    pub(super) fn kv_bytes_a_position(&self) -> u64 {
+        self.kv_bytes * self.config.n_layers as u64
+    }
+
     /// Returns the bytes of keys and values that the last of `positions` reads.
     fn kv_read_bytes(&self, positions: usize) -> u64 {
         let seen = |layer| match self.config.local_layer(layer) {

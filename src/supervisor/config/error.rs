@@ -54,6 +54,8 @@ pub enum Fault {
     EvaluationAsRoot,
     /// A number out of its range.
     Range(std::ops::RangeInclusive<u32>),
+    /// 8-bit keys and values asked together with the exact mode.
+    KvInExactMode,
     /// Two parts with one user id, or root.
     Users,
     /// A credential asked, but systemd gave no folder of credentials.
@@ -101,6 +103,11 @@ impl fmt::Display for Fault {
             Self::Range(range) => {
                 write!(f, "give a number from {} to {}", range.start(), range.end())
             }
+            Self::KvInExactMode => write!(
+                f,
+                "the exact mode (worker.activations = \"f32\") keeps 32-bit floats; remove the \
+                 line, or set worker.activations = \"int8\""
+            ),
             Self::Users => write!(f, "give each part a user id of its own, none of them 0"),
             Self::NoCredentials => write!(
                 f,

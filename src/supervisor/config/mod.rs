@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
 use serde::Deserialize;
+
+use crate::ipc::message::KvFormat;
+
 mod error;
 mod text;
 
@@ -69,6 +72,28 @@ pub enum Activations {
     Int8,
     /// The exact mode.
     F32,
+}
+
+/// How keys and values are held.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kv {
+    /// 16-bit floats.
+    F16,
+    /// 8-bit integers, 32 with a 16-bit scale.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+}
+
+impl Kv {
+    /// What children are told.
+    #[must_use]
+    pub fn format(self) -> KvFormat {
+        match self {
+            Self::F16 => KvFormat::F16,
+            Self::Q8_0 => KvFormat::Q8_0,
+        }
+    }
 }
 
 /// The whole configuration, checked.
@@ -183,6 +208,9 @@ pub struct Worker {
     pub pin: bool,
     /// How activations are held.
     pub activations: Activations,
+    /// How keys and values are held; the exact mode takes 32-bit floats whatever this says, and
+    /// is refused with anything but the default.
+    pub kv: Kv,
     /// Longest context, in tokens; 0 takes the model's own.
     pub context: u32,
     /// Most requests computed at once, per model.
@@ -203,6 +231,7 @@ impl Default for Worker {
             threads: 0,
             pin: true,
             activations: Activations::Int8,
+            kv: Kv::F16,
             context: 8192,
             sequences: 4,
             prefix_tokens: 4096,

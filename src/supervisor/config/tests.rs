@@ -77,6 +77,7 @@ fn unknown_keys_and_wrong_types_name_their_line() {
     refuses("[limits]\nrequests_max = 70000\n", 2, "requests_max", "invalid value");
     refuses("[server\n", 1, "", "unclosed");
     refuses("[worker]\nactivations = \"int4\"\n", 2, "activations", "unknown variant");
+    refuses("[worker]\nthreads = 1\nkv = \"q4_0\"\n", 3, "kv", "`f16` or `q8_0`");
     refuses("profile = \"best\"\n", 1, "profile", "unknown variant");
 }
 
@@ -132,6 +133,16 @@ fn numbers_have_ranges() {
     refuses(&keep, 5, "worker.prefix_keep_s", "to 86400");
     let guess = format!("{SMALLEST}[worker]\nguess_tokens = 16\n");
     refuses(&guess, 4, "worker.guess_tokens", "from 0 to 15");
+}
+
+#[test]
+fn keys_and_values_are_held_in_8_bits_beside_the_fast_mode_only() {
+    let kv = |text: &str| parse(&format!("{SMALLEST}[worker]\n{text}\n"));
+    assert_eq!(kv("kv = \"q8_0\"").unwrap().worker.kv, Kv::Q8_0);
+    assert_eq!(kv("activations = \"int8\"\nkv = \"q8_0\"").unwrap().worker.kv, Kv::Q8_0);
+    assert_eq!(kv("activations = \"f32\"\nkv = \"f16\"").unwrap().worker.kv, Kv::F16);
+    let both = format!("{SMALLEST}[worker]\nactivations = \"f32\"\nkv = \"q8_0\"\n");
+    refuses(&both, 5, "worker.kv", "remove the line, or set worker.activations");
 }
 
 #[test]

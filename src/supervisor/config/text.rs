@@ -8,8 +8,8 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    Config, Error, Fault, Keys, LISTENERS_COUNT_MAX, Limits, Listen, MODELS_COUNT_MAX, Model,
-    Profile, Users, Worker,
+    Activations, Config, Error, Fault, Keys, Kv, LISTENERS_COUNT_MAX, Limits, Listen,
+    MODELS_COUNT_MAX, Model, Profile, Users, Worker,
 };
 use crate::ipc::message::NAME_LEN_MAX_BYTES;
 
@@ -323,6 +323,10 @@ impl TextReader<'_> {
             ("guess_tokens", worker.guess_tokens.into(), 0..=15),
         ];
         self.check_ranges("worker", &span, ranges)?;
+        if worker.activations == Activations::F32 && worker.kv != Kv::F16 {
+            let at = self.find_key(&span, "kv");
+            return Err(self.error(Some(at), "worker.kv", Fault::KvInExactMode));
+        }
         Ok(worker)
     }
 
