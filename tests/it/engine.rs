@@ -229,20 +229,24 @@ fn a_rewound_sequence_answers_as_if_nothing_had_followed() {
 fn keys_and_values_in_8_bits_stay_near_those_in_16() {
     let smollm2 = support::model(&cloister::cli::fetch::SMOLLM2);
     let text = include_str!("../../LICENSE");
-    for (path, mean, most) in [
-        (tiny("llama3_ropefreqs"), 0.0, 0.0),
-        (tiny("qwen2"), 0.0, 0.0),
-        (tiny("gemma3"), 0.0, 0.0),
-        (smollm2, 0.0, 0.0),
-    ] {
-        let file = PackedFile::read(&path).unwrap();
+    let cases = [
+        (tiny("llama3_ropefreqs"), 0.001, 0.015),
+        (tiny("qwen2"), 0.001, 0.015),
+        (tiny("gemma3"), 0.0001, 0.0005),
+        (smollm2, 0.006, 0.5),
+    ];
+    let found = cases.each_ref().map(|(path, ..)| {
+        let file = PackedFile::read(path).unwrap();
         let model = Model::from_image(file.image()).unwrap();
-        let modes = [Options::fast, fast_q8_0].map(|make| make(Isa::detect(), 2, 128));
+        // 32-bit activations, so that nothing but the cache differs.
+        let exact = Options::exact(Isa::detect(), 2, 128);
+        let modes = [KvType::F16, KvType::Q8_0].map(|kv| Options { kv, ..exact });
         let found = measure(&model, modes, text, 256, |_| {}).unwrap();
-        let (name, found) = (path.display(), (found.kl_mean, found.kl_max));
-        support::tell(&format!("{name}: {found:?}"));
-        assert!(found.0 > 0.0, "{name}: 8 bits are not 16");
-        assert!(found.0 < mean && found.1 < most, "{name}: {found:?}");
+        (found.kl_mean, found.kl_max)
+    });
+    for ((path, mean, most), (found_mean, found_most)) in cases.iter().zip(&found) {
+        assert!(*found_mean > 0.0, "{}: 8 bits are not 16", path.display());
+        assert!(found_mean < mean && found_most < most, "{}: {found:?}", path.display());
     }
 }
 
