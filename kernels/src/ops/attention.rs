@@ -1,7 +1,7 @@
 //! Grouped-query attention over a paged cache.
 //!
-//! A row (one token, one head) meets the pages of its positions in order (`K` and `V` as in
-//! `kv_pages`, as 32-bit floats):
+//! A row (one token, one head) meets the pages of its positions in order; keys and values lie as
+//! `kv_pages` says:
 //!
 //! ```text
 //! s[p] = scale * Σ_d q[d] K[d][p]                       d in order
@@ -9,21 +9,29 @@
 //! sum  = sum * c + fold(e);  out[d] = out[d] * c + Σ_p e[p] V[p][d]      p in order
 //! ```
 //!
-//! and `out / sum` at the end. Pages start at multiples of 32 of the position, so a row's result
+//! and `out / sum` at the end. Where a block `b` of 32 dimensions has scales `k`, `v`, the integers
+//! are summed up first:
+//!
+//! ```text
+//! s[p] = scale * Σ_b k[b][p] (Σ_d q[d] K[d][p])         out[d] = out[d] * c + Σ_p (e[p] v[b][p]) V[p][d]
+//! ```
+//!
+//! Pages start at multiples of 32 of the position, so a row's result
 //! does not depend on its neighbours in the batch, on chunks or on threads.
 
 use half::f16;
 
+use super::attention_page::{add_page, score_page, weigh_row};
 use super::kv_pages::{KvPages, PAGE_LEN, Quantized, Source, page_of};
-use super::lanes::{self, LANES, Lanes, Vector};
+use super::lanes::{LANES, Vector};
 use super::per_isa;
 use crate::isa::Isa;
 use crate::pool::{Disjoint, Pool};
 
 /// Rows that one task works on: what is read of a page serves them all.
-const ROWS_MAX: usize = 64;
+pub(super) const ROWS_MAX: usize = 64;
 /// The scores of one row in one page.
-type Scores = [f32; PAGE_LEN];
+pub(super) type Scores = [f32; PAGE_LEN];
 
 /// The heads of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -121,11 +129,11 @@ pub fn attention(
 }
 
 /// One KV head and the query heads that it serves.
-struct Task<'a> {
-    shape: &'a AttentionShape,
+pub(super) struct Task<'a> {
+    pub(super) shape: &'a AttentionShape,
     tables: &'a [u32],
     places: &'a [Place],
-    q: &'a [f32],
+    pub(super) q: &'a [f32],
     out: &'a Disjoint<'a, f32>,
     head: usize,
 }
@@ -137,13 +145,24 @@ impl Task<'_> {
         (token * self.shape.n_heads + self.head * self.shape.group() + member) * self.shape.head_dim
     }
 
-    /// Returns the output of a row.
+    /// Returns where rows of a run of tokens start in `q` and `out`, `row` being the first.
     #[inline(always)]
-    #[expect(clippy::mut_from_ref, reason = "each row is handed out once at a time")]
-    fn out_row(&self, token: usize, member: usize) -> &mut [f32] {
-        // SAFETY: a token's heads of one group belong to one task, which drops each row before it
+    pub(super) fn rows_at<const R: usize>(&self, start: usize, row: usize) -> [usize; R] {
+        let group = self.shape.group();
+        let mut at = [0; R];
+        for (i, at) in at.iter_mut().enumerate() {
+            *at = self.row_at(start + (row + i) / group, (row + i) % group);
+        }
+        at
+    }
+
+    /// Returns a part of the output of one row, which starts at `at`.
+    #[inline(always)]
+    #[expect(clippy::mut_from_ref, reason = "each part is handed out once at a time")]
+    pub(super) fn out_part(&self, at: usize, len: usize) -> &mut [f32] {
+        // SAFETY: a token's heads of one group belong to one task, which drops each part before it
         // asks for the next.
-        unsafe { self.out.part(self.row_at(token, member), self.shape.head_dim) }
+        unsafe { self.out.part(at, len) }
     }
 }
 
@@ -185,11 +204,11 @@ fn block<V: Vector, S: Source>(vector: V, task: &Task<'_>, pages: S, first: usiz
 }
 
 /// What the rows of a task know so far.
-struct Rows {
-    scores: [Scores; ROWS_MAX],
-    largest: [f32; ROWS_MAX],
-    total: [f32; ROWS_MAX],
-    correction: [f32; ROWS_MAX],
+pub(super) struct Rows {
+    pub(super) scores: [Scores; ROWS_MAX],
+    pub(super) largest: [f32; ROWS_MAX],
+    pub(super) total: [f32; ROWS_MAX],
+    pub(super) correction: [f32; ROWS_MAX],
 }
 
 #[inline(always)]
@@ -209,7 +228,8 @@ fn run_of_tokens<V: Vector, S: Source>(
         correction: [0.0; ROWS_MAX],
     };
     for row in 0..len * group {
-        task.out_row(start + row / group, row % group).fill(0.0);
+        let [at] = task.rows_at(start, row);
+        task.out_part(at, shape.head_dim).fill(0.0);
     }
     let last_position = place.position + len - 1;
     for page in shape.start(place.position) / PAGE_LEN..=last_position / PAGE_LEN {
@@ -232,159 +252,7 @@ fn run_of_tokens<V: Vector, S: Source>(
     }
     for row in 0..len * group {
         let total = rows.total[row];
-        let out = task.out_row(start + row / group, row % group);
-        out.iter_mut().for_each(|out| *out /= total);
-    }
-}
-
-/// Calls `$many::<R>(args.., row)` for all rows, as many at a time as there are registers for.
-macro_rules! in_groups {
-    ($wide:expr, $rows:expr, $body:ident($($arg:expr),*)) => {{
-        let mut row = $rows.start;
-        while row < $rows.end {
-            let left = $rows.end - row;
-            if $wide && left >= 6 {
-                $body::<6>($($arg,)* row);
-                row += 6;
-            } else if $wide && left >= 3 {
-                $body::<3>($($arg,)* row);
-                row += 3;
-            } else if left >= 2 {
-                $body::<2>($($arg,)* row);
-                row += 2;
-            } else {
-                $body::<1>($($arg,)* row);
-                row += 1;
-            }
-        }
-    }};
-}
-
-/// Computes `Σ_d q[d] K[d][p]` for the rows, 16 dimensions at a time.
-#[inline(always)]
-fn score_page<V: Vector, S: Source>(
-    vector: V,
-    task: &Task<'_>,
-    page: S,
-    start: usize,
-    active: core::ops::Range<usize>,
-    rows: &mut Rows,
-) {
-    rows.scores[active.clone()].fill([0.0; PAGE_LEN]);
-    let mut wide = [[[0.0; LANES]; 2]; LANES];
-    for dim in (0..task.shape.head_dim).step_by(LANES) {
-        let scales = page.key_scales(vector, dim);
-        for (i, wide) in wide.iter_mut().enumerate() {
-            *wide = page.keys(vector, dim + i, &scales);
-        }
-        let (wide, scores) = (&wide, &mut rows.scores);
-        in_groups!(V::WIDE, active, score_strip(task, start, dim, wide, scores));
-    }
-}
-
-/// Adds 16 dimensions of the keys of a page to the scores of `R` rows.
-#[inline(always)]
-fn score_strip<const R: usize>(
-    task: &Task<'_>,
-    start: usize,
-    dim: usize,
-    keys: &[[Lanes; 2]; LANES],
-    scores: &mut [Scores; ROWS_MAX],
-    row: usize,
-) {
-    let group = task.shape.group();
-    let mut q = [&[0.0; LANES]; R];
-    for (i, q) in q.iter_mut().enumerate() {
-        let at = task.row_at(start + (row + i) / group, (row + i) % group) + dim;
-        *q = task.q[at..].first_chunk().expect("a head has whole strips");
-    }
-    let mut sums: [Scores; R] = *scores[row..].first_chunk().expect("the rows are in the task");
-    for d in 0..LANES {
-        for r in 0..R {
-            let (low, high) = sums[r].split_at_mut(LANES);
-            for (sum, key) in low.iter_mut().zip(&keys[d][0]) {
-                *sum = q[r][d].mul_add(*key, *sum);
-            }
-            for (sum, key) in high.iter_mut().zip(&keys[d][1]) {
-                *sum = q[r][d].mul_add(*key, *sum);
-            }
-        }
-    }
-    scores[row..][..R].copy_from_slice(&sums);
-}
-
-/// Turns the scores of a row into weights, of which those outside `low..high` are 0.
-#[inline(always)]
-fn weigh_row(scale: f32, low: usize, high: usize, row: usize, rows: &mut Rows) {
-    let scores = &mut rows.scores[row];
-    for (i, score) in scores.iter_mut().enumerate() {
-        *score = if low <= i && i < high { *score * scale } else { f32::NEG_INFINITY };
-    }
-    let fold = |scores: &Scores, pick: fn(f32, f32) -> f32| -> Lanes {
-        core::array::from_fn(|i| pick(scores[i], scores[i + LANES]))
-    };
-    let before = rows.largest[row];
-    let largest = lanes::larger(before, lanes::max(fold(scores, lanes::larger)));
-    for score in scores.iter_mut() {
-        *score = lanes::exp(*score - largest);
-    }
-    let correction = lanes::exp(before - largest);
-    let total = lanes::sum(fold(scores, |a, b| a + b));
-    rows.total[row] = rows.total[row].mul_add(correction, total);
-    rows.largest[row] = largest;
-    rows.correction[row] = correction;
-}
-
-/// Adds the weighted values of a page to the outputs, 16 dimensions at a time.
-#[inline(always)]
-fn add_page<V: Vector, S: Source>(
-    vector: V,
-    task: &Task<'_>,
-    page: S,
-    start: usize,
-    active: core::ops::Range<usize>,
-    rows: &Rows,
-) {
-    let dim_len = task.shape.head_dim;
-    let mut wide = [[0.0; LANES]; PAGE_LEN];
-    for dim in (0..dim_len).step_by(LANES) {
-        let scales = page.value_scales(vector, dim, dim_len);
-        for (position, wide) in wide.iter_mut().enumerate() {
-            *wide = page.values(vector, position, dim, dim_len, &scales);
-        }
-        let wide = &wide;
-        in_groups!(V::WIDE, active, add_strip(task, start, dim, wide, rows));
-    }
-}
-
-/// Adds 16 dimensions of the weighted values of a page to the outputs of `R` rows.
-#[inline(always)]
-fn add_strip<const R: usize>(
-    task: &Task<'_>,
-    start: usize,
-    dim: usize,
-    values: &[Lanes; PAGE_LEN],
-    rows: &Rows,
-    row: usize,
-) {
-    let group = task.shape.group();
-    let strip = |i: usize| {
-        let out = task.out_row(start + (row + i) / group, (row + i) % group);
-        out[dim..].first_chunk_mut::<LANES>().expect("a head has whole strips")
-    };
-    let mut sums = [[0.0; LANES]; R];
-    for (i, sums) in sums.iter_mut().enumerate() {
-        *sums = strip(i).map(|out| out * rows.correction[row + i]);
-    }
-    let weights: &[Scores; R] = rows.scores[row..].first_chunk().expect("the rows are in the task");
-    for (p, values) in values.iter().enumerate() {
-        for r in 0..R {
-            for (sum, value) in sums[r].iter_mut().zip(values) {
-                *sum = weights[r][p].mul_add(*value, *sum);
-            }
-        }
-    }
-    for (i, sums) in sums.iter().enumerate() {
-        *strip(i) = *sums;
+        let [at] = task.rows_at(start, row);
+        task.out_part(at, shape.head_dim).iter_mut().for_each(|out| *out /= total);
     }
 }

@@ -10,8 +10,7 @@
 //! scale = f16(max |x| / 127)      q = round(x / scale), -127 to 127      x ≈ scale * q
 //! ```
 //!
-//! A position's block depends on nothing but its own 32 values, and the product is exact in 32
-//! bits: attention over such pages is attention over the floats that they stand for.
+//! A position's block depends on nothing but its own 32 values.
 
 use half::f16;
 
@@ -59,7 +58,6 @@ pub enum KvPagesMut<'a> {
 /// # Panics
 ///
 /// Panics if a shape does not fit or a page does not exist.
-#[expect(clippy::too_many_arguments, reason = "a batch is places, tables, keys and values")]
 pub fn store_kv(
     isa: Isa,
     shape: &AttentionShape,
@@ -174,83 +172,74 @@ pub(super) fn page_of(shape: &AttentionShape, tables: &[u32], table: usize, page
     tables[table + page] as usize * shape.n_kv_heads
 }
 
-/// Pages as attention reads them: as 32-bit floats.
+/// Pages as attention reads them.
 pub(super) trait Source: Copy {
+    /// A value as it is stored.
+    type Item: Copy;
+    /// Whether a value is an item times the scale of its block.
+    const IS_SCALED: bool;
+
     /// Returns one KV head of a page, counted over all pages.
     fn head(self, index: usize, head_dim: usize) -> Self;
 
-    /// Returns what the keys of a block of dimensions are scaled by, a lane for each position.
-    fn key_scales<V: Vector>(self, vector: V, dim: usize) -> [Lanes; 2];
+    /// Returns the keys, then the values.
+    fn items(&self) -> &[Self::Item];
 
-    /// Returns the keys of a dimension.
-    fn keys<V: Vector>(self, vector: V, dim: usize, scales: &[Lanes; 2]) -> [Lanes; 2];
+    /// Returns the scales of a block of 32 dimensions, one for each position; of the values'
+    /// blocks, which are counted after those of the keys, too.
+    fn scales<V: Vector>(&self, vector: V, block: usize) -> [Lanes; 2];
 
-    /// Returns what the values of a block of dimensions are scaled by, one for each position.
-    fn value_scales<V: Vector>(self, vector: V, dim: usize, head_dim: usize) -> [Lanes; 2];
-
-    /// Returns 16 values of a position, from the dimension `dim` on.
-    fn values<V: Vector>(
-        self,
-        vector: V,
-        position: usize,
-        dim: usize,
-        head_dim: usize,
-        scales: &[Lanes; 2],
-    ) -> Lanes;
+    /// Returns items as 32-bit floats, without their scale.
+    fn widen<V: Vector>(vector: V, items: &[Self::Item; LANES]) -> Lanes;
 }
 
-/// A float of a page.
-trait Element: Copy {
-    fn widen<V: Vector>(vector: V, source: &[Self; LANES]) -> Lanes;
-}
+impl Source for &[f32] {
+    type Item = f32;
+    const IS_SCALED: bool = false;
 
-impl Element for f32 {
-    #[inline(always)]
-    fn widen<V: Vector>(_: V, source: &[f32; LANES]) -> Lanes {
-        *source
-    }
-}
-
-impl Element for f16 {
-    #[inline(always)]
-    fn widen<V: Vector>(vector: V, source: &[f16; LANES]) -> Lanes {
-        vector.widen(source)
-    }
-}
-
-impl<T: Element> Source for &[T] {
     #[inline(always)]
     fn head(self, index: usize, head_dim: usize) -> Self {
         &self[index * 2 * PAGE_LEN * head_dim..][..2 * PAGE_LEN * head_dim]
     }
 
     #[inline(always)]
-    fn key_scales<V: Vector>(self, _: V, _: usize) -> [Lanes; 2] {
+    fn items(&self) -> &[f32] {
+        self
+    }
+
+    #[inline(always)]
+    fn scales<V: Vector>(&self, _: V, _: usize) -> [Lanes; 2] {
         [[1.0; LANES]; 2]
     }
 
     #[inline(always)]
-    fn keys<V: Vector>(self, vector: V, dim: usize, _: &[Lanes; 2]) -> [Lanes; 2] {
-        let keys = &self[dim * PAGE_LEN..][..PAGE_LEN].as_chunks::<LANES>().0;
-        [T::widen(vector, &keys[0]), T::widen(vector, &keys[1])]
+    fn widen<V: Vector>(_: V, items: &[f32; LANES]) -> Lanes {
+        *items
+    }
+}
+
+impl Source for &[f16] {
+    type Item = f16;
+    const IS_SCALED: bool = false;
+
+    #[inline(always)]
+    fn head(self, index: usize, head_dim: usize) -> Self {
+        &self[index * 2 * PAGE_LEN * head_dim..][..2 * PAGE_LEN * head_dim]
     }
 
     #[inline(always)]
-    fn value_scales<V: Vector>(self, _: V, _: usize, _: usize) -> [Lanes; 2] {
+    fn items(&self) -> &[f16] {
+        self
+    }
+
+    #[inline(always)]
+    fn scales<V: Vector>(&self, _: V, _: usize) -> [Lanes; 2] {
         [[1.0; LANES]; 2]
     }
 
     #[inline(always)]
-    fn values<V: Vector>(
-        self,
-        vector: V,
-        position: usize,
-        dim: usize,
-        head_dim: usize,
-        _: &[Lanes; 2],
-    ) -> Lanes {
-        let at = (PAGE_LEN + position) * head_dim + dim;
-        T::widen(vector, self[at..].first_chunk().expect("a head has whole strips"))
+    fn widen<V: Vector>(vector: V, items: &[f16; LANES]) -> Lanes {
+        vector.widen(items)
     }
 }
 
@@ -261,16 +250,10 @@ pub(super) struct Quantized<'a> {
     pub(super) scales: &'a [f16],
 }
 
-impl Quantized<'_> {
-    /// Returns the scales of one block of all positions.
-    #[inline(always)]
-    fn block_scales<V: Vector>(self, vector: V, at: usize) -> [Lanes; 2] {
-        let scales = &self.scales[at..][..PAGE_LEN].as_chunks::<LANES>().0;
-        [vector.widen(&scales[0]), vector.widen(&scales[1])]
-    }
-}
-
 impl Source for Quantized<'_> {
+    type Item = i8;
+    const IS_SCALED: bool = true;
+
     #[inline(always)]
     fn head(self, index: usize, head_dim: usize) -> Self {
         Self {
@@ -280,35 +263,18 @@ impl Source for Quantized<'_> {
     }
 
     #[inline(always)]
-    fn key_scales<V: Vector>(self, vector: V, dim: usize) -> [Lanes; 2] {
-        self.block_scales(vector, dim / KV_BLOCK_LEN * PAGE_LEN)
+    fn items(&self) -> &[i8] {
+        self.quants
     }
 
     #[inline(always)]
-    fn keys<V: Vector>(self, _: V, dim: usize, scales: &[Lanes; 2]) -> [Lanes; 2] {
-        let keys = &self.quants[dim * PAGE_LEN..][..PAGE_LEN].as_chunks::<LANES>().0;
-        core::array::from_fn(|half| {
-            core::array::from_fn(|i| f32::from(keys[half][i]) * scales[half][i])
-        })
+    fn scales<V: Vector>(&self, vector: V, block: usize) -> [Lanes; 2] {
+        let scales = self.scales[block * PAGE_LEN..][..PAGE_LEN].as_chunks::<LANES>().0;
+        [vector.widen(&scales[0]), vector.widen(&scales[1])]
     }
 
     #[inline(always)]
-    fn value_scales<V: Vector>(self, vector: V, dim: usize, head_dim: usize) -> [Lanes; 2] {
-        self.block_scales(vector, head_dim + dim / KV_BLOCK_LEN * PAGE_LEN)
-    }
-
-    #[inline(always)]
-    fn values<V: Vector>(
-        self,
-        _: V,
-        position: usize,
-        dim: usize,
-        head_dim: usize,
-        scales: &[Lanes; 2],
-    ) -> Lanes {
-        let at = (PAGE_LEN + position) * head_dim + dim;
-        let values: &[i8; LANES] = self.quants[at..].first_chunk().expect("whole strips");
-        let scale = scales[position / LANES][position % LANES];
-        values.map(|value| f32::from(value) * scale)
+    fn widen<V: Vector>(vector: V, items: &[i8; LANES]) -> Lanes {
+        vector.widen_bytes(items)
     }
 }

@@ -83,6 +83,9 @@ pub(super) trait Vector: Copy {
 
     /// Returns the values of 16-bit floats, exactly.
     fn widen(self, source: &[f16; LANES]) -> Lanes;
+
+    /// Returns the values of 8-bit integers.
+    fn widen_bytes(self, source: &[i8; LANES]) -> Lanes;
 }
 
 /// Plain Rust.
@@ -96,6 +99,11 @@ impl Vector for Plain {
     fn widen(self, source: &[f16; LANES]) -> Lanes {
         source.map(f16::to_f32_const)
     }
+
+    #[inline(always)]
+    fn widen_bytes(self, source: &[i8; LANES]) -> Lanes {
+        source.map(f32::from)
+    }
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -106,8 +114,9 @@ pub(super) use x86::{Avx2, Avx512};
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use core::arch::x86_64::{
-        __m128i, __m256i, _mm_loadu_si128, _mm256_cvtph_ps, _mm256_loadu_si256, _mm256_storeu_ps,
-        _mm512_cvtph_ps, _mm512_storeu_ps,
+        __m128i, __m256i, _mm_loadl_epi64, _mm_loadu_si128, _mm256_cvtepi8_epi32,
+        _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_loadu_si256, _mm256_storeu_ps,
+        _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_storeu_ps,
     };
 
     use half::f16;
@@ -127,6 +136,12 @@ mod x86 {
             // SAFETY: the proof in `self` says that the CPU has AVX and F16C.
             unsafe { widen_256(source) }
         }
+
+        #[inline(always)]
+        fn widen_bytes(self, source: &[i8; LANES]) -> Lanes {
+            // SAFETY: the proof in `self` says that the CPU has AVX2.
+            unsafe { widen_bytes_256(source) }
+        }
     }
 
     #[inline]
@@ -138,6 +153,21 @@ mod x86 {
             // SAFETY: `source` is 16 readable bytes, and the load takes any alignment.
             let bits = unsafe { _mm_loadu_si128(source.as_ptr().cast::<__m128i>()) };
             let floats = _mm256_cvtph_ps(bits);
+            // SAFETY: `target` is 8 floats, and the store takes any alignment.
+            unsafe { _mm256_storeu_ps(target.as_mut_ptr(), floats) };
+        }
+        lanes
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn widen_bytes_256(source: &[i8; LANES]) -> Lanes {
+        let (halves, _) = source.as_chunks::<8>();
+        let mut lanes = [0.0; LANES];
+        for (source, target) in halves.iter().zip(lanes.chunks_exact_mut(8)) {
+            // SAFETY: `source` is 8 readable bytes, and the load takes any alignment.
+            let bytes = unsafe { _mm_loadl_epi64(source.as_ptr().cast::<__m128i>()) };
+            let floats = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
             // SAFETY: `target` is 8 floats, and the store takes any alignment.
             unsafe { _mm256_storeu_ps(target.as_mut_ptr(), floats) };
         }
@@ -156,6 +186,12 @@ mod x86 {
             // SAFETY: the proof in `self` says that the CPU has AVX-512 F.
             unsafe { widen_512(source) }
         }
+
+        #[inline(always)]
+        fn widen_bytes(self, source: &[i8; LANES]) -> Lanes {
+            // SAFETY: the proof in `self` says that the CPU has AVX-512 F.
+            unsafe { widen_bytes_512(source) }
+        }
     }
 
     #[inline]
@@ -169,12 +205,25 @@ mod x86 {
         unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), floats) };
         lanes
     }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn widen_bytes_512(source: &[i8; LANES]) -> Lanes {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: `source` is 16 readable bytes, and the load takes any alignment.
+        let bytes = unsafe { _mm_loadu_si128(source.as_ptr().cast::<__m128i>()) };
+        let floats = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+        // SAFETY: `lanes` is 16 floats, and the store takes any alignment.
+        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), floats) };
+        lanes
+    }
 }
 
 #[cfg(target_arch = "aarch64")]
 mod arm {
     use core::arch::aarch64::{
-        float32x4_t, vcvt_f32_f16, vld1_u16, vreinterpret_f16_u16, vst1q_f32,
+        float32x4_t, vcvt_f32_f16, vcvtq_f32_s32, vget_high_s16, vget_low_s16, vld1_s8, vld1_u16,
+        vmovl_s8, vmovl_s16, vreinterpret_f16_u16, vst1q_f32,
     };
 
     use half::f16;
@@ -194,6 +243,12 @@ mod arm {
             // SAFETY: the proof in `self` says that the CPU has NEON.
             unsafe { widen_128(source) }
         }
+
+        #[inline(always)]
+        fn widen_bytes(self, source: &[i8; LANES]) -> Lanes {
+            // SAFETY: the proof in `self` says that the CPU has NEON.
+            unsafe { widen_bytes_128(source) }
+        }
     }
 
     #[inline]
@@ -207,6 +262,25 @@ mod arm {
             let floats: float32x4_t = vcvt_f32_f16(vreinterpret_f16_u16(bits));
             // SAFETY: `target` is 4 floats, and the store takes any alignment.
             unsafe { vst1q_f32(target.as_mut_ptr(), floats) };
+        }
+        lanes
+    }
+
+    #[inline]
+    #[target_feature(enable = "neon")]
+    fn widen_bytes_128(source: &[i8; LANES]) -> Lanes {
+        let (halves, _) = source.as_chunks::<8>();
+        let mut lanes = [0.0; LANES];
+        for (source, target) in halves.iter().zip(lanes.chunks_exact_mut(8)) {
+            // SAFETY: `source` is 8 readable bytes, and the load takes any alignment.
+            let words = vmovl_s8(unsafe { vld1_s8(source.as_ptr()) });
+            let low = vcvtq_f32_s32(vmovl_s16(vget_low_s16(words)));
+            let high = vcvtq_f32_s32(vmovl_s16(vget_high_s16(words)));
+            let (first, second) = target.split_at_mut(4);
+            // SAFETY: `first` is 4 floats, and the store takes any alignment.
+            unsafe { vst1q_f32(first.as_mut_ptr(), low) };
+            // SAFETY: `second` is 4 floats, and the store takes any alignment.
+            unsafe { vst1q_f32(second.as_mut_ptr(), high) };
         }
         lanes
     }

@@ -8,6 +8,7 @@
 //! Nothing here allocates, and no branch or address depends on a value.
 
 mod attention;
+mod attention_page;
 mod elementwise;
 mod gate;
 mod kv_pages;

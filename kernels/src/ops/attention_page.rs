@@ -1,0 +1,363 @@
+//! What attention does with one page: scores, weights, and the weighted sum of its values.
+//!
+//! Few rows (an answer's next token) read the page straight into registers; many (a prompt) share
+//! what was made 32-bit floats once. Both take the same steps for each lane, so their bits agree.
+
+use core::ops::Range;
+
+use super::attention::{ROWS_MAX, Rows, Scores, Task};
+use super::kv_pages::{KV_BLOCK_LEN, PAGE_LEN, Source};
+use super::lanes::{self, LANES, Lanes, Vector};
+
+/// Calls `$body::<R, _>(args.., row)` for all rows, as many at a time as there are registers for.
+macro_rules! in_groups {
+    ($wide:expr, $rows:expr, $body:ident($($arg:expr),*)) => {{
+        let mut row = $rows.start;
+        while row < $rows.end {
+            let left = $rows.end - row;
+            if $wide && left >= 6 {
+                $body::<6, _>($($arg,)* row);
+                row += 6;
+            } else if $wide && left >= 3 {
+                $body::<3, _>($($arg,)* row);
+                row += 3;
+            } else if left >= 2 {
+                $body::<2, _>($($arg,)* row);
+                row += 2;
+            } else {
+                $body::<1, _>($($arg,)* row);
+                row += 1;
+            }
+        }
+    }};
+}
+
+/// Calls `$body::<_, _, R, H>(args.., row)` for rows so few that one pass over the page, `H` times
+/// 16 lanes wide, serves them all from registers. Returns whether they are.
+macro_rules! at_once {
+    ($wide:expr, $rows:expr, $body:ident($($arg:expr),*)) => {{
+        let row = $rows.start;
+        match ($rows.len(), $wide) {
+            (1, true) => $body::<_, _, 1, 2>($($arg,)* row),
+            (2, true) => $body::<_, _, 2, 2>($($arg,)* row),
+            (3, true) => $body::<_, _, 3, 2>($($arg,)* row),
+            (4, true) => $body::<_, _, 4, 2>($($arg,)* row),
+            (5, true) => $body::<_, _, 5, 2>($($arg,)* row),
+            (6, true) => $body::<_, _, 6, 2>($($arg,)* row),
+            (7, true) => $body::<_, _, 7, 2>($($arg,)* row),
+            (8, true) => $body::<_, _, 8, 2>($($arg,)* row),
+            (1, false) => $body::<_, _, 1, 1>($($arg,)* row),
+            (2, false) => $body::<_, _, 2, 1>($($arg,)* row),
+            (3, false) => $body::<_, _, 3, 1>($($arg,)* row),
+            (4, false) => $body::<_, _, 4, 1>($($arg,)* row),
+            (5, false) => $body::<_, _, 5, 1>($($arg,)* row),
+            (6, false) => $body::<_, _, 6, 1>($($arg,)* row),
+            _ => false,
+        }
+    }};
+}
+
+/// Computes the scores of the rows, not yet times `scale`.
+#[inline(always)]
+pub(super) fn score_page<V: Vector, S: Source>(
+    vector: V,
+    task: &Task<'_>,
+    page: S,
+    start: usize,
+    active: Range<usize>,
+    rows: &mut Rows,
+) {
+    let scores = &mut rows.scores;
+    if at_once!(V::WIDE, active, score_few(vector, task, page, start, scores)) {
+        return;
+    }
+    scores[active.clone()].fill([0.0; PAGE_LEN]);
+    if S::IS_SCALED {
+        score_many::<V, S, KV_BLOCK_LEN>(vector, task, page, start, active, scores);
+    } else {
+        score_many::<V, S, LANES>(vector, task, page, start, active, scores);
+    }
+}
+
+/// Computes the scores of `R` rows straight from the page, of `H` times 16 positions at a time.
+#[inline(always)]
+fn score_few<V: Vector, S: Source, const R: usize, const H: usize>(
+    vector: V,
+    task: &Task<'_>,
+    page: S,
+    start: usize,
+    scores: &mut [Scores; ROWS_MAX],
+    row: usize,
+) -> bool {
+    let dim_len = task.shape.head_dim;
+    let at: [usize; R] = task.rows_at(start, row);
+    let keys = &page.items().as_chunks::<PAGE_LEN>().0[..dim_len];
+    let block_len = if S::IS_SCALED { KV_BLOCK_LEN } else { LANES };
+    for half in (0..2).step_by(H) {
+        let mut sums = [[[0.0; LANES]; H]; R];
+        for (block, keys) in keys.chunks_exact(block_len).enumerate() {
+            let mut q: [&[f32]; R] = [&[]; R];
+            for r in 0..R {
+                q[r] = &task.q[at[r] + block * block_len..][..block_len];
+            }
+            let mut parts = if S::IS_SCALED { [[[0.0; LANES]; H]; R] } else { sums };
+            for d in 0..block_len {
+                let keys = keys[d].as_chunks::<LANES>().0;
+                for h in 0..H {
+                    let key = S::widen(vector, &keys[half + h]);
+                    for r in 0..R {
+                        for i in 0..LANES {
+                            parts[r][h][i] = q[r][d].mul_add(key[i], parts[r][h][i]);
+                        }
+                    }
+                }
+            }
+            let scales = page.scales(vector, block);
+            for r in 0..R {
+                for h in 0..H {
+                    for i in 0..LANES {
+                        let part = parts[r][h][i];
+                        sums[r][h][i] = if S::IS_SCALED {
+                            part.mul_add(scales[half + h][i], sums[r][h][i])
+                        } else {
+                            part
+                        };
+                    }
+                }
+            }
+        }
+        for r in 0..R {
+            let scores = scores[row + r].as_chunks_mut::<LANES>().0;
+            scores[half..][..H].copy_from_slice(&sums[r]);
+        }
+    }
+    true
+}
+
+/// Adds the scores of any number of rows, `D` dimensions at a time, widened once for all of them.
+#[inline(always)]
+fn score_many<V: Vector, S: Source, const D: usize>(
+    vector: V,
+    task: &Task<'_>,
+    page: S,
+    start: usize,
+    active: Range<usize>,
+    scores: &mut [Scores; ROWS_MAX],
+) {
+    let mut wide = [[[0.0; LANES]; 2]; D];
+    let keys = &page.items().as_chunks::<PAGE_LEN>().0[..task.shape.head_dim];
+    for (block, keys) in keys.chunks_exact(D).enumerate() {
+        for (wide, keys) in wide.iter_mut().zip(keys) {
+            let keys = keys.as_chunks::<LANES>().0;
+            *wide = [S::widen(vector, &keys[0]), S::widen(vector, &keys[1])];
+        }
+        let scales = page.scales(vector, block);
+        let scales = S::IS_SCALED.then_some(&scales);
+        let (dim, wide, scores) = (block * D, &wide, &mut *scores);
+        in_groups!(V::WIDE, active, score_strip(task, start, dim, wide, scales, scores));
+    }
+}
+
+/// Adds `D` dimensions of the keys of a page to the scores of `R` rows.
+#[inline(always)]
+fn score_strip<const R: usize, const D: usize>(
+    task: &Task<'_>,
+    start: usize,
+    dim: usize,
+    keys: &[[Lanes; 2]; D],
+    scales: Option<&[Lanes; 2]>,
+    scores: &mut [Scores; ROWS_MAX],
+    row: usize,
+) {
+    let at: [usize; R] = task.rows_at(start, row);
+    let mut q = [&[0.0; D]; R];
+    for (q, at) in q.iter_mut().zip(at) {
+        *q = task.q[at + dim..].first_chunk().expect("a head has whole strips");
+    }
+    let scores: &mut [Scores; R] =
+        scores[row..].first_chunk_mut().expect("the rows are in the task");
+    let mut sums = if scales.is_some() { [[0.0; PAGE_LEN]; R] } else { *scores };
+    for d in 0..D {
+        for r in 0..R {
+            let (low, high) = sums[r].split_at_mut(LANES);
+            for (sum, key) in low.iter_mut().zip(&keys[d][0]) {
+                *sum = q[r][d].mul_add(*key, *sum);
+            }
+            for (sum, key) in high.iter_mut().zip(&keys[d][1]) {
+                *sum = q[r][d].mul_add(*key, *sum);
+            }
+        }
+    }
+    if let Some(scales) = scales {
+        for r in 0..R {
+            for (i, scale) in scales.as_flattened().iter().enumerate() {
+                sums[r][i] = sums[r][i].mul_add(*scale, scores[r][i]);
+            }
+        }
+    }
+    *scores = sums;
+}
+
+/// Turns the scores of a row into weights, of which those outside `low..high` are 0.
+#[inline(always)]
+pub(super) fn weigh_row(scale: f32, low: usize, high: usize, row: usize, rows: &mut Rows) {
+    let scores = &mut rows.scores[row];
+    for (i, score) in scores.iter_mut().enumerate() {
+        *score = if low <= i && i < high { *score * scale } else { f32::NEG_INFINITY };
+    }
+    let fold = |scores: &Scores, pick: fn(f32, f32) -> f32| -> Lanes {
+        core::array::from_fn(|i| pick(scores[i], scores[i + LANES]))
+    };
+    let before = rows.largest[row];
+    let largest = lanes::larger(before, lanes::max(fold(scores, lanes::larger)));
+    for score in scores.iter_mut() {
+        *score = lanes::exp(*score - largest);
+    }
+    let correction = lanes::exp(before - largest);
+    let total = lanes::sum(fold(scores, |a, b| a + b));
+    rows.total[row] = rows.total[row].mul_add(correction, total);
+    rows.largest[row] = largest;
+    rows.correction[row] = correction;
+}
+
+/// Adds the weighted values of a page to the outputs.
+#[inline(always)]
+pub(super) fn add_page<V: Vector, S: Source>(
+    vector: V,
+    task: &Task<'_>,
+    page: S,
+    start: usize,
+    active: Range<usize>,
+    rows: &Rows,
+) {
+    if at_once!(V::WIDE, active, add_few(vector, task, page, start, rows)) {
+        return;
+    }
+    let dim_len = task.shape.head_dim;
+    let values = &page.items()[PAGE_LEN * dim_len..];
+    let mut wide = [[[0.0; LANES]; 1]; PAGE_LEN];
+    for dim in (0..dim_len).step_by(LANES) {
+        for (wide, values) in wide.iter_mut().zip(values.chunks_exact(dim_len)) {
+            let values = values[dim..].first_chunk().expect("a head has whole strips");
+            *wide = [S::widen(vector, values)];
+        }
+        let scales = page.scales(vector, (dim_len + dim) / KV_BLOCK_LEN);
+        let scales = S::IS_SCALED.then_some(&scales);
+        let wide = &wide;
+        in_groups!(V::WIDE, active, add_strip(task, start, dim, wide, scales, rows));
+    }
+}
+
+/// Adds the weighted values of a page to the outputs of `R` rows, straight from the page.
+#[inline(always)]
+fn add_few<V: Vector, S: Source, const R: usize, const H: usize>(
+    vector: V,
+    task: &Task<'_>,
+    page: S,
+    start: usize,
+    rows: &Rows,
+    row: usize,
+) -> bool {
+    let at = task.rows_at(start, row);
+    let dim_len = task.shape.head_dim;
+    let mut dim = 0;
+    while dim + H * LANES <= dim_len {
+        add_few_strip::<V, S, R, H>(vector, task, page, dim, at, rows, row);
+        dim += H * LANES;
+    }
+    if dim < dim_len {
+        add_few_strip::<V, S, R, 1>(vector, task, page, dim, at, rows, row);
+    }
+    true
+}
+
+/// Adds `H` times 16 dimensions of the weighted values of a page to the outputs of `R` rows.
+#[inline(always)]
+fn add_few_strip<V: Vector, S: Source, const R: usize, const H: usize>(
+    vector: V,
+    task: &Task<'_>,
+    page: S,
+    dim: usize,
+    at: [usize; R],
+    rows: &Rows,
+    row: usize,
+) {
+    let dim_len = task.shape.head_dim;
+    let values = &page.items()[PAGE_LEN * dim_len..];
+    let scales = page.scales(vector, (dim_len + dim) / KV_BLOCK_LEN);
+    let weights = weights::<R>(rows, row, S::IS_SCALED.then_some(&scales));
+    let mut sums = [[[0.0; LANES]; H]; R];
+    for r in 0..R {
+        let out = task.out_part(at[r] + dim, H * LANES).as_chunks::<LANES>().0;
+        for h in 0..H {
+            for i in 0..LANES {
+                sums[r][h][i] = out[h][i] * rows.correction[row + r];
+            }
+        }
+    }
+    for (p, values) in (0..PAGE_LEN).zip(values.chunks_exact(dim_len)) {
+        let values = values[dim..][..H * LANES].as_chunks::<LANES>().0;
+        for h in 0..H {
+            let value = S::widen(vector, &values[h]);
+            for r in 0..R {
+                for i in 0..LANES {
+                    sums[r][h][i] = weights[r][p].mul_add(value[i], sums[r][h][i]);
+                }
+            }
+        }
+    }
+    for r in 0..R {
+        task.out_part(at[r] + dim, H * LANES).copy_from_slice(sums[r].as_flattened());
+    }
+}
+
+/// Returns the weights of `R` rows, times the scales of the values if there are any.
+#[inline(always)]
+fn weights<const R: usize>(rows: &Rows, row: usize, scales: Option<&[Lanes; 2]>) -> [Scores; R] {
+    let mut weights: [Scores; R] =
+        *rows.scores[row..].first_chunk().expect("the rows are in the task");
+    if let Some(scales) = scales {
+        for weights in &mut weights {
+            for (weight, scale) in weights.iter_mut().zip(scales.as_flattened()) {
+                *weight *= scale;
+            }
+        }
+    }
+    weights
+}
+
+/// Adds 16 dimensions of the weighted values of a page to the outputs of `R` rows.
+#[inline(always)]
+fn add_strip<const R: usize, const H: usize>(
+    task: &Task<'_>,
+    start: usize,
+    dim: usize,
+    values: &[[Lanes; H]; PAGE_LEN],
+    scales: Option<&[Lanes; 2]>,
+    rows: &Rows,
+    row: usize,
+) {
+    let at: [usize; R] = task.rows_at(start, row);
+    let weights = weights::<R>(rows, row, scales);
+    let mut sums = [[[0.0; LANES]; H]; R];
+    for r in 0..R {
+        let out = task.out_part(at[r] + dim, H * LANES).as_chunks::<LANES>().0;
+        for h in 0..H {
+            for i in 0..LANES {
+                sums[r][h][i] = out[h][i] * rows.correction[row + r];
+            }
+        }
+    }
+    for p in 0..PAGE_LEN {
+        for h in 0..H {
+            for r in 0..R {
+                for i in 0..LANES {
+                    sums[r][h][i] = weights[r][p].mul_add(values[p][h][i], sums[r][h][i]);
+                }
+            }
+        }
+    }
+    for r in 0..R {
+        task.out_part(at[r] + dim, H * LANES).copy_from_slice(sums[r].as_flattened());
+    }
+}
