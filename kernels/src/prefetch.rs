@@ -8,32 +8,35 @@ const LINE: usize = 64;
 /// The hardware follows a stream inside a page and loses it at each border of a tile; measured
 /// on decoding, asking one unit ahead takes it from 73 % of the read bandwidth to 95 %.
 #[derive(Clone, Copy)]
-pub(crate) struct Ahead<'a> {
-    bytes: &'a [u8],
+pub(crate) struct Ahead<'a, T = u8> {
+    items: &'a [T],
     share: usize,
 }
 
-impl<'a> Ahead<'a> {
-    /// Spreads `bytes` over `steps` steps.
-    pub(crate) fn new(bytes: &'a [u8], steps: usize) -> Self {
-        let share = bytes.len().div_ceil(steps.max(1)).next_multiple_of(LINE);
-        Self { bytes, share }
+impl<'a, T> Ahead<'a, T> {
+    /// Items of a line.
+    const LINE: usize = LINE / size_of::<T>();
+
+    /// Spreads `items` over `steps` steps.
+    pub(crate) fn new(items: &'a [T], steps: usize) -> Self {
+        let share = items.len().div_ceil(steps.max(1)).next_multiple_of(Self::LINE);
+        Self { items, share }
     }
 
     /// Asks for the next share.
     #[inline(always)]
     pub(crate) fn step(&mut self) {
-        let (share, rest) = self.bytes.split_at(self.share.min(self.bytes.len()));
-        for line in share.chunks(LINE) {
+        let (share, rest) = self.items.split_at(self.share.min(self.items.len()));
+        for line in share.chunks(Self::LINE) {
             fetch(line);
         }
-        self.bytes = rest;
+        self.items = rest;
     }
 }
 
 /// Asks for a line to be in the second-level cache.
 #[inline(always)]
-fn fetch(line: &[u8]) {
+fn fetch<T>(line: &[T]) {
     #[cfg(target_arch = "x86_64")]
     {
         use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
@@ -63,7 +66,7 @@ mod tests {
             let bytes = vec![0; len];
             let mut ahead = Ahead::new(&bytes, steps);
             (0..steps.max(1)).for_each(|_| ahead.step());
-            assert!(ahead.bytes.is_empty(), "{len} bytes in {steps} steps");
+            assert!(ahead.items.is_empty(), "{len} bytes in {steps} steps");
         }
     }
 }

@@ -232,14 +232,18 @@ fn run_of_tokens<V: Vector, S: Source>(
         task.out_part(at, shape.head_dim).fill(0.0);
     }
     let last_position = place.position + len - 1;
-    for page in shape.start(place.position) / PAGE_LEN..=last_position / PAGE_LEN {
-        let from = page * PAGE_LEN;
+    let head = |page| {
+        let head = page_of(shape, task.tables, place.table, page) + task.head;
+        pages.head(head, shape.head_dim)
+    };
+    let last = last_position / PAGE_LEN;
+    for number in shape.start(place.position) / PAGE_LEN..=last {
+        let from = number * PAGE_LEN;
         // Tokens before `active` end before this page; the windows of those after it start later.
         let sees = |i: &usize| shape.start(place.position + i) < from + PAGE_LEN;
         let active_start = from.saturating_sub(place.position);
         let active_end = active_start + (active_start..len).take_while(sees).count();
-        let head = page_of(shape, task.tables, place.table, page) + task.head;
-        let page = pages.head(head, shape.head_dim);
+        let (page, next) = (head(number), (number < last).then(|| head(number + 1)));
         let active = active_start * group..active_end * group;
         score_page(vector, task, page, start, active.clone(), &mut rows);
         for row in active.clone() {
@@ -248,7 +252,7 @@ fn run_of_tokens<V: Vector, S: Source>(
             let high = (position + 1 - from).min(PAGE_LEN);
             weigh_row(shape.scale, low, high, row, &mut rows);
         }
-        add_page(vector, task, page, start, active, &rows);
+        add_page(vector, task, (page, next), start, active, &rows);
     }
     for row in 0..len * group {
         let total = rows.total[row];

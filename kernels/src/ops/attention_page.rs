@@ -8,6 +8,10 @@ use core::ops::Range;
 use super::attention::{ROWS_MAX, Rows, Scores, Task};
 use super::kv_pages::{KV_BLOCK_LEN, PAGE_LEN, Source};
 use super::lanes::{self, LANES, Lanes, Vector};
+use crate::prefetch::Ahead;
+
+/// Positions whose values are added between two looks ahead.
+const POSITIONS_A_STEP: usize = 8;
 
 /// Calls `$body::<R, _>(args.., row)` for all rows, as many at a time as there are registers for.
 macro_rules! in_groups {
@@ -32,29 +36,29 @@ macro_rules! in_groups {
     }};
 }
 
-/// Calls `$body::<_, _, R, H>(args.., row)` for rows so few that one pass over the page, `H` times
-/// 16 lanes wide, serves them all from registers. Returns whether they are.
+/// Calls `$body::<_, _, R, $h>` for so many rows; returns whether they are that few.
 macro_rules! at_once {
-    ($wide:expr, $rows:expr, $body:ident($($arg:expr),*)) => {{
-        let row = $rows.start;
-        match ($rows.len(), $wide) {
-            (1, true) => $body::<_, _, 1, 2>($($arg,)* row),
-            (2, true) => $body::<_, _, 2, 2>($($arg,)* row),
-            (3, true) => $body::<_, _, 3, 2>($($arg,)* row),
-            (4, true) => $body::<_, _, 4, 2>($($arg,)* row),
-            (5, true) => $body::<_, _, 5, 2>($($arg,)* row),
-            (6, true) => $body::<_, _, 6, 2>($($arg,)* row),
-            (7, true) => $body::<_, _, 7, 2>($($arg,)* row),
-            (8, true) => $body::<_, _, 8, 2>($($arg,)* row),
-            (1, false) => $body::<_, _, 1, 1>($($arg,)* row),
-            (2, false) => $body::<_, _, 2, 1>($($arg,)* row),
-            (3, false) => $body::<_, _, 3, 1>($($arg,)* row),
-            (4, false) => $body::<_, _, 4, 1>($($arg,)* row),
-            (5, false) => $body::<_, _, 5, 1>($($arg,)* row),
-            (6, false) => $body::<_, _, 6, 1>($($arg,)* row),
+    ($rows:expr, $h:literal, $($r:literal)*, $body:ident $args:tt) => {
+        match $rows.len() {
+            $($r => $body::<_, _, $r, $h> $args,)*
             _ => false,
         }
-    }};
+    };
+}
+
+/// Calls `$body::<_, _, R, H>` for rows so few that one pass over the page, `H` times
+/// 16 lanes wide, serves them all from registers. Returns whether they are. Pages of 32-bit
+/// floats have nothing to widen, and gain nothing; plain Rust is the reference.
+macro_rules! few {
+    ($vector:ty, $source:ty, $rows:expr, $body:ident $args:tt) => {
+        if !<$source>::IS_NARROW || !<$vector>::IS_FAST {
+            false
+        } else if <$vector>::WIDE {
+            at_once!($rows, 2, 1 2 3 4 5 6 7 8, $body $args)
+        } else {
+            at_once!($rows, 1, 1 2 3 4 5 6, $body $args)
+        }
+    };
 }
 
 /// Computes the scores of the rows, not yet times `scale`.
@@ -67,8 +71,9 @@ pub(super) fn score_page<V: Vector, S: Source>(
     active: Range<usize>,
     rows: &mut Rows,
 ) {
-    let scores = &mut rows.scores;
-    if at_once!(V::WIDE, active, score_few(vector, task, page, start, scores)) {
+    let (row, scores) = (active.start, &mut rows.scores);
+    let values = &page.items()[PAGE_LEN * task.shape.head_dim..];
+    if few!(V, S, active, score_few(vector, task, page, values, start, scores, row)) {
         return;
     }
     scores[active.clone()].fill([0.0; PAGE_LEN]);
@@ -79,12 +84,14 @@ pub(super) fn score_page<V: Vector, S: Source>(
     }
 }
 
-/// Computes the scores of `R` rows straight from the page, of `H` times 16 positions at a time.
+/// Computes the scores of `R` rows straight from the page, of `H` times 16 positions at a time,
+/// and asks for what is read `next`.
 #[inline(always)]
 fn score_few<V: Vector, S: Source, const R: usize, const H: usize>(
     vector: V,
     task: &Task<'_>,
     page: S,
+    next: &[S::Item],
     start: usize,
     scores: &mut [Scores; ROWS_MAX],
     row: usize,
@@ -93,6 +100,7 @@ fn score_few<V: Vector, S: Source, const R: usize, const H: usize>(
     let at: [usize; R] = task.rows_at(start, row);
     let keys = &page.items().as_chunks::<PAGE_LEN>().0[..dim_len];
     let block_len = if S::IS_SCALED { KV_BLOCK_LEN } else { LANES };
+    let mut next = Ahead::new(next, dim_len / block_len * (2 / H));
     for half in (0..2).step_by(H) {
         let mut sums = [[[0.0; LANES]; H]; R];
         for (block, keys) in keys.chunks_exact(block_len).enumerate() {
@@ -101,6 +109,7 @@ fn score_few<V: Vector, S: Source, const R: usize, const H: usize>(
                 q[r] = &task.q[at[r] + block * block_len..][..block_len];
             }
             let mut parts = if S::IS_SCALED { [[[0.0; LANES]; H]; R] } else { sums };
+            next.step();
             for d in 0..block_len {
                 let keys = keys[d].as_chunks::<LANES>().0;
                 for h in 0..H {
@@ -205,16 +214,20 @@ pub(super) fn weigh_row(scale: f32, low: usize, high: usize, row: usize, rows: &
     for (i, score) in scores.iter_mut().enumerate() {
         *score = if low <= i && i < high { *score * scale } else { f32::NEG_INFINITY };
     }
-    let fold = |scores: &Scores, pick: fn(f32, f32) -> f32| -> Lanes {
-        core::array::from_fn(|i| pick(scores[i], scores[i + LANES]))
-    };
     let before = rows.largest[row];
-    let largest = lanes::larger(before, lanes::max(fold(scores, lanes::larger)));
+    let mut folded = [0.0; LANES];
+    for i in 0..LANES {
+        folded[i] = lanes::larger(scores[i], scores[i + LANES]);
+    }
+    let largest = lanes::larger(before, lanes::max(folded));
     for score in scores.iter_mut() {
         *score = lanes::exp(*score - largest);
     }
     let correction = lanes::exp(before - largest);
-    let total = lanes::sum(fold(scores, |a, b| a + b));
+    for i in 0..LANES {
+        folded[i] = scores[i] + scores[i + LANES];
+    }
+    let total = lanes::sum(folded);
     rows.total[row] = rows.total[row].mul_add(correction, total);
     rows.largest[row] = largest;
     rows.correction[row] = correction;
@@ -225,12 +238,13 @@ pub(super) fn weigh_row(scale: f32, low: usize, high: usize, row: usize, rows: &
 pub(super) fn add_page<V: Vector, S: Source>(
     vector: V,
     task: &Task<'_>,
-    page: S,
+    (page, next): (S, Option<S>),
     start: usize,
     active: Range<usize>,
     rows: &Rows,
 ) {
-    if at_once!(V::WIDE, active, add_few(vector, task, page, start, rows)) {
+    let row = active.start;
+    if few!(V, S, active, add_few(vector, task, (page, next), start, rows, row)) {
         return;
     }
     let dim_len = task.shape.head_dim;
@@ -248,25 +262,31 @@ pub(super) fn add_page<V: Vector, S: Source>(
     }
 }
 
-/// Adds the weighted values of a page to the outputs of `R` rows, straight from the page.
+/// Adds the weighted values of a page to the outputs of `R` rows, straight from the page, and asks
+/// for the keys of the next.
 #[inline(always)]
 fn add_few<V: Vector, S: Source, const R: usize, const H: usize>(
     vector: V,
     task: &Task<'_>,
-    page: S,
+    (page, next): (S, Option<S>),
     start: usize,
     rows: &Rows,
     row: usize,
 ) -> bool {
     let at = task.rows_at(start, row);
     let dim_len = task.shape.head_dim;
+    if let Some(next) = next {
+        next.ask_for_scales();
+    }
+    let keys = next.as_ref().map_or(&[][..], |next| &next.items()[..PAGE_LEN * dim_len]);
+    let mut next = Ahead::new(keys, dim_len / LANES / H * (PAGE_LEN / POSITIONS_A_STEP));
     let mut dim = 0;
     while dim + H * LANES <= dim_len {
-        add_few_strip::<V, S, R, H>(vector, task, page, dim, at, rows, row);
+        add_few_strip::<V, S, R, H>(vector, task, (page, &mut next), dim, at, rows, row);
         dim += H * LANES;
     }
     if dim < dim_len {
-        add_few_strip::<V, S, R, 1>(vector, task, page, dim, at, rows, row);
+        add_few_strip::<V, S, R, 1>(vector, task, (page, &mut next), dim, at, rows, row);
     }
     true
 }
@@ -276,7 +296,7 @@ fn add_few<V: Vector, S: Source, const R: usize, const H: usize>(
 fn add_few_strip<V: Vector, S: Source, const R: usize, const H: usize>(
     vector: V,
     task: &Task<'_>,
-    page: S,
+    (page, next): (S, &mut Ahead<'_, S::Item>),
     dim: usize,
     at: [usize; R],
     rows: &Rows,
@@ -296,6 +316,9 @@ fn add_few_strip<V: Vector, S: Source, const R: usize, const H: usize>(
         }
     }
     for (p, values) in (0..PAGE_LEN).zip(values.chunks_exact(dim_len)) {
+        if p % POSITIONS_A_STEP == 0 {
+            next.step();
+        }
         let values = values[dim..][..H * LANES].as_chunks::<LANES>().0;
         for h in 0..H {
             let value = S::widen(vector, &values[h]);

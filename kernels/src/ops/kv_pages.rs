@@ -18,6 +18,7 @@ use super::attention::{AttentionShape, Place};
 use super::lanes::{self, LANES, Lanes, Vector};
 use super::per_isa;
 use crate::isa::Isa;
+use crate::prefetch::Ahead;
 
 /// Positions of a page.
 pub const PAGE_LEN: usize = 32;
@@ -176,6 +177,8 @@ pub(super) fn page_of(shape: &AttentionShape, tables: &[u32], table: usize, page
 pub(super) trait Source: Copy {
     /// A value as it is stored.
     type Item: Copy;
+    /// Whether items have less than 32 bits.
+    const IS_NARROW: bool = size_of::<Self::Item>() < size_of::<f32>();
     /// Whether a value is an item times the scale of its block.
     const IS_SCALED: bool;
 
@@ -188,6 +191,9 @@ pub(super) trait Source: Copy {
     /// Returns the scales of a block of 32 dimensions, one for each position; of the values'
     /// blocks, which are counted after those of the keys, too.
     fn scales<V: Vector>(&self, vector: V, block: usize) -> [Lanes; 2];
+
+    /// Asks for the scales to be near before they are read.
+    fn ask_for_scales(&self);
 
     /// Returns items as 32-bit floats, without their scale.
     fn widen<V: Vector>(vector: V, items: &[Self::Item; LANES]) -> Lanes;
@@ -213,6 +219,9 @@ impl Source for &[f32] {
     }
 
     #[inline(always)]
+    fn ask_for_scales(&self) {}
+
+    #[inline(always)]
     fn widen<V: Vector>(_: V, items: &[f32; LANES]) -> Lanes {
         *items
     }
@@ -236,6 +245,9 @@ impl Source for &[f16] {
     fn scales<V: Vector>(&self, _: V, _: usize) -> [Lanes; 2] {
         [[1.0; LANES]; 2]
     }
+
+    #[inline(always)]
+    fn ask_for_scales(&self) {}
 
     #[inline(always)]
     fn widen<V: Vector>(vector: V, items: &[f16; LANES]) -> Lanes {
@@ -271,6 +283,11 @@ impl Source for Quantized<'_> {
     fn scales<V: Vector>(&self, vector: V, block: usize) -> [Lanes; 2] {
         let scales = self.scales[block * PAGE_LEN..][..PAGE_LEN].as_chunks::<LANES>().0;
         [vector.widen(&scales[0]), vector.widen(&scales[1])]
+    }
+
+    #[inline(always)]
+    fn ask_for_scales(&self) {
+        Ahead::new(self.scales, 1).step();
     }
 
     #[inline(always)]

@@ -46,28 +46,28 @@ pub(super) fn exp(x: f32) -> f32 {
 
 /// Returns the sum of the lanes, in the one order.
 #[inline(always)]
-pub(super) fn sum(mut lanes: Lanes) -> f32 {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
-        }
-        half /= 2;
+pub(super) fn sum(lanes: Lanes) -> f32 {
+    let (mut eight, mut four) = ([0.0; 8], [0.0; 4]);
+    for i in 0..8 {
+        eight[i] = lanes[i] + lanes[i + 8];
     }
-    lanes[0]
+    for i in 0..4 {
+        four[i] = eight[i] + eight[i + 4];
+    }
+    (four[0] + four[2]) + (four[1] + four[3])
 }
 
 /// Returns the largest lane.
 #[inline(always)]
-pub(super) fn max(mut lanes: Lanes) -> f32 {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] = larger(lanes[i], lanes[i + half]);
-        }
-        half /= 2;
+pub(super) fn max(lanes: Lanes) -> f32 {
+    let (mut eight, mut four) = ([0.0; 8], [0.0; 4]);
+    for i in 0..8 {
+        eight[i] = larger(lanes[i], lanes[i + 8]);
     }
-    lanes[0]
+    for i in 0..4 {
+        four[i] = larger(eight[i], eight[i + 4]);
+    }
+    larger(larger(four[0], four[2]), larger(four[1], four[3]))
 }
 
 /// Returns the larger value, `b` if either is NaN; one instruction.
@@ -80,6 +80,8 @@ pub(super) fn larger(a: f32, b: f32) -> f32 {
 pub(super) trait Vector: Copy {
     /// Whether there are 32 vector registers of 16 lanes.
     const WIDE: bool;
+    /// Whether it is more than plain Rust.
+    const IS_FAST: bool = true;
 
     /// Returns the values of 16-bit floats, exactly.
     fn widen(self, source: &[f16; LANES]) -> Lanes;
@@ -94,6 +96,7 @@ pub(super) struct Plain;
 
 impl Vector for Plain {
     const WIDE: bool = false;
+    const IS_FAST: bool = false;
 
     #[inline(always)]
     fn widen(self, source: &[f16; LANES]) -> Lanes {
