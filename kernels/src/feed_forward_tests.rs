@@ -37,17 +37,7 @@ impl Layer {
         let mut out = vec![f32::NAN; tokens * down.rows()];
         let layer = FeedForward { kind, gate, up, down };
         let pool = Pool::new(2);
-        feed_forward(
-            &pool,
-            isa,
-            precision,
-            &mut scratch,
-            &mut hidden,
-            &layer,
-            x,
-            tokens,
-            &mut out,
-        );
+        feed_forward(&pool, isa, precision, &mut scratch, &mut hidden, &layer, x, tokens, &mut out);
         hidden.erase();
         out
     }

@@ -49,8 +49,19 @@ pub(crate) type Sums = [f32; UNIT_ROWS];
 /// A vector of one value for each row of a tile.
 pub(crate) type Lanes = [f32; TILE_ROWS];
 
-/// Blocks of an [`IntChunk`], whole super-blocks: 33 KB that stay in the first-level cache.
+/// Most blocks of an [`IntChunk`], whole super-blocks: 33 KB that stay in the first-level cache.
 pub(crate) const INT_CHUNK_BLOCKS: usize = 24;
+
+/// Returns how many blocks are unpacked at a time, whole super-blocks. What is read only a few
+/// times is best read while it is still at hand.
+fn chunk_blocks(tokens: usize) -> usize {
+    match tokens {
+        0..=32 => 8,
+        33..=96 => 16,
+        _ => INT_CHUNK_BLOCKS,
+    }
+}
+
 /// Columns of a [`FloatChunk`]: at least one block of every format.
 pub(crate) const FLOAT_CHUNK_COLS: usize = 256;
 /// Tokens whose sums are kept while the chunks of a unit go by: 66 KB.
@@ -382,10 +393,11 @@ impl<'a> UnitPart<'_, 'a> {
     ) {
         let (unit_tiles, tiles) = (self.int_tiles(), self.tiles());
         let blocks = input.cols / BLOCK_LEN;
+        let chunk_blocks = chunk_blocks(self.tokens.len());
         let panels = self.tokens.len().div_ceil(PANEL_TOKENS);
-        let mut ahead = Ahead::new(next, blocks.div_ceil(INT_CHUNK_BLOCKS) * panels);
-        for start in (0..blocks).step_by(INT_CHUNK_BLOCKS) {
-            let len = INT_CHUNK_BLOCKS.min(blocks - start);
+        let mut ahead = Ahead::new(next, blocks.div_ceil(chunk_blocks) * panels);
+        for start in (0..blocks).step_by(chunk_blocks) {
+            let len = chunk_blocks.min(blocks - start);
             for (index, tile) in unit_tiles.iter().flatten().enumerate() {
                 kernel.unpack_int(&tile.blocks(start..start + len), chunk, index);
             }

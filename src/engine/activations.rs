@@ -1,7 +1,7 @@
 //! The buffers of a forward pass, allocated once.
 
-use kernels::{Activations as Quantized, Hidden};
 use kernels::ops::{Place, Rope};
+use kernels::{Activations as Quantized, Hidden};
 
 use super::{Model, ModelConfig, Options};
 
