@@ -79,6 +79,15 @@ impl<'a> Tasks<'a> {
         tasks
     }
 
+    /// Calls `task` for each, taken only when the one before it has returned: where tasks are few
+    /// and long, a thread that took two would leave another idle.
+    fn one_by_one(mut self, task: &dyn Fn(usize)) {
+        while let Some(index) = self.taken {
+            task(index);
+            self.taken = self.claim();
+        }
+    }
+
     fn claim(&self) -> Option<usize> {
         let index = self.counter.fetch_add(1, Ordering::Relaxed);
         (index < self.n_tasks).then_some(index)
@@ -161,7 +170,7 @@ impl Pool {
     ///
     /// Panics if a task panics, after all threads have left the region.
     pub fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        self.run_each(n_tasks, &|tasks| tasks.for_each(|(index, _)| task(index)));
+        self.run_each(n_tasks, &|tasks| tasks.one_by_one(task));
     }
 
     /// As [`Pool::run`], but `work` is called once by each thread that takes part, with the
@@ -388,6 +397,17 @@ mod tests {
             });
         }
         assert_eq!(done.load(Ordering::Relaxed), 6);
+    }
+
+    #[test]
+    fn as_many_tasks_as_threads_run_at_once() {
+        let pool = Pool::new(3);
+        for _ in 0..10 {
+            let all = Barrier::new(3);
+            pool.run(3, &|_| {
+                all.wait();
+            });
+        }
     }
 
     #[test]
