@@ -3,15 +3,15 @@
 //! A task computes a unit of the gate and the same unit of the other matrix, and what it makes of
 //! both is 32 columns of the last product's input: one block of bytes, which is written at once.
 //! The hidden values, far more than the cache holds, are never stored as floats, except where the
-//! last product reads floats. The result is, bit for bit, that of the three products and
-//! [`crate::ops::gate()`].
+//! last product reads floats. The result is, bit for bit, that of the three products and the gate
+//! one after another.
 
 use crate::gemm::{
     Input, Kernel, Memory, Room, Sums, TOKENS_MAX, UNIT_TILES, UnitPart, run_products, store,
     unit_bytes,
 };
 use crate::isa::Isa;
-use crate::ops::{Gate, gate_part};
+use crate::ops::{self, Gate};
 use crate::packed::{BLOCK_LEN, Packed};
 use crate::pool::{Disjoint, Pool};
 use crate::quantize::{Activations, StartsNeeded, Writer};
@@ -168,7 +168,7 @@ impl Make<'_> {
             let part = UnitPart { weights: up, unit, tokens };
             part.sum(kernel, self.input, next, memory, &mut ups, &mut |token, ups| {
                 let gates = gates.part(token - first, ups.len(), false);
-                gate_part(self.isa, self.layer.kind, ups.as_flattened(), gates.as_flattened_mut());
+                ops::gate(self.isa, self.layer.kind, ups.as_flattened(), gates.as_flattened_mut());
                 self.write(unit, token, gates);
             });
         }

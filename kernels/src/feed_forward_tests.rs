@@ -25,7 +25,7 @@ impl Layer {
         let pool = Pool::new(2);
         let mut hidden = self.gate.times(&pool, isa, precision, x);
         let up = self.up.times(&pool, isa, precision, x);
-        gate(&pool, isa, kind, &up, &mut hidden);
+        gate(isa, kind, &up, &mut hidden);
         self.down.times(&pool, isa, precision, &hidden)
     }
 

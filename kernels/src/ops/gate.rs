@@ -1,9 +1,8 @@
 //! The gates of feed-forward layers: `out = activation(gate) * up`.
 
 use super::lanes::{self, Vector};
-use super::{over_rows, per_isa};
+use super::per_isa;
 use crate::isa::Isa;
-use crate::pool::Pool;
 
 /// Which activation a gate has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,15 +22,8 @@ const GELU_CUBE: f32 = 0.044_715;
 /// # Panics
 ///
 /// Panics if the lengths differ.
-pub fn gate(pool: &Pool, isa: Isa, kind: Gate, up: &[f32], gate: &mut [f32]) {
+pub(crate) fn gate(isa: Isa, kind: Gate, up: &[f32], gate: &mut [f32]) {
     assert_eq!(up.len(), gate.len(), "both have the same shape");
-    over_rows(pool, gate, 1, &|first, gate| {
-        gate_part(isa, kind, &up[first..][..gate.len()], gate);
-    });
-}
-
-/// As [`gate`], for what one task has.
-pub(crate) fn gate_part(isa: Isa, kind: Gate, up: &[f32], gate: &mut [f32]) {
     match kind {
         Gate::Silu => per_isa!(isa, silu, up: &[f32], gate: &mut [f32]),
         Gate::GeluTanh => per_isa!(isa, gelu, up: &[f32], gate: &mut [f32]),

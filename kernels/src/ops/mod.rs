@@ -21,8 +21,8 @@ mod tests;
 
 pub use attention::{AttentionShape, Place, attention};
 pub use elementwise::{add, add_bias, scale};
-pub(crate) use gate::gate_part;
-pub use gate::{Gate, gate};
+pub use gate::Gate;
+pub(crate) use gate::gate;
 pub use kv_pages::{KV_BLOCK_LEN, KvPages, KvPagesMut, PAGE_LEN, store_kv};
 pub use norm::rms_norm;
 pub use rope::{Rope, RopePairs};
