@@ -167,6 +167,7 @@ fn attend(
     }
     let q = activations(shape.n_heads * shape.head_dim);
     let mut out = vec![0.0; q.len()];
+    let mut room = vec![0.0; shape.n_heads * ATTENTION_DEPTH];
     let mut layer = 0;
     let seconds = fast_run(layers.max(8) * 4, || {
         let pages = if is_q8_0 {
@@ -175,7 +176,8 @@ fn attend(
         } else {
             KvPages::F16(&f16s[layer * layer_len..][..layer_len])
         };
-        attention(pool, isa, shape, pages, &tables, &places[places.len() - 1..], &q, &mut out);
+        let places = &places[places.len() - 1..];
+        attention(pool, isa, shape, pages, &tables, places, &q, &mut room, &mut out);
         black_box(&mut out);
         layer = (layer + 1) % layers;
     });

@@ -1,6 +1,6 @@
 //! The buffers of a forward pass, allocated once.
 
-use kernels::ops::{Place, Rope};
+use kernels::ops::{PAGE_LEN, Place, Rope};
 use kernels::{Activations as Quantized, Hidden};
 
 use super::{Model, ModelConfig, Options};
@@ -21,6 +21,8 @@ pub(super) struct Activations {
     pub(super) v: Vec<f32>,
     /// `[tokens, q_dim]`: what attention gives; normalised queries before that.
     pub(super) heads: Vec<f32>,
+    /// `[heads, positions]` of a token: the scores of a long text that threads share.
+    pub(super) scores: Vec<f32>,
     /// `[tokens, kv_dim]`: normalised keys.
     pub(super) k_normed: Vec<f32>,
     /// What lies inside a feed-forward half.
@@ -55,6 +57,7 @@ impl Activations {
             k: buffer(config.kv_dim()),
             v: buffer(config.kv_dim()),
             heads: buffer(config.q_dim()),
+            scores: vec![0.0; config.n_heads * options.context_len.next_multiple_of(PAGE_LEN)],
             k_normed: buffer(if config.extra_norms { config.kv_dim() } else { 0 }),
             hidden: Hidden::new(options.precision, downs, tokens),
             logits: vec![0.0; options.logits_max * config.vocab_size],

@@ -100,7 +100,8 @@ impl Run<'_> {
         ops::store_kv(isa, shape, pages, tables, &a.places, k, v);
         q = &mut *q;
         let (pages, tables) = (cache.layer(index), cache.tables());
-        ops::attention(self.pool, isa, shape, pages, tables, &a.places, q, heads);
+        let scores = &mut a.scores;
+        ops::attention(self.pool, isa, shape, pages, tables, &a.places, q, scores, heads);
         self.multiply(&mut a.quantized, &layer.attn_output.weights, heads, delta);
         self.add_bias(&layer.attn_output, delta);
         self.add_delta(layer.post_attention_norm.as_deref(), a);

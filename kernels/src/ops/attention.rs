@@ -16,12 +16,16 @@
 //! s[p] = scale * Σ_b k[b][p] (Σ_d q[d] K[d][p])         out[d] = out[d] * c + Σ_p (e[p] v[b][p]) V[p][d]
 //! ```
 //!
-//! Pages start at multiples of 32 of the position, so a row's result
-//! does not depend on its neighbours in the batch, on chunks or on threads.
+//! Pages start at multiples of 32 of the position, so a row's result does not depend on its
+//! neighbours in the batch, on chunks or on threads; `attention_split` shares a head among
+//! threads, and keeps these orders.
+
+use core::ops::Range;
 
 use half::f16;
 
 use super::attention_page::{add_page, score_page, weigh_row};
+use super::attention_split::{Split, add_part, score_part};
 use super::kv_pages::{KvPages, PAGE_LEN, Quantized, Source, page_of};
 use super::lanes::{LANES, Vector};
 use super::per_isa;
@@ -54,8 +58,13 @@ impl AttentionShape {
     /// What `head_dim` must be a multiple of.
     pub const HEAD_DIM_STEP: usize = LANES;
 
-    fn group(&self) -> usize {
+    pub(super) fn group(&self) -> usize {
         self.n_heads / self.n_kv_heads
+    }
+
+    /// Returns the most tokens that one task works on.
+    pub(super) fn tokens_a_block(&self) -> usize {
+        (ROWS_MAX / self.group()).min(8)
     }
 
     fn check(&self) {
@@ -81,7 +90,9 @@ pub struct Place {
 
 /// Lets every token of a batch attend to what the cache holds up to its position.
 ///
-/// Shapes: `q, out: [places, n_heads, head_dim]`; `tables` holds page numbers.
+/// Shapes: `q, out: [places, n_heads, head_dim]`; `tables` holds page numbers. With room for
+/// `n_heads * positions` or more in `scores`, threads that are more than KV heads share a long
+/// text; the result is the same without.
 ///
 /// # Panics
 ///
@@ -95,37 +106,58 @@ pub fn attention(
     tables: &[u32],
     places: &[Place],
     q: &[f32],
+    scores: &mut [f32],
     out: &mut [f32],
 ) {
     shape.check();
     let row_len = shape.n_heads * shape.head_dim;
     assert_eq!(q.len(), places.len() * row_len, "queries of every place");
     assert_eq!(out.len(), q.len(), "an output for every query");
-    let tokens_a_block = (ROWS_MAX / shape.group()).min(8);
-    let n_blocks = places.len().div_ceil(tokens_a_block);
     let out = Disjoint::new(out);
+    let task = |head| Task { shape, tables, places, q, out: &out, head };
+    if let Some(split) = Split::plan(pool, shape, places, scores.len()) {
+        let room = Disjoint::new(scores);
+        pool.run(split.score_tasks(), &|index| {
+            run_task(isa, &task(split.head(index)), pages, Work::Scores(&split, index, &room));
+        });
+        pool.run(split.add_tasks(), &|index| {
+            run_task(isa, &task(split.head(index)), pages, Work::Values(&split, index, scores));
+        });
+        return;
+    }
+    let tokens_a_block = shape.tokens_a_block();
+    let n_blocks = places.len().div_ceil(tokens_a_block);
     // The last tokens of a prompt see the most pages: they go first.
     pool.run(n_blocks * shape.n_kv_heads, &|index| {
-        let block = n_blocks - 1 - index / shape.n_kv_heads;
-        let first = block * tokens_a_block;
-        let end = (first + tokens_a_block).min(places.len());
-        let head = index % shape.n_kv_heads;
-        let task = &Task { shape, tables, places, q, out: &out, head };
-        match pages {
-            KvPages::F32(pages) => {
-                per_isa!(isa, block_f32, task: &Task<'_>, pages: &[f32], first: usize, end: usize);
-            }
-            KvPages::F16(pages) => {
-                per_isa!(isa, block_f16, task: &Task<'_>, pages: &[f16], first: usize, end: usize);
-            }
-            KvPages::Q8_0(quants, scales) => {
-                let pages = Quantized { quants, scales };
-                per_isa!(
-                    isa, block_q8_0, task: &Task<'_>, pages: Quantized<'_>, first: usize, end: usize
-                );
-            }
-        }
+        let first = (n_blocks - 1 - index / shape.n_kv_heads) * tokens_a_block;
+        let tokens = first..places.len().min(first + tokens_a_block);
+        run_task(isa, &task(index % shape.n_kv_heads), pages, Work::Tokens(tokens));
     });
+}
+
+/// What a task does.
+enum Work<'a> {
+    /// All of these tokens.
+    Tokens(Range<usize>),
+    /// The scores of some pages: task, where they go.
+    Scores(&'a Split, usize, &'a Disjoint<'a, f32>),
+    /// Some dimensions of the output: task, the scores of all pages.
+    Values(&'a Split, usize, &'a [f32]),
+}
+
+fn run_task(isa: Isa, task: &Task<'_>, pages: KvPages<'_>, work: Work<'_>) {
+    match pages {
+        KvPages::F32(pages) => {
+            per_isa!(isa, work_f32, task: &Task<'_>, pages: &[f32], work: Work<'_>);
+        }
+        KvPages::F16(pages) => {
+            per_isa!(isa, work_f16, task: &Task<'_>, pages: &[f16], work: Work<'_>);
+        }
+        KvPages::Q8_0(quants, scales) => {
+            let pages = Quantized { quants, scales };
+            per_isa!(isa, work_q8_0, task: &Task<'_>, pages: Quantized<'_>, work: Work<'_>);
+        }
+    }
 }
 
 /// One KV head and the query heads that it serves.
@@ -160,46 +192,122 @@ impl Task<'_> {
     #[inline(always)]
     #[expect(clippy::mut_from_ref, reason = "each part is handed out once at a time")]
     pub(super) fn out_part(&self, at: usize, len: usize) -> &mut [f32] {
-        // SAFETY: a token's heads of one group belong to one task, which drops each part before it
-        // asks for the next.
+        // SAFETY: a token's heads of one group, or some dimensions of them, belong to one task,
+        // which drops each part before it asks for the next.
         unsafe { self.out.part(at, len) }
+    }
+
+    /// Sets some dimensions of a run's outputs to zero.
+    #[inline(always)]
+    pub(super) fn clear(&self, run: &Run, dims: &Range<usize>) {
+        for row in 0..run.len * self.shape.group() {
+            let [at] = self.rows_at(run.start, row);
+            self.out_part(at + dims.start, dims.len()).fill(0.0);
+        }
+    }
+
+    /// Divides some dimensions of a run's outputs by the sums of their weights.
+    #[inline(always)]
+    pub(super) fn divide(&self, run: &Run, dims: &Range<usize>, rows: &Rows) {
+        for row in 0..run.len * self.shape.group() {
+            let [at] = self.rows_at(run.start, row);
+            let out = self.out_part(at + dims.start, dims.len());
+            out.iter_mut().for_each(|out| *out /= rows.total[row]);
+        }
     }
 }
 
 #[inline(always)]
-fn block_f32<V: Vector>(vector: V, task: &Task<'_>, pages: &[f32], first: usize, end: usize) {
-    block(vector, task, pages, first, end);
+fn work_f32<V: Vector>(vector: V, task: &Task<'_>, pages: &[f32], work: Work<'_>) {
+    work_on(vector, task, pages, work);
 }
 
 #[inline(always)]
-fn block_f16<V: Vector>(vector: V, task: &Task<'_>, pages: &[f16], first: usize, end: usize) {
-    block(vector, task, pages, first, end);
+fn work_f16<V: Vector>(vector: V, task: &Task<'_>, pages: &[f16], work: Work<'_>) {
+    work_on(vector, task, pages, work);
 }
 
 #[inline(always)]
-fn block_q8_0<V: Vector>(
-    vector: V,
-    task: &Task<'_>,
-    pages: Quantized<'_>,
-    first: usize,
-    end: usize,
-) {
-    block(vector, task, pages, first, end);
+fn work_q8_0<V: Vector>(vector: V, task: &Task<'_>, pages: Quantized<'_>, work: Work<'_>) {
+    work_on(vector, task, pages, work);
 }
 
-/// Works on the tokens `first..end`: runs of neighbours in one sequence, one after another.
 #[inline(always)]
-fn block<V: Vector, S: Source>(vector: V, task: &Task<'_>, pages: S, first: usize, end: usize) {
-    let mut start = first;
-    while start < end {
-        let place = task.places[start];
+fn work_on<V: Vector, S: Source>(vector: V, task: &Task<'_>, pages: S, work: Work<'_>) {
+    match work {
+        Work::Tokens(mut tokens) => {
+            while let Some(run) = Run::first_of(&task.places[..tokens.end], tokens.start) {
+                run_of_tokens(vector, task, pages, &run);
+                tokens.start += run.len;
+            }
+        }
+        Work::Scores(split, index, room) => score_part(vector, task, pages, split, index, room),
+        Work::Values(split, index, scores) => add_part(vector, task, pages, split, index, scores),
+    }
+}
+
+/// Neighbours in one sequence.
+pub(super) struct Run {
+    /// The first of them in the batch.
+    pub(super) start: usize,
+    pub(super) len: usize,
+    place: Place,
+}
+
+impl Run {
+    /// Returns the run that starts at `start`, or nothing if there is no token.
+    #[inline(always)]
+    pub(super) fn first_of(places: &[Place], start: usize) -> Option<Self> {
+        let place = *places.get(start)?;
         let follows = |(i, other): (usize, &Place)| {
             other.table == place.table && other.position == place.position + i
         };
-        let run = task.places[start..end].iter().enumerate();
+        let run = places[start..].iter().enumerate();
         let len = run.take_while(|&(i, other)| follows((i, other))).count();
-        run_of_tokens(vector, task, pages, start, len);
-        start += len;
+        Some(Self { start, len, place })
+    }
+
+    /// Returns the pages that any of the tokens sees, counted from the start of the sequence.
+    #[inline(always)]
+    pub(super) fn pages(&self, shape: &AttentionShape) -> Range<usize> {
+        let last_position = self.place.position + self.len - 1;
+        shape.start(self.place.position) / PAGE_LEN..last_position / PAGE_LEN + 1
+    }
+
+    /// Returns the rows of the tokens that see a page.
+    #[inline(always)]
+    pub(super) fn rows_of(&self, shape: &AttentionShape, page: usize) -> Range<usize> {
+        // Tokens before `start` end before this page; the windows of those after it start later.
+        let from = page * PAGE_LEN;
+        let sees = |i: &usize| shape.start(self.place.position + i) < from + PAGE_LEN;
+        let start = from.saturating_sub(self.place.position);
+        let end = start + (start..self.len).take_while(sees).count();
+        start * shape.group()..end * shape.group()
+    }
+
+    /// Turns the scores of a page's rows into weights.
+    #[inline(always)]
+    pub(super) fn weigh(
+        &self,
+        shape: &AttentionShape,
+        page: usize,
+        active: Range<usize>,
+        rows: &mut Rows,
+    ) {
+        let from = page * PAGE_LEN;
+        for row in active {
+            let position = self.place.position + row / shape.group();
+            let low = shape.start(position).saturating_sub(from);
+            let high = (position + 1 - from).min(PAGE_LEN);
+            weigh_row(shape.scale, low, high, row, rows);
+        }
+    }
+
+    /// Returns what the cache holds of a page for the task's head.
+    #[inline(always)]
+    pub(super) fn page<S: Source>(&self, task: &Task<'_>, pages: S, page: usize) -> S {
+        let head = page_of(task.shape, task.tables, self.place.table, page) + task.head;
+        pages.head(head, task.shape.head_dim)
     }
 }
 
@@ -211,52 +319,33 @@ pub(super) struct Rows {
     pub(super) correction: [f32; ROWS_MAX],
 }
 
-#[inline(always)]
-fn run_of_tokens<V: Vector, S: Source>(
-    vector: V,
-    task: &Task<'_>,
-    pages: S,
-    start: usize,
-    len: usize,
-) {
-    let (shape, group) = (task.shape, task.shape.group());
-    let place = task.places[start];
-    let mut rows = Rows {
-        scores: [[0.0; PAGE_LEN]; ROWS_MAX],
-        largest: [f32::NEG_INFINITY; ROWS_MAX],
-        total: [0.0; ROWS_MAX],
-        correction: [0.0; ROWS_MAX],
-    };
-    for row in 0..len * group {
-        let [at] = task.rows_at(start, row);
-        task.out_part(at, shape.head_dim).fill(0.0);
-    }
-    let last_position = place.position + len - 1;
-    let head = |page| {
-        let head = page_of(shape, task.tables, place.table, page) + task.head;
-        pages.head(head, shape.head_dim)
-    };
-    let last = last_position / PAGE_LEN;
-    for number in shape.start(place.position) / PAGE_LEN..=last {
-        let from = number * PAGE_LEN;
-        // Tokens before `active` end before this page; the windows of those after it start later.
-        let sees = |i: &usize| shape.start(place.position + i) < from + PAGE_LEN;
-        let active_start = from.saturating_sub(place.position);
-        let active_end = active_start + (active_start..len).take_while(sees).count();
-        let (page, next) = (head(number), (number < last).then(|| head(number + 1)));
-        let active = active_start * group..active_end * group;
-        score_page(vector, task, page, start, active.clone(), &mut rows);
-        for row in active.clone() {
-            let position = place.position + row / group;
-            let low = shape.start(position).saturating_sub(from);
-            let high = (position + 1 - from).min(PAGE_LEN);
-            weigh_row(shape.scale, low, high, row, &mut rows);
+impl Rows {
+    #[inline(always)]
+    pub(super) fn new() -> Self {
+        Self {
+            scores: [[0.0; PAGE_LEN]; ROWS_MAX],
+            largest: [f32::NEG_INFINITY; ROWS_MAX],
+            total: [0.0; ROWS_MAX],
+            correction: [0.0; ROWS_MAX],
         }
-        add_page(vector, task, (page, next), start, active, &rows);
     }
-    for row in 0..len * group {
-        let total = rows.total[row];
-        let [at] = task.rows_at(start, row);
-        task.out_part(at, shape.head_dim).iter_mut().for_each(|out| *out /= total);
+}
+
+#[inline(always)]
+fn run_of_tokens<V: Vector, S: Source>(vector: V, task: &Task<'_>, pages: S, run: &Run) {
+    let shape = task.shape;
+    let mut rows = Rows::new();
+    let dims = 0..shape.head_dim;
+    task.clear(run, &dims);
+    let numbers = run.pages(shape);
+    for number in numbers.clone() {
+        let page = run.page(task, pages, number);
+        let next = (number + 1 < numbers.end).then(|| run.page(task, pages, number + 1));
+        let active = run.rows_of(shape, number);
+        let values = &page.items()[PAGE_LEN * shape.head_dim..];
+        score_page(vector, task, (page, values), run.start, active.clone(), &mut rows);
+        run.weigh(shape, number, active.clone(), &mut rows);
+        add_page(vector, task, (page, next), run.start, active, &dims, &rows);
     }
+    task.divide(run, &dims, &rows);
 }

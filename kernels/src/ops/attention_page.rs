@@ -61,19 +61,18 @@ macro_rules! few {
     };
 }
 
-/// Computes the scores of the rows, not yet times `scale`.
+/// Computes the scores of the rows, not yet times `scale`; asks for what is read `next`.
 #[inline(always)]
 pub(super) fn score_page<V: Vector, S: Source>(
     vector: V,
     task: &Task<'_>,
-    page: S,
+    (page, next): (S, &[S::Item]),
     start: usize,
     active: Range<usize>,
     rows: &mut Rows,
 ) {
     let (row, scores) = (active.start, &mut rows.scores);
-    let values = &page.items()[PAGE_LEN * task.shape.head_dim..];
-    if few!(V, S, active, score_few(vector, task, page, values, start, scores, row)) {
+    if few!(V, S, active, score_few(vector, task, page, next, start, scores, row)) {
         return;
     }
     scores[active.clone()].fill([0.0; PAGE_LEN]);
@@ -233,7 +232,8 @@ pub(super) fn weigh_row(scale: f32, low: usize, high: usize, row: usize, rows: &
     rows.correction[row] = correction;
 }
 
-/// Adds the weighted values of a page to the outputs.
+/// Adds some dimensions of the weighted values of a page to the outputs; asks for the keys of the
+/// `next`.
 #[inline(always)]
 pub(super) fn add_page<V: Vector, S: Source>(
     vector: V,
@@ -241,16 +241,17 @@ pub(super) fn add_page<V: Vector, S: Source>(
     (page, next): (S, Option<S>),
     start: usize,
     active: Range<usize>,
+    dims: &Range<usize>,
     rows: &Rows,
 ) {
     let row = active.start;
-    if few!(V, S, active, add_few(vector, task, (page, next), start, rows, row)) {
+    if few!(V, S, active, add_few(vector, task, (page, next), start, dims, rows, row)) {
         return;
     }
     let dim_len = task.shape.head_dim;
     let values = &page.items()[PAGE_LEN * dim_len..];
     let mut wide = [[[0.0; LANES]; 1]; PAGE_LEN];
-    for dim in (0..dim_len).step_by(LANES) {
+    for dim in dims.clone().step_by(LANES) {
         for (wide, values) in wide.iter_mut().zip(values.chunks_exact(dim_len)) {
             let values = values[dim..].first_chunk().expect("a head has whole strips");
             *wide = [S::widen(vector, values)];
@@ -262,14 +263,15 @@ pub(super) fn add_page<V: Vector, S: Source>(
     }
 }
 
-/// Adds the weighted values of a page to the outputs of `R` rows, straight from the page, and asks
-/// for the keys of the next.
+/// Adds some dimensions of the weighted values of a page to the outputs of `R` rows, straight from
+/// the page, and asks for the keys of the next.
 #[inline(always)]
 fn add_few<V: Vector, S: Source, const R: usize, const H: usize>(
     vector: V,
     task: &Task<'_>,
     (page, next): (S, Option<S>),
     start: usize,
+    dims: &Range<usize>,
     rows: &Rows,
     row: usize,
 ) -> bool {
@@ -279,13 +281,13 @@ fn add_few<V: Vector, S: Source, const R: usize, const H: usize>(
         next.ask_for_scales();
     }
     let keys = next.as_ref().map_or(&[][..], |next| &next.items()[..PAGE_LEN * dim_len]);
-    let mut next = Ahead::new(keys, dim_len / LANES / H * (PAGE_LEN / POSITIONS_A_STEP));
-    let mut dim = 0;
-    while dim + H * LANES <= dim_len {
+    let mut next = Ahead::new(keys, dims.len() / LANES / H * (PAGE_LEN / POSITIONS_A_STEP));
+    let mut dim = dims.start;
+    while dim + H * LANES <= dims.end {
         add_few_strip::<V, S, R, H>(vector, task, (page, &mut next), dim, at, rows, row);
         dim += H * LANES;
     }
-    if dim < dim_len {
+    if dim < dims.end {
         add_few_strip::<V, S, R, 1>(vector, task, (page, &mut next), dim, at, rows, row);
     }
     true

@@ -9,6 +9,7 @@
 
 mod attention;
 mod attention_page;
+mod attention_split;
 mod elementwise;
 mod gate;
 mod kv_pages;

@@ -140,6 +140,10 @@ enum Held {
     Q8_0,
 }
 
+impl Held {
+    const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Q8_0];
+}
+
 /// A cache with the pages of one sequence in a shuffled order.
 struct Cache {
     shape: AttentionShape,
@@ -210,7 +214,9 @@ impl Cache {
             Held::F16 => KvPages::F16(&self.f16s),
             Held::Q8_0 => KvPages::Q8_0(&self.quants, &self.scales),
         };
-        attention(pool, isa, &self.shape, pages, &self.tables, places, q, &mut out);
+        let mut scores = vec![f32::NAN; self.shape.n_heads * self.tables.len() * PAGE_LEN * 8];
+        let (shape, tables) = (&self.shape, &self.tables);
+        attention(pool, isa, shape, pages, tables, places, q, &mut scores, &mut out);
         out
     }
 
@@ -319,6 +325,29 @@ fn attention_of_a_token_does_not_depend_on_its_chunk() {
             let q_mixed = [&q[69 * row..], &q[2 * row..3 * row]].concat();
             let out = cache.attend(&pool, isa, held, &mixed, &q_mixed);
             assert_eq!(out, [&whole[69 * row..], &whole[2 * row..3 * row]].concat());
+        }
+    }
+}
+
+#[test]
+fn threads_that_share_a_long_text_compute_what_one_computes() {
+    for (n_heads, n_kv_heads, head_dim) in [(4, 1, 256), (9, 3, 64), (5, 5, 96), (2, 1, 32)] {
+        for window in [None, Some(600)] {
+            let shape = AttentionShape { n_heads, n_kv_heads, head_dim, scale: 0.1, window };
+            let cache = Cache::new(shape, 1110);
+            let row = n_heads * head_dim;
+            for (tokens, held) in [1, 3].into_iter().flat_map(|n| Held::ALL.map(|held| (n, held))) {
+                let places = places(1110 - tokens..1110);
+                let q = Values(11).many(tokens * row);
+                for isa in Isa::available() {
+                    let want = cache.attend(&Pool::new(1), isa, held, &places, &q);
+                    for threads in [2, 3, 4] {
+                        let pool = Pool::new(threads);
+                        let out = cache.attend(&pool, isa, held, &places, &q);
+                        assert_eq!(out, want, "{shape:?} {} {threads} threads", isa.name());
+                    }
+                }
+            }
         }
     }
 }
