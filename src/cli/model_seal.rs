@@ -8,7 +8,7 @@ use super::model_report::{fail, progress_bar, with_suffix};
 use super::{Outcome, Verdict, print};
 use crate::package::Error;
 use crate::package::files::{NewFile, Overwrite, open_regular};
-use crate::package::seal::{parse_recipient, seal};
+use crate::package::seal::{WRITE, parse_recipient, seal};
 
 /// Arguments of `cloister model seal`.
 #[derive(Args, Debug)]
@@ -67,7 +67,12 @@ fn seal_file(arguments: &Arguments, out: &Path) -> Result<u64, Error> {
     let bar = progress_bar("sealing", file.metadata().map_or(0, |metadata| metadata.len()));
     let outcome = seal(&recipients, &mut file, &mut sealed, &mut |n| bar.set_position(n));
     bar.finish_and_clear();
-    let len_bytes = outcome?;
+    let len_bytes = outcome.map_err(|error| match error {
+        Error::Stream { action: WRITE, source } => {
+            Error::Io { action: "write", path: out.to_owned(), source }
+        }
+        error => error,
+    })?;
     sealed.finish()?;
     Ok(len_bytes)
 }

@@ -131,6 +131,11 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// What should be the trust folder is a file.
+    TrustNotFolder {
+        /// The file.
+        path: PathBuf,
+    },
     /// The trust folder holds no key.
     TrustEmpty {
         /// The folder.
@@ -227,6 +232,7 @@ impl Error {
                 | Self::Key { .. }
                 | Self::KeyExposed { .. }
                 | Self::IdentityMissing
+                | Self::TrustNotFolder { .. }
                 | Self::TrustEmpty { .. }
                 | Self::TrustTooMany { .. }
                 | Self::NotX25519 { .. }
@@ -244,6 +250,7 @@ impl Error {
             | Self::Ownership { path, .. }
             | Self::Key { path, .. }
             | Self::KeyExposed { path, .. }
+            | Self::TrustNotFolder { path }
             | Self::TrustEmpty { path } => Some(path),
             _ => None,
         }
@@ -263,6 +270,9 @@ impl Error {
             }
             Self::KeyExposed { .. } => "keep it to its owner: chmod 600",
             Self::IdentityMissing => "give the age identity that opens it: --identity FILE",
+            Self::TrustNotFolder { .. } => {
+                "put the signer's public key (PEM) into a folder, and name the folder"
+            }
             Self::TrustEmpty { .. } | Self::UnknownKey => {
                 "put the signer's public key (PEM) into the trust folder, if you trust it"
             }
@@ -370,6 +380,9 @@ impl fmt::Display for Error {
             Self::IdentityMissing => f.write_str("the file is encrypted and there is no identity"),
             Self::TrustTooMany { limit } => {
                 write!(f, "the trust folder holds more than {limit} files")
+            }
+            Self::TrustNotFolder { path } => {
+                write!(f, "{} is not a folder of trusted keys", path.display())
             }
             Self::TrustEmpty { path } => write!(f, "{} holds no public key", path.display()),
             Self::Json { part, line, column } => {

@@ -20,6 +20,9 @@ pub fn parse_recipient(text: &str) -> Result<Recipient, Error> {
     text.parse().map_err(|_| Error::NotX25519 { what: "recipient" })
 }
 
+/// What failed when the writer of [`seal`] did, as [`Error::Stream`] says it.
+pub const WRITE: &str = "write the encrypted file";
+
 /// Encrypts all of `reader` to `recipients`; returns the plaintext's length.
 ///
 /// `progress` is called with the plaintext bytes read so far.
@@ -38,7 +41,7 @@ pub fn seal(
     }
     let encryptor = age::Encryptor::with_recipients(recipients.iter().map(|r| r as _))
         .map_err(|_| Error::Generate { what: "age header" })?;
-    let write = |source| Error::Stream { action: "write the encrypted file", source };
+    let write = |source| Error::Stream { action: WRITE, source };
     let mut stream = encryptor.wrap_output(writer).map_err(write)?;
     let mut buffer = Zeroizing::new(vec![0; BUFFER_LEN_BYTES]);
     let mut read_bytes = 0;

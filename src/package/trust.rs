@@ -122,10 +122,13 @@ impl TrustStore {
     ///
     /// # Errors
     ///
-    /// A folder or file that another user could have changed, a file that is no regular file or
-    /// holds no key, more files than [`TRUST_COUNT_MAX`], or none.
+    /// No folder, a folder or file that another user could have changed, a file that is no regular
+    /// file or holds no key, more files than [`TRUST_COUNT_MAX`], or none.
     pub fn open(folder: &Path, ownership: &Ownership) -> Result<Self, Error> {
         let opened = File::open(folder).map_err(io_error("open", folder))?;
+        if !opened.metadata().map_err(io_error("read", folder))?.is_dir() {
+            return Err(Error::TrustNotFolder { path: folder.to_owned() });
+        }
         ownership.check(&opened, folder)?;
         let mut names = Vec::new();
         for entry in fs::read_dir(folder).map_err(io_error("read", folder))? {

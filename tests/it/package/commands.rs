@@ -85,6 +85,28 @@ fn faults_are_not_refusals() {
 }
 
 #[test]
+fn a_disk_that_is_full_is_blamed_on_the_file_that_was_written() {
+    let folder = Folder::new();
+    let at = |name: &str| text(&folder.path(name));
+    let model = text(&folder.write("m.gguf", Random(5).bytes(200_000)));
+    let made = cloister(&["keygen", "model-identity", "--out", &at("id.txt"), "--json"], 0);
+    let made: Value = serde_json::from_str(&made).unwrap();
+    // A limit on the size of files stands for the end of the disk.
+    let limited = "trap '' XFSZ; ulimit -f 64; exec \"$@\"";
+    let output = Command::new("bash")
+        .args(["-c", limited, "bash", env!("CARGO_BIN_EXE_cloister"), "model", "seal", &model])
+        .args(["--recipient", made["recipient"].as_str().unwrap()])
+        .output()
+        .unwrap();
+    let shown = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{shown}");
+    assert!(shown.contains("write") && shown.contains("m.gguf.age: File too large"), "{shown}");
+    let left: Vec<_> =
+        fs::read_dir(&folder.0).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(left.iter().all(|path| !text(path).contains(".age")), "{left:?}");
+}
+
+#[test]
 fn every_key_is_made_for_its_use_and_is_private() {
     let folder = Folder::new();
     let at = |name: &str| text(&folder.path(name));
