@@ -7,8 +7,8 @@
 //! one after another.
 
 use crate::gemm::{
-    Input, Kernel, Memory, Room, Sums, TOKENS_MAX, UNIT_TILES, UnitPart, run_products, store,
-    unit_bytes,
+    Input, Kernel, Memory, Room, Sums, TOKENS_MAX, UNIT_TILES, UnitPart, run_products, run_units,
+    store, unit_bytes,
 };
 use crate::isa::Isa;
 use crate::ops::{self, Gate};
@@ -146,12 +146,9 @@ struct Make<'a> {
 impl Make<'_> {
     fn run<K: Kernel>(&self, pool: &Pool, kernel: K) {
         let units = self.layer.gate.tiles().div_ceil(UNIT_TILES);
-        pool.run_each(units, &|tasks| {
-            let mut memory = Memory::default();
-            for (unit, next) in tasks {
-                let next = next.map_or(&[][..], |next| unit_bytes(&self.layer.gate, next));
-                self.run_unit(kernel, unit, next, &mut memory);
-            }
+        run_units(pool, self.input, units, &|unit, next, memory| {
+            let next = next.map_or(&[][..], |next| unit_bytes(&self.layer.gate, next));
+            self.run_unit(kernel, unit, next, memory);
         });
     }
 

@@ -66,6 +66,8 @@ fn chunk_blocks(tokens: usize) -> usize {
 pub(crate) const FLOAT_CHUNK_COLS: usize = 256;
 /// Tokens whose sums are kept while the chunks of a unit go by: 66 KB.
 pub(crate) const TOKENS_MAX: usize = 86 * PANEL_TOKENS;
+/// Tokens from which on a unit is so long that a thread takes the next only when it has ended.
+const LONG_UNIT_TOKENS: usize = 7;
 /// Products that share a parallel region.
 const REGION_PRODUCTS: usize = 8;
 
@@ -255,14 +257,29 @@ fn run_region<K: Kernel>(pool: &Pool, kernel: K, input: &Input<'_>, products: &m
         *target = Some(Target { weights: product.weights, out: Disjoint::new(product.out) });
     }
     let n_tasks = targets.iter().flatten().map(Target::units).sum();
+    run_units(pool, input, n_tasks, &|task, next, memory| {
+        let next = next.and_then(|next| find_unit(&targets, next));
+        let next = next.map_or(&[][..], |(target, unit)| unit_bytes(&target.weights, unit));
+        if let Some((target, unit)) = find_unit(&targets, task) {
+            run_unit(kernel, input, target, unit, next, memory);
+        }
+    });
+}
+
+/// Calls `run(task, next, memory)` for each unit, `next` being the one that this thread will, or
+/// will likely, have after it.
+pub(crate) fn run_units(
+    pool: &Pool,
+    input: &Input<'_>,
+    n_tasks: usize,
+    run: &(dyn Fn(usize, Option<usize>, &mut Memory) + Sync),
+) {
     pool.run_each(n_tasks, &|tasks| {
         let mut memory = Memory::default();
-        for (task, next) in tasks {
-            let next = next.and_then(|next| find_unit(&targets, next));
-            let next = next.map_or(&[][..], |(target, unit)| unit_bytes(&target.weights, unit));
-            if let Some((target, unit)) = find_unit(&targets, task) {
-                run_unit(kernel, input, target, unit, next, &mut memory);
-            }
+        if input.tokens < LONG_UNIT_TOKENS {
+            tasks.for_each(|(task, next)| run(task, next, &mut memory));
+        } else {
+            tasks.one_by_one(pool.threads(), |task, next| run(task, next, &mut memory));
         }
     });
 }

@@ -64,8 +64,8 @@ pub struct Pool {
     workers: Vec<JoinHandle<()>>,
 }
 
-/// The tasks that come to one thread, each with the one that will come after it: a task is
-/// taken while the one before it still runs.
+/// The tasks that come to one thread; iterated, each with the one that will come after it: a task
+/// is taken while the one before it still runs, which is for many short tasks.
 pub(crate) struct Tasks<'a> {
     counter: &'a AtomicUsize,
     n_tasks: usize,
@@ -80,10 +80,12 @@ impl<'a> Tasks<'a> {
     }
 
     /// Calls `task` for each, taken only when the one before it has returned: where tasks are few
-    /// and long, a thread that took two would leave another idle.
-    fn one_by_one(mut self, task: &dyn Fn(usize)) {
+    /// and long, a thread that took two would leave another idle. With each comes the one that
+    /// will follow it if `threads` take turns.
+    pub(crate) fn one_by_one(mut self, threads: usize, mut task: impl FnMut(usize, Option<usize>)) {
         while let Some(index) = self.taken {
-            task(index);
+            let next = index + threads;
+            task(index, (next < self.n_tasks).then_some(next));
             self.taken = self.claim();
         }
     }
@@ -170,7 +172,7 @@ impl Pool {
     ///
     /// Panics if a task panics, after all threads have left the region.
     pub fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        self.run_each(n_tasks, &|tasks| tasks.one_by_one(task));
+        self.run_each(n_tasks, &|tasks| tasks.one_by_one(1, |index, _| task(index)));
     }
 
     /// As [`Pool::run`], but `work` is called once by each thread that takes part, with the
