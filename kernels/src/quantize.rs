@@ -289,31 +289,59 @@ fn quantize_panel(isa: Isa, x: &[f32], cols: usize, target: PanelMut<'_>) {
 pub(crate) fn write_panel(
     x: &[f32],
     cols: usize,
-    mut target: PanelMut<'_>,
+    target: PanelMut<'_>,
     quantize: impl Fn(&[f32; BLOCK_LEN]) -> QuantBlock,
 ) {
-    let width = target.width;
-    for (token, x) in x.chunks_exact(cols).enumerate() {
-        for (block, x) in x.as_chunks().0.iter().enumerate() {
-            let QuantBlock { scale, quants, sums: [left, right] } = quantize(x);
-            let at = block * width;
-            let groups = target.quants[at * BLOCK_LEN..][..BLOCK_LEN * width].as_chunks_mut().0;
-            let groups = groups.iter_mut().skip(token).step_by(width);
-            for (group, quants) in groups.zip(quants.as_chunks::<4>().0) {
-                *group = *quants;
+    match target.width {
+        1 => write_tokens::<1>(x, cols, target, quantize),
+        2 => write_tokens::<2>(x, cols, target, quantize),
+        3 => write_tokens::<3>(x, cols, target, quantize),
+        4 => write_tokens::<4>(x, cols, target, quantize),
+        5 => write_tokens::<5>(x, cols, target, quantize),
+        _ => write_tokens::<PANEL_TOKENS>(x, cols, target, quantize),
+    }
+}
+
+/// Does so for a panel of `WIDTH` tokens.
+#[inline(always)]
+fn write_tokens<const WIDTH: usize>(
+    x: &[f32],
+    cols: usize,
+    target: PanelMut<'_>,
+    quantize: impl Fn(&[f32; BLOCK_LEN]) -> QuantBlock,
+) {
+    let x: [&[[f32; BLOCK_LEN]]; WIDTH] =
+        core::array::from_fn(|token| x[token * cols..][..cols].as_chunks().0);
+    let quants: &mut [[[[i8; 4]; WIDTH]; BLOCK_LEN / 4]] =
+        target.quants.as_chunks_mut().0.as_chunks_mut().0.as_chunks_mut().0;
+    let scales = target.scales.as_chunks_mut::<WIDTH>().0.iter_mut();
+    let biases = target.biases.as_chunks_mut::<WIDTH>().0.iter_mut();
+    let sums = target.sums.as_chunks_mut::<WIDTH>().0.iter_mut();
+    let mut starts = target.starts.map(|starts| starts.as_chunks_mut::<WIDTH>().0.iter_mut());
+    let floats = scales.zip(biases).zip(sums);
+    for ((block, quants), ((scales, biases), sums)) in quants.iter_mut().enumerate().zip(floats) {
+        let mut halves = [[0; WIDTH]; 2];
+        for token in 0..WIDTH {
+            let block = quantize(&x[token][block]);
+            for (groups, group) in quants.iter_mut().zip(block.quants.as_chunks().0) {
+                groups[token] = *group;
             }
-            target.scales[at + token] = scale;
-            target.biases[at + token] = -MAGIC * scale;
-            target.sums[at + token] = scale * (left + right) as f32;
-            for (kind, starts) in START_KINDS.iter().zip(&mut target.starts) {
-                if starts.is_empty() {
-                    continue;
-                }
-                if kind.sub_len == BLOCK_LEN {
-                    starts[at + token] = MAGIC_BITS - kind.zero * (left + right);
-                } else {
-                    starts[at * 2 + token] = MAGIC_BITS - kind.zero * left;
-                    starts[at * 2 + width + token] = MAGIC_BITS - kind.zero * right;
+            let [left, right] = block.sums;
+            [halves[0][token], halves[1][token]] = block.sums;
+            scales[token] = block.scale;
+            biases[token] = -MAGIC * block.scale;
+            sums[token] = block.scale * (left + right) as f32;
+        }
+        for (kind, starts) in START_KINDS.iter().zip(&mut starts) {
+            let Some(first) = starts.next() else { continue };
+            let [left, right] = halves;
+            if kind.sub_len == BLOCK_LEN {
+                let start = |token: usize| MAGIC_BITS - kind.zero * (left[token] + right[token]);
+                *first = core::array::from_fn(start);
+            } else {
+                *first = left.map(|sum| MAGIC_BITS - kind.zero * sum);
+                if let Some(second) = starts.next() {
+                    *second = right.map(|sum| MAGIC_BITS - kind.zero * sum);
                 }
             }
         }
