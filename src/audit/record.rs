@@ -119,6 +119,11 @@ pub enum Event {
         /// How many tokens are valid.
         count: u64,
     },
+    /// Another TLS certificate was taken.
+    CertificateLoaded {
+        /// SHA-256 of the leaf, in hex.
+        digest: String,
+    },
     /// A child process started.
     ChildStarted {
         /// Which.
@@ -283,6 +288,7 @@ impl Event {
             Self::TicketMissing { .. } => "ticket_missing",
             Self::KeyUsed { .. } => "key_used",
             Self::TokensLoaded { .. } => "tokens_loaded",
+            Self::CertificateLoaded { .. } => "certificate_loaded",
             Self::ChildStarted { .. } => "child_started",
             Self::ChildDied { .. } => "child_died",
             Self::LogRead { .. } => "log_read",

@@ -1,4 +1,9 @@
 //! The `cloister-worker` binary; the program is in `cloister::worker`.
+
+/// What it frees is zeroed: it holds text.
+#[global_allocator]
+static ALLOCATOR: cloister::sys::erasing::Erasing = cloister::sys::erasing::Erasing;
+
 fn main() -> std::process::ExitCode {
     cloister::worker::main()
 }

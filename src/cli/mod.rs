@@ -7,6 +7,7 @@ pub mod audit;
 pub mod bench;
 pub mod chat;
 pub mod demo;
+pub mod doctor;
 pub mod fetch;
 pub mod golden;
 pub mod http_client;
@@ -19,6 +20,7 @@ pub mod model_seal;
 pub mod model_sign;
 pub mod model_verify;
 pub mod packed_file;
+pub mod reload;
 pub mod status;
 pub mod token;
 
@@ -80,12 +82,16 @@ enum Command {
     Chat(chat::Arguments),
     /// Try everything in one folder: keys, a model, the jailed appliance, an answer, the log.
     Demo(demo::Arguments),
+    /// Look for what on this machine weakens Cloister, and say what to change.
+    Doctor(doctor::Arguments),
     /// Make keys: for signing, opening, the audit log, TLS.
     #[command(subcommand)]
     Keygen(keygen::Command),
     /// Inspect, sign, seal and verify model files.
     #[command(subcommand)]
     Model(model::Command),
+    /// Have the running supervisor take changed tokens and a changed certificate.
+    Reload(reload::Arguments),
     /// Show what the running supervisor says of itself.
     Status(status::Arguments),
     /// Make, list and revoke API tokens.
@@ -99,10 +105,12 @@ pub fn main() -> ExitCode {
     let outcome = match arguments.command {
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Demo(arguments) => demo::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Audit(command) => audit::run(command),
         Command::Chat(arguments) => chat::run(&arguments),
         Command::Keygen(command) => keygen::run(&command),
         Command::Model(command) => model::run(&command),
+        Command::Reload(arguments) => reload::run(&arguments),
         Command::Status(arguments) => status::run(&arguments),
         Command::Token(command) => token::run(&command),
     };

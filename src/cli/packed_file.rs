@@ -8,14 +8,9 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kernels::Pool;
-
 use super::model_inspect::read_header;
 use crate::engine::ImageLayout;
 use crate::sys::memory::{SealedMemory, UnsealedMemory};
-
-/// Most threads that pack.
-const THREADS_MAX: usize = 8;
 
 /// How long a model took to load.
 #[derive(Clone, Copy, Debug, Default)]
@@ -57,7 +52,7 @@ impl PackedFile {
         let mut image = UnsealedMemory::new("cloister-model", layout.total_len())?;
         file.read_exact_at(&mut image[..layout.header_len()], 0).map_err(named)?;
         let mut times = LoadTimes { read: start.elapsed(), pack: Duration::ZERO };
-        let pool = Pool::new(std::thread::available_parallelism()?.get().min(THREADS_MAX));
+        let pool = ImageLayout::pack_pool();
         let mut source = Vec::new();
         for group in layout.groups(&header, pool.threads()) {
             let start = Instant::now();

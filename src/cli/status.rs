@@ -10,6 +10,9 @@ use super::{Outcome, Verdict, print, tell};
 use crate::supervisor::config::{self, Config};
 use crate::supervisor::control::{Command, ask};
 
+/// Where systemd keeps the running service's credentials, for root to see.
+const SERVICE_CREDENTIALS: &str = "/run/credentials/cloister.service";
+
 /// Which supervisor is meant.
 #[derive(Args, Debug, Clone)]
 pub struct Supervisor {
@@ -43,7 +46,8 @@ impl Supervisor {
 /// Those of the configuration.
 pub fn read_config(file: &Path) -> Result<Config, config::Error> {
     let is_root = nix::unistd::geteuid().is_root();
-    Config::read(file, is_root).or_else(|error| Config::read(file, !is_root).map_err(|_| error))
+    let read = |is_root| Config::read(file, is_root, Some(Path::new(SERVICE_CREDENTIALS)));
+    read(is_root).or_else(|error| read(!is_root).map_err(|_| error))
 }
 
 /// Arguments of `cloister status`.
@@ -66,7 +70,7 @@ pub struct Arguments {
 /// No supervisor answers.
 pub fn run(arguments: &Arguments) -> Outcome {
     let socket = arguments.supervisor.socket()?;
-    let status = match ask(&socket, Command::Status {}, None) {
+    let status = match ask(&socket, Command::Status {}, &[]) {
         Ok(status) => status,
         Err(error) => {
             tell(&explain(&socket, &error));

@@ -5,6 +5,9 @@ use kernels::{Activations as Quantized, Hidden};
 
 use super::{Model, ModelConfig, Options};
 
+/// Values of a buffer that are looked at together when it is erased: a page of memory.
+const ERASED_LEN: usize = 1024;
+
 /// The buffers of a forward pass; `tokens` is up to `tokens_max`.
 pub(super) struct Activations {
     /// `[tokens, embed_dim]`: what the layers add to.
@@ -68,6 +71,31 @@ impl Activations {
             quantized: Quantized::new(widest_input(config), tokens),
         }
     }
+
+    /// Zeroes all that depends on what was computed.
+    pub(super) fn erase(&mut self) {
+        let Self { x, normed, delta, q, k, v, heads, scores, k_normed, logits, .. } = self;
+        for buffer in [x, normed, delta, q, k, v, heads, scores, k_normed, logits] {
+            erase(buffer);
+        }
+        self.hidden.erase();
+        self.quantized.erase();
+        self.wanted.clear();
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_zero(&self) -> bool {
+        let Self { x, normed, delta, q, k, v, heads, scores, k_normed, logits, .. } = self;
+        let mut buffers = [x, normed, delta, q, k, v, heads, scores, k_normed, logits].into_iter();
+        buffers.all(|buffer| buffer.iter().all(|&value| value == 0.0))
+    }
+}
+
+/// Zeroes a buffer, but writes to no part that is zero already: memory that was never used stays
+/// unused.
+fn erase(buffer: &mut [f32]) {
+    let parts = buffer.chunks_mut(ERASED_LEN);
+    parts.filter(|part| part.iter().any(|&value| value != 0.0)).for_each(|part| part.fill(0.0));
 }
 
 /// Returns the columns of the widest matrix, but for the last of a feed-forward half.

@@ -28,6 +28,7 @@ struct Run<'a> {
 impl Engine<'_> {
     /// Computes a batch whose places are known: fills the cache and the wanted logits.
     pub(super) fn compute(&mut self, batch: &[BatchToken]) {
+        self.is_erased = false;
         let Engine { model, options, pool, cache, activations: a, .. } = self;
         let (config, weights) = (model.config(), &model.weights);
         let tokens = batch.len();

@@ -23,6 +23,8 @@ pub const IMAGE_ALIGNMENT: usize = 64;
 
 /// Bytes of a part of a tensor in the file, about: a task of one thread.
 pub const PART_SIZE: usize = 1 << 20;
+/// Most threads that pack; each holds some parts of the file beside the image.
+const PACK_THREADS_MAX: usize = 8;
 /// Parts for each thread that are packed at once.
 const PARTS_A_THREAD: usize = 4;
 /// Rows that are packed together.
@@ -100,6 +102,12 @@ impl ImageLayout {
     /// Returns the hyperparameters.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Returns the threads that pack: the machine's, up to a number.
+    pub fn pack_pool() -> Pool {
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Pool::new(threads.min(PACK_THREADS_MAX))
     }
 
     /// Cuts all tensors into parts, in the order of the file, and those into groups that are

@@ -141,6 +141,8 @@ pub struct Engine<'m> {
     activations: Activations,
     /// Reused by `prefill`.
     chunk: Vec<BatchToken>,
+    /// Whether the buffers hold nothing of a batch.
+    is_erased: bool,
 }
 
 impl<'m> Engine<'m> {
@@ -175,6 +177,7 @@ impl<'m> Engine<'m> {
             cache: KvCache::new(config, &options),
             activations: Activations::new(model, &options),
             chunk: Vec::with_capacity(options.tokens_max),
+            is_erased: true,
         })
     }
 
@@ -333,6 +336,15 @@ impl<'m> Engine<'m> {
         }
         self.chunk = chunk;
         Ok(())
+    }
+
+    /// Zeroes what the last batches left in the buffers, logits included; the cache stays. To be
+    /// called when there is nothing to compute: it takes the time of a few megabytes, once.
+    pub fn erase(&mut self) {
+        if !self.is_erased {
+            self.activations.erase();
+            self.is_erased = true;
+        }
     }
 
     /// Returns the logits of the last batch's `index`-th token that wanted them.

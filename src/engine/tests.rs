@@ -2,6 +2,7 @@
 
 use super::kv_cache::{KvCache, KvType};
 use super::*;
+use crate::cli::packed_file::PackedFile;
 
 #[test]
 fn the_context_check_names_all_numbers() {
@@ -307,4 +308,24 @@ fn pages_are_never_lost_mixed_up_or_left_unzeroed() {
     (1..4).for_each(|number| cache.forget(domain(number)));
     assert_eq!((cache.unused_pages(), cache.free_pages()), (12, 6));
     assert!(cache.is_zero());
+}
+
+#[test]
+fn erased_buffers_hold_nothing_of_a_batch() {
+    let path = std::path::Path::new("tests/golden/tiny/gemma3.gguf");
+    let file = PackedFile::read(path).unwrap();
+    let model = Model::from_image(file.image()).unwrap();
+    for options in [Options::fast(Isa::detect(), 3, 64), Options::exact(Isa::Reference, 1, 64)] {
+        let mut engine = Engine::new(&model, options).unwrap();
+        let seq = engine.sequence_start(64).unwrap();
+        engine.prefill(seq, &[1; 40]).unwrap();
+        engine.forward(&[BatchToken { seq, token: 2, logits: true }]).unwrap();
+        let before = engine.logits(0).to_vec();
+        assert!(!engine.activations.is_zero());
+        engine.erase();
+        assert!(engine.activations.is_zero());
+        engine.sequence_rewind(seq, 40).unwrap();
+        engine.forward(&[BatchToken { seq, token: 2, logits: true }]).unwrap();
+        assert_eq!(engine.logits(0), before);
+    }
 }

@@ -33,6 +33,7 @@ const SIGN_PAUSE: Duration = Duration::from_secs(5);
 pub(super) enum Notice {
     WorkerUp { model: ModelIndex, info: ModelInfo, data: OwnedFd },
     WorkerDown { model: ModelIndex },
+    Certificates { certificates: Vec<Vec<u8>>, tls_scheme: u16 },
     Drain,
 }
 
@@ -146,7 +147,11 @@ impl Control {
 
     /// Says that a request which has begun will not be sent to the worker.
     pub(super) fn abandon(self: &Arc<Self>, request: RequestId) {
-        let message = FromGateway::Abandoned { request };
+        self.send_soon(FromGateway::Abandoned { request });
+    }
+
+    /// Sends a message now, or as soon as there is room.
+    fn send_soon(self: &Arc<Self>, message: FromGateway) {
         if let Err(ipc::Error::WouldBlock) = self.channel.get_ref().try_send(&message, &[])
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
@@ -229,6 +234,13 @@ impl Control {
                 let data = descriptors.into_iter().next();
                 let data = data.ok_or(Error::Protocol("a worker without a data channel"))?;
                 return Ok(Some(Notice::WorkerUp { model, info, data }));
+            }
+            ToGateway::AreYouThere => {
+                self.send_soon(FromGateway::Alive);
+                return Ok(None);
+            }
+            ToGateway::Certificates { certificates, tls_scheme } => {
+                return Ok(Some(Notice::Certificates { certificates, tls_scheme }));
             }
             ToGateway::WorkerDown { model } => return Ok(Some(Notice::WorkerDown { model })),
             ToGateway::Drain => return Ok(Some(Notice::Drain)),

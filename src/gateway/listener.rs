@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use std::{io, net, os::unix::net as unix};
@@ -20,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::error::Error;
 use super::http::{HEADERS_COUNT_MAX, Shared, answer};
+use super::locked;
 use crate::ipc::message::ListenerKind;
 
 /// Bytes of a connection that hyper keeps; a request's head must fit.
@@ -37,7 +38,8 @@ const KEEPALIVE_IDLE_S: u32 = 60;
 /// What every connection needs.
 pub(super) struct Connections {
     pub(super) shared: Arc<Shared>,
-    pub(super) tls: Option<TlsAcceptor>,
+    /// Replaced when the certificate is; running connections keep theirs.
+    pub(super) tls: Mutex<Option<TlsAcceptor>>,
     /// Connections at once.
     pub(super) room: Arc<Semaphore>,
     /// How many those are.
@@ -162,7 +164,7 @@ impl Connections {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Some(tls) = self.tls.clone() else { return };
+        let Some(tls) = locked(&self.tls).clone() else { return };
         let deadline = self.shared.read_deadline.min(HANDSHAKE_DEADLINE);
         if let Ok(Ok(stream)) = tokio::time::timeout(deadline, tls.accept(stream)).await {
             self.serve(stream, permit).await;

@@ -22,14 +22,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, watch};
-use tokio_rustls::TlsAcceptor;
 
 pub use self::error::{ApiError, Error, JsonFault, Rule};
 pub use self::param::Param;
 
 use self::control::{Control, Notice};
 use self::http::Shared;
-use self::link::Workers;
 use self::listener::{Connections, Listener};
 use crate::ipc::Channel;
 use crate::ipc::message::{FromGateway, GatewayConfig, ListenerKind, ToGateway};
@@ -107,9 +105,7 @@ fn prepare(
     draining: watch::Receiver<bool>,
 ) -> Result<Connections, Error> {
     let tls = if config.listeners.contains(&ListenerKind::Tls) {
-        let control = Arc::clone(control);
-        let server = tls::server_config(&config.certificates, config.tls_scheme, control)?;
-        Some(TlsAcceptor::from(server))
+        Some(tls::acceptor(&config.certificates, config.tls_scheme, control)?)
     } else {
         None
     };
@@ -122,7 +118,7 @@ fn prepare(
     };
     Ok(Connections {
         shared: Arc::new(shared),
-        tls,
+        tls: Mutex::new(tls),
         room: Arc::new(Semaphore::new(usize::from(config.connections_max))),
         connections_max: u32::from(config.connections_max),
         write_deadline: Duration::from_millis(u64::from(config.write_deadline_ms)),
@@ -139,7 +135,7 @@ async fn serve<Proof>(
 ) -> Result<(), Error> {
     control.send(&FromGateway::Ready).await?;
     tokio::spawn(listener::accept(listeners, Arc::clone(connections)));
-    let heed = heed_supervisor(control, &connections.shared.workers, stop);
+    let heed = heed_supervisor(control, connections, stop);
     tokio::select! {
         result = heed => result,
         () = connections.drained() => Ok(()),
@@ -149,13 +145,18 @@ async fn serve<Proof>(
 /// Does what the supervisor says, until it is gone.
 async fn heed_supervisor(
     control: &Arc<Control>,
-    workers: &Arc<Workers>,
+    connections: &Arc<Connections>,
     stop: &watch::Sender<bool>,
 ) -> Result<(), Error> {
+    let workers = &connections.shared.workers;
     loop {
         match control.next_notice().await? {
             Notice::WorkerUp { model, info, data } => workers.up(model, info, data)?,
             Notice::WorkerDown { model } => workers.down(model),
+            Notice::Certificates { certificates, tls_scheme } => {
+                let tls = tls::acceptor(&certificates, tls_scheme, control)?;
+                *locked(&connections.tls) = Some(tls);
+            }
             // Sending fails only without connections, which hold a receiver.
             Notice::Drain => stop.send(true).unwrap_or_default(),
         }

@@ -10,23 +10,24 @@ use rustls::pki_types::CertificateDer;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, Signer, SigningKey, SingleCertAndKey};
 use rustls::{ServerConfig, SignatureAlgorithm, SignatureScheme};
+use tokio_rustls::TlsAcceptor;
 
 use super::control::Control;
 use super::error::Error;
 
-/// Builds the configuration for a certificate chain whose key the supervisor holds.
-pub(super) fn server_config(
+/// Accepts handshakes with a certificate chain whose key the supervisor holds.
+pub(super) fn acceptor(
     certificates: &[Vec<u8>],
     scheme: u16,
-    control: Arc<Control>,
-) -> Result<Arc<ServerConfig>, Error> {
+    control: &Arc<Control>,
+) -> Result<TlsAcceptor, Error> {
     if certificates.is_empty() {
         return Err(Error::Tls("a TLS listener without a certificate"));
     }
     let scheme = SignatureScheme::from(scheme);
     let algorithm = algorithm_of(scheme).ok_or(Error::Tls("an unknown signature scheme"))?;
     let chain = certificates.iter().map(|der| CertificateDer::from(der.clone())).collect();
-    let key = Arc::new(RemoteKey { scheme, algorithm, control });
+    let key = Arc::new(RemoteKey { scheme, algorithm, control: Arc::clone(control) });
     let resolver = SingleCertAndKey::from(CertifiedKey::new(chain, key));
     let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
@@ -37,7 +38,7 @@ pub(super) fn server_config(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
-    Ok(Arc::new(config))
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 fn algorithm_of(scheme: SignatureScheme) -> Option<SignatureAlgorithm> {

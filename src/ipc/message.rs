@@ -5,6 +5,8 @@
 
 use zeroize::Zeroizing;
 
+use crate::engine::KvType;
+
 /// Longest frame on a control channel (supervisor to anyone), in bytes.
 pub const CONTROL_FRAME_LEN_MAX_BYTES: usize = 64 << 10;
 /// Longest frame on the data channel (gateway to worker), in bytes; a full body of text.
@@ -83,6 +85,8 @@ pub enum FromGateway {
         /// The request.
         request: RequestId,
     },
+    /// The answer to `AreYouThere`.
+    Alive,
 }
 
 /// Supervisor to gateway.
@@ -129,6 +133,15 @@ pub enum ToGateway {
         correlation: u64,
         /// DER signature.
         signature: Vec<u8>,
+    },
+    /// Do you still work? Answered by `Alive`.
+    AreYouThere,
+    /// Handshakes show these from now on.
+    Certificates {
+        /// The chain in DER, leaf first.
+        certificates: Vec<Vec<u8>>,
+        /// As in `GatewayConfig`.
+        tls_scheme: u16,
     },
     /// Stop taking connections, finish what runs, exit.
     Drain,
@@ -355,6 +368,8 @@ pub enum WorkerReport {
     },
     /// A request ended; its ticket is used up.
     End(EndReport),
+    /// The answer to `AreYouThere`, through every thread.
+    Alive,
     /// A panic: file and line, never its text.
     Panicked {
         /// Source file.
@@ -414,6 +429,8 @@ pub enum ToWorkerControl {
         /// The domain.
         cache_domain: [u8; 16],
     },
+    /// Do all threads still work? Answered by `Alive`.
+    AreYouThere,
     /// Finish what runs and exit.
     Drain,
 }
@@ -450,6 +467,15 @@ pub enum KvFormat {
     F16,
     /// 8-bit integers, 32 with a 16-bit scale.
     Q8_0,
+}
+
+impl From<KvFormat> for KvType {
+    fn from(format: KvFormat) -> Self {
+        match format {
+            KvFormat::F16 => Self::F16,
+            KvFormat::Q8_0 => Self::Q8_0,
+        }
+    }
 }
 
 /// The right to have one request served.

@@ -63,6 +63,7 @@ variants!(FromGateway {
     3 Authorize { correlation, key },
     4 Sign { correlation, scheme, message: Limit::bytes(SIGN_LEN_MAX_BYTES) },
     5 Abandoned { request },
+    6 Alive,
 });
 
 impl Message for FromGateway {
@@ -79,6 +80,11 @@ variants!(ToGateway {
     6 Denied { correlation, reason },
     7 Signature { correlation, signature: Limit::bytes(SIGNATURE_LEN_MAX_BYTES) },
     8 Drain,
+    9 AreYouThere,
+    10 Certificates {
+        certificates: Limit::count_bytes(CERTIFICATES_COUNT_MAX, CERTIFICATE_LEN_MAX_BYTES),
+        tls_scheme,
+    },
 });
 
 impl Message for ToGateway {
@@ -183,6 +189,7 @@ variants!(WorkerReport {
     2 NoTicket { request },
     3 End(report),
     4 Panicked { file: Limit::bytes(LABEL_LEN_MAX_BYTES), line },
+    5 Alive,
 });
 
 impl Message for WorkerReport {
@@ -207,6 +214,7 @@ variants!(ToWorkerControl {
     3 Revoke { request },
     4 Drain,
     5 Forget { cache_domain },
+    6 AreYouThere,
 });
 
 impl Message for ToWorkerControl {

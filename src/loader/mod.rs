@@ -19,7 +19,7 @@ use nix::errno::Errno;
 
 use crate::engine::{ImageLayout, KvType};
 use crate::gguf::{self, Header};
-use crate::ipc::message::{FromLoader, KvFormat, ToLoader};
+use crate::ipc::message::{FromLoader, ToLoader};
 use crate::ipc::{self, Channel};
 use crate::sandbox::{self, Role, Sandboxed};
 use crate::sys::memory::{PrivateMemory, UnsealedMemory};
@@ -31,8 +31,6 @@ const CONTROL_DESCRIPTOR: i32 = 3;
 const REFUSAL_LEN_MAX_BYTES: usize = 256;
 /// What `release` rounds to, so that a page between two tensors goes with the second.
 const RELEASE_STEP_BYTES: usize = 64 << 10;
-/// Most threads that pack; each holds some parts of the source beside the image.
-const THREADS_MAX: usize = 8;
 /// Source bytes after which progress is told.
 const PROGRESS_STEP_BYTES: u64 = 32 << 20;
 
@@ -93,8 +91,7 @@ pub fn main() -> ExitCode {
     let Ok(channel) = inherited_descriptor(CONTROL_DESCRIPTOR) else { return ExitCode::from(2) };
     let channel = Channel::new(channel);
     let Ok(begun) = sandbox::begin(Role::Loader, &channel) else { return ExitCode::from(3) };
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let pool = Pool::new(threads.min(THREADS_MAX));
+    let pool = ImageLayout::pack_pool();
     let Ok(sandboxed) = begun.seal() else { return ExitCode::from(4) };
     match serve(&sandboxed, &channel, &pool) {
         Ok(()) => ExitCode::SUCCESS,
@@ -131,19 +128,11 @@ fn load(control: &Channel, pool: &Pool) -> Result<(), End> {
     };
     let header = gguf::parse(&source[..len], len_bytes).map_err(Refusal::Header)?;
     let layout = ImageLayout::new(&header).map_err(Refusal::Engine)?;
-    kv_type(kv).check(layout.config()).map_err(Refusal::Engine)?;
+    KvType::from(kv).check(layout.config()).map_err(Refusal::Engine)?;
     let image = pack((control, pool), &mut source, &header, &layout)?;
     let len_bytes = image.len() as u64;
     let image = image.seal().map_err(Refusal::Memory)?;
     control.send(&FromLoader::Sealed { len_bytes }, &[image.as_fd()]).map_err(broken)
-}
-
-/// What the engine calls a way of keeping keys and values.
-pub(crate) fn kv_type(format: KvFormat) -> KvType {
-    match format {
-        KvFormat::F16 => KvType::F16,
-        KvFormat::Q8_0 => KvType::Q8_0,
-    }
 }
 
 fn broken(error: ipc::Error) -> End {

@@ -11,7 +11,7 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreatedAttr, Scope,
 };
 
-use super::{AtStep, Error, Role, Step};
+use super::{AtStep, Error, Step};
 use crate::sys::process::landlock_abi;
 
 /// The oldest ABI that is served under (Linux 5.19): files cannot be moved between folders.
@@ -44,14 +44,14 @@ pub(super) struct Facts {
 }
 
 /// Restricts this thread, and those it will make, to `allowed`.
-pub(super) fn restrict(role: Role, allowed: &[Allow<'_>]) -> Result<Facts, Error> {
+pub(super) fn restrict(allowed: &[Allow<'_>]) -> Result<Facts, Error> {
     let kernel_abi = landlock_abi().at(Step::LandlockAbi)?;
     if kernel_abi < LANDLOCK_ABI_FLOOR {
         return Err(Error::LandlockTooOld { abi: kernel_abi, floor: LANDLOCK_ABI_FLOOR });
     }
     let abi = known_abi(kernel_abi);
     let facts = Facts { abi: kernel_abi, denies_tcp: abi >= ABI::V4, scopes: abi >= ABI::V6 };
-    let handled = handled_rights(role, abi);
+    let handled = AccessFs::from_all(abi);
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
         .handle_access(handled)
@@ -60,7 +60,7 @@ pub(super) fn restrict(role: Role, allowed: &[Allow<'_>]) -> Result<Facts, Error
         ruleset = ruleset.handle_access(AccessNet::from_all(abi)).map_err(Error::Landlock)?;
     }
     if facts.scopes {
-        ruleset = ruleset.scope(scopes(role)).map_err(Error::Landlock)?;
+        ruleset = ruleset.scope(Scope::from_all(abi)).map_err(Error::Landlock)?;
     }
     let mut created = ruleset.create().map_err(Error::Landlock)?;
     for allow in allowed {
@@ -87,22 +87,6 @@ fn known_abi(kernel_abi: u32) -> ABI {
         7 => ABI::V7,
         8 => ABI::V8,
         _ => ABI::V9,
-    }
-}
-
-fn handled_rights(role: Role, abi: ABI) -> BitFlags<AccessFs> {
-    match role {
-        // The supervisor connects to the service manager's notification socket, wherever it is.
-        Role::Supervisor => AccessFs::from_all(abi.min(ABI::V8)),
-        _ => AccessFs::from_all(abi),
-    }
-}
-
-fn scopes(role: Role) -> BitFlags<Scope> {
-    match role {
-        // That socket may be an abstract one.
-        Role::Supervisor => Scope::Signal.into(),
-        _ => Scope::AbstractUnixSocket | Scope::Signal,
     }
 }
 

@@ -201,7 +201,7 @@ pub struct Sandboxed {
     pub landlock_abi: u32,
     /// Landlock denies TCP (ABI 4).
     pub landlock_denies_tcp: bool,
-    /// Landlock scopes signals, and abstract sockets for all but the supervisor (ABI 6).
+    /// Landlock scopes signals and abstract sockets (ABI 6).
     pub landlock_scopes: bool,
 }
 
@@ -219,7 +219,7 @@ pub fn begin(role: Role, control: &Channel) -> Result<Begun, Error> {
     if ends[0].revents() != Some(PollFlags::empty()) {
         return Err(Error::Step { step: Step::ParentCheck, errno: Errno::EPIPE });
     }
-    let facts = landlock::restrict(role, &[])?;
+    let facts = landlock::restrict(&[])?;
     Ok(Begun { role, facts })
 }
 
@@ -229,9 +229,8 @@ pub fn begin(role: Role, control: &Channel) -> Result<Begun, Error> {
 ///
 /// The first step that failed, or the first path that cannot be opened.
 pub fn begin_supervisor(allowed: &[Allow<'_>]) -> Result<Begun, Error> {
-    let role = Role::Supervisor;
-    let facts = landlock::restrict(role, allowed)?;
-    Ok(Begun { role, facts })
+    let facts = landlock::restrict(allowed)?;
+    Ok(Begun { role: Role::Supervisor, facts })
 }
 
 impl Begun {
@@ -254,11 +253,17 @@ impl Begun {
     }
 }
 
+/// The compiled filter of a role: `sock_filter`s, little-endian.
+#[must_use]
+pub fn filter(role: Role) -> &'static [u8] {
+    seccomp::program(role)
+}
+
 /// The compiled policy of every role, for its digest in the audit log.
 #[must_use]
 pub fn policy_bytes() -> Vec<u8> {
     let roles = [Role::Gateway, Role::Worker, Role::Loader, Role::Opener, Role::Supervisor];
-    let filters = roles.into_iter().map(seccomp::program);
+    let filters = roles.into_iter().map(filter);
     filters.chain([limits::POLICY.as_bytes()]).flatten().copied().collect()
 }
 

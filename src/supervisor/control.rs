@@ -1,9 +1,10 @@
 //! The operator's socket: `status`, `reload`, `stop`, for root and the supervisor's own user.
 //!
 //! A sequenced-packet Unix socket of mode 0600; one JSON packet asks, one answers. The peer's
-//! user is asked of the kernel. A `reload` brings the token table as a descriptor, because the
-//! supervisor itself may no longer open it.
+//! user is asked of the kernel. A `reload` brings its files as descriptors, because the supervisor
+//! itself may no longer open them.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -38,8 +39,13 @@ const ANSWER_DEADLINE_S: i64 = 10;
 pub enum Command {
     /// The state, as JSON.
     Status {},
-    /// Take the token table that comes as a descriptor.
-    Reload {},
+    /// Take the files that come as descriptors: the token table; if so said, then the certificate
+    /// chain and its key.
+    Reload {
+        /// Whether the certificate comes too.
+        #[serde(default)]
+        certificate: bool,
+    },
     /// Stop in order.
     Stop {},
 }
@@ -59,7 +65,8 @@ pub(super) struct ControlSocket {
 /// A question, and the connection that waits for its answer.
 pub(super) struct Question {
     pub(super) command: Command,
-    pub(super) descriptor: Option<OwnedFd>,
+    /// In the order of the command.
+    pub(super) descriptors: VecDeque<OwnedFd>,
     socket: OwnedFd,
 }
 
@@ -112,8 +119,8 @@ impl ControlSocket {
         let mut questions = Vec::new();
         for client in std::mem::take(&mut self.clients) {
             match ask_of(client.socket.as_fd()) {
-                Ok((command, descriptor)) => {
-                    questions.push(Question { command, descriptor, socket: client.socket });
+                Ok((command, descriptors)) => {
+                    questions.push(Question { command, descriptors, socket: client.socket });
                 }
                 Err(Errno::EAGAIN)
                     if now.saturating_duration_since(client.since) < ASK_DEADLINE =>
@@ -132,12 +139,12 @@ fn is_operator(socket: BorrowedFd<'_>) -> bool {
     peer(socket).is_ok_and(|(_, uid, _)| uid == 0 || uid == own)
 }
 
-fn ask_of(socket: BorrowedFd<'_>) -> Result<(Command, Option<OwnedFd>), Errno> {
+fn ask_of(socket: BorrowedFd<'_>) -> Result<(Command, VecDeque<OwnedFd>), Errno> {
     let mut bytes = [0; QUESTION_LEN_MAX_BYTES];
     let packet = receive(socket, &mut bytes, false)?;
     let text = bytes.get(..packet.len).filter(|_| !packet.cut).ok_or(Errno::EBADMSG)?;
     let command = serde_json::from_slice(text).map_err(|_| Errno::EBADMSG)?;
-    Ok((command, packet.descriptors.into_iter().next()))
+    Ok((command, packet.descriptors.into()))
 }
 
 /// Connects to a supervisor.
@@ -157,11 +164,11 @@ fn dial(path: &Path) -> io::Result<OwnedFd> {
 pub fn ask(
     path: &Path,
     command: Command,
-    descriptor: Option<BorrowedFd<'_>>,
+    descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<serde_json::Value> {
     let connection = dial(path)?;
     let text = serde_json::to_vec(&command)?;
-    let raw: Vec<_> = descriptor.iter().map(AsRawFd::as_raw_fd).collect();
+    let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control = if raw.is_empty() { &[][..] } else { &rights[..] };
     let parts = [IoSlice::new(&text)];
@@ -196,7 +203,7 @@ mod tests {
         let client_path = path.clone();
         let client = std::thread::spawn(move || {
             let file = fs::File::open("/proc/self/status").unwrap();
-            ask(&client_path, Command::Reload {}, Some(file.as_fd())).unwrap()
+            ask(&client_path, Command::Reload { certificate: true }, &[file.as_fd(); 3]).unwrap()
         });
         let question = loop {
             if let Some(question) = server.turn(Instant::now()).pop() {
@@ -204,8 +211,8 @@ mod tests {
             }
             std::thread::yield_now();
         };
-        assert_eq!(question.command, Command::Reload {});
-        assert!(question.descriptor.is_some());
+        assert_eq!(question.command, Command::Reload { certificate: true });
+        assert_eq!(question.descriptors.len(), 3);
         question.answer(&serde_json::json!({ "ok": true }));
         assert_eq!(client.join().unwrap()["ok"], true);
         fs::remove_file(path).unwrap();

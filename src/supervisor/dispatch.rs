@@ -5,11 +5,15 @@
 //! the gateway hears of it. A child that says what the table does not allow gets an `Err` here
 //! and dies in `serve`.
 
+mod pulse;
+mod reload;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
+use self::pulse::{Pulse, alive};
 use super::cache_domains::CacheDomains;
 use super::config::Limits;
 use super::ledger::{Ledger, request_name};
@@ -52,8 +56,10 @@ pub(super) enum Effect {
     GatewayReady,
     /// A worker serves: tell the gateway.
     WorkerReady(ModelIndex),
-    /// A worker did not stop a request: end it.
-    WorkerStuck(ModelIndex),
+    /// A worker is to be ended, and why.
+    WorkerStuck(ModelIndex, &'static str),
+    /// The gateway is to be ended, and why.
+    GatewayStuck(&'static str),
 }
 
 /// A model and its worker.
@@ -61,6 +67,7 @@ struct Model {
     name: String,
     digest_hex: String,
     worker: Place,
+    pulse: Option<Pulse>,
     context_len_tokens: u32,
     /// What the worker declared of itself.
     engine: String,
@@ -94,6 +101,7 @@ pub(super) struct Dispatch {
     tls: Option<TlsKey>,
     models: Vec<Model>,
     gateway: Place,
+    gateway_pulse: Option<Pulse>,
     requests: HashMap<RequestId, Request>,
     waiting: Vec<Waiting>,
     ended: VecDeque<RequestId>,
@@ -122,6 +130,7 @@ impl Dispatch {
             name,
             digest_hex: crate::audit::principal_keys::hex(&digest.0),
             worker: Place::down(),
+            pulse: None,
             context_len_tokens: 0,
             engine: String::new(),
             panic: None,
@@ -132,6 +141,7 @@ impl Dispatch {
             tls,
             models: models.collect(),
             gateway: Place::down(),
+            gateway_pulse: None,
             requests: HashMap::new(),
             waiting: Vec::new(),
             ended: VecDeque::new(),
@@ -212,6 +222,7 @@ impl Dispatch {
     /// The gateway is gone: whom its requests were for, nobody can tell any more.
     pub(super) fn gateway_gone(&mut self, ledger: &mut Ledger) {
         self.gateway = Place::down();
+        self.gateway_pulse = None;
         self.close_all(ledger, MissingCause::GatewayGone, |_| true);
     }
 
@@ -222,6 +233,7 @@ impl Dispatch {
         let panic = model.panic.take();
         let was_serving = model.worker.phase == Phase::Serving;
         model.worker = Place::down();
+        model.pulse = None;
         if was_serving {
             self.answer(ToGateway::WorkerDown { model: index });
         }
@@ -259,36 +271,6 @@ impl Dispatch {
         Some(request)
     }
 
-    /// Takes a fresh token table; ends the requests of keys that are no longer valid.
-    ///
-    /// What workers keep of principals who have lost their cache domain is forgotten.
-    pub(super) fn set_tokens(&mut self, tokens: TokenTable, ledger: &mut Ledger, now: Now) {
-        let before = std::mem::replace(&mut self.tokens, tokens);
-        self.record_tokens(ledger, now);
-        let tokens = &self.tokens;
-        for (id, request) in &mut self.requests {
-            if !request.is_stopping && !tokens.is_valid_name(&request.principal, now.wall_s) {
-                revoke(*id, request, END_GRACE, now, &mut self.effects);
-            }
-        }
-        // After the revocations, so that what they end is forgotten too.
-        for cache_domain in self.cache_domains.lost(&before, &self.tokens) {
-            let serving = (0_u16..).zip(&self.models);
-            let serving = serving.filter(|(_, model)| model.worker.phase == Phase::Serving);
-            let forget = || ToWorkerControl::Forget { cache_domain };
-            let effect = |(index, _)| Effect::Worker(ModelIndex(index), forget());
-            self.effects.extend(serving.map(effect));
-        }
-    }
-
-    /// Records which tokens count.
-    pub(super) fn record_tokens(&self, ledger: &mut Ledger, now: Now) {
-        ledger.append(Event::TokensLoaded {
-            digest: crate::audit::principal_keys::hex(&self.tokens.digest().0),
-            count: self.tokens.valid_count(now.wall_s) as u64,
-        });
-    }
-
     /// One message of the gateway.
     ///
     /// # Errors
@@ -304,6 +286,7 @@ impl Dispatch {
         match message {
             FromGateway::Ready => {
                 self.gateway.phase = Phase::Serving;
+                self.gateway_pulse = Some(Pulse::new(self.limits.hang(), now.instant));
                 self.effects.push(Effect::GatewayReady);
             }
             FromGateway::Begin { correlation, key, endpoint, model, max_tokens, stream } => {
@@ -331,6 +314,7 @@ impl Dispatch {
                 self.answer(ToGateway::Signature { correlation, signature });
             }
             FromGateway::Abandoned { request } => self.abandoned(request, now)?,
+            FromGateway::Alive => alive(&mut self.gateway_pulse, Kind::GatewayAlive, now)?,
         }
         Ok(())
     }
@@ -451,6 +435,7 @@ impl Dispatch {
                     return Err(Fault::Value(kind));
                 }
                 model.worker.phase = Phase::Serving;
+                model.pulse = Some(Pulse::new(self.limits.hang(), now.instant));
                 model.context_len_tokens = context_len_tokens;
                 model.engine = engine;
                 self.effects.push(Effect::WorkerReady(index));
@@ -459,6 +444,7 @@ impl Dispatch {
                 self.refusals.ticket_missing(&model.name, &request_name(request));
             }
             WorkerReport::End(report) => self.end(index, &report, ledger, now)?,
+            WorkerReport::Alive => alive(&mut model.pulse, kind, now)?,
             WorkerReport::Panicked { file, line } => {
                 if !is_plain(&file) {
                     return Err(Fault::Value(kind));
@@ -561,7 +547,8 @@ impl Dispatch {
             let cause = if is_abandoned { MissingCause::Abandoned } else { MissingCause::Deadline };
             ledger.append(Event::EndMissing { request: request_name(id), cause });
             if !is_abandoned {
-                self.effects.push(Effect::WorkerStuck(model));
+                let why = "did not stop a request in time";
+                self.effects.push(Effect::WorkerStuck(model, why));
             }
         }
     }

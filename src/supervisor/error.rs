@@ -27,6 +27,10 @@ pub(super) enum Error {
     Audit(PathBuf, crate::audit::Error),
     /// An address cannot be listened on.
     Listen(String, io::Error),
+    /// The service manager handed down listeners that the configuration does not name.
+    ListenersLeft(usize),
+    /// The service manager's socket cannot be reached.
+    Manager(io::Error),
     /// The control socket cannot be made.
     Control(PathBuf, io::Error),
     /// A folder cannot be made.
@@ -89,6 +93,12 @@ impl fmt::Display for Error {
             }
             Self::Audit(path, error) => write!(f, "{}: {error}", path.display()),
             Self::Listen(address, error) => write!(f, "listen on {address}: {error}"),
+            Self::ListenersLeft(count) => write!(
+                f,
+                "the service manager handed down {count} sockets that server.listen does not \
+                 name; write their addresses there, or disable the socket unit"
+            ),
+            Self::Manager(error) => write!(f, "NOTIFY_SOCKET: {error}"),
             Self::Control(path, error) => {
                 write!(f, "control socket {}: {error}", path.display())
             }

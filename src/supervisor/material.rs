@@ -7,13 +7,14 @@ use std::fs::{self, File};
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::config::{Config, Listen, Model, Profile};
 use super::error::Error;
+use super::manager::Manager;
 use super::secret_file;
 use super::tls::TlsKey;
 use super::tokens::TokenTable;
@@ -26,7 +27,7 @@ use crate::package::statement::Statement;
 use crate::package::trust::TrustStore;
 
 /// Longest key or certificate file, in bytes.
-const KEY_LEN_MAX_BYTES: usize = 64 << 10;
+pub(super) const KEY_LEN_MAX_BYTES: usize = 64 << 10;
 /// Longest signature bundle, in bytes.
 const BUNDLE_LEN_MAX_BYTES: u64 = 1 << 20;
 
@@ -127,14 +128,20 @@ fn verify_bundle(
     verify(&bundle, trust, None, SystemTime::now()).map(Some)
 }
 
-/// Binds the listeners, in order.
-pub(super) fn bind_listeners(config: &Config) -> Result<Vec<(ListenerKind, OwnedFd)>, Error> {
+/// Binds the listeners, in order, but for those that the service manager hands down.
+pub(super) fn bind_listeners(
+    config: &Config,
+    manager: &mut Manager,
+) -> Result<Vec<(ListenerKind, OwnedFd)>, Error> {
     let mut listeners = Vec::new();
     for listen in &config.listen {
         let fault = |source| Error::Listen(listen.to_string(), source);
         let (kind, fd) = match listen {
             Listen::Tcp(address) => {
-                let listener = TcpListener::bind(address).map_err(fault)?;
+                let listener = match manager.take_listener(listen) {
+                    Some(inherited) => TcpListener::from(inherited),
+                    None => TcpListener::bind(address).map_err(fault)?,
+                };
                 listener.set_nonblocking(true).map_err(fault)?;
                 let kind = match config.certificate {
                     Some(_) => ListenerKind::Tls,
@@ -143,14 +150,20 @@ pub(super) fn bind_listeners(config: &Config) -> Result<Vec<(ListenerKind, Owned
                 (kind, listener.into())
             }
             Listen::Unix(path) => {
-                let listener = bind_unix(path).map_err(fault)?;
+                let listener = match manager.take_listener(listen) {
+                    Some(inherited) => UnixListener::from(inherited),
+                    None => bind_unix(path).map_err(fault)?,
+                };
                 listener.set_nonblocking(true).map_err(fault)?;
                 (ListenerKind::Unix, listener.into())
             }
         };
         listeners.push((kind, fd));
     }
-    Ok(listeners)
+    match manager.listeners_left() {
+        0 => Ok(listeners),
+        left => Err(Error::ListenersLeft(left)),
+    }
 }
 
 /// Binds a Unix socket in the place of one that nobody listens on. Whoever reaches the folder may
@@ -175,9 +188,14 @@ pub(super) fn make_folders(config: &Config) -> Result<(), Error> {
     for folder in folders.into_iter().flatten() {
         let fault = |source| Error::Folder(folder.to_owned(), source);
         fs::create_dir_all(folder).map_err(fault)?;
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(fault)?;
-        if config.profile == Profile::Full {
-            let uid = config.users.supervisor;
+        // A service that was given ready folders needs no power to make them so.
+        let facts = fs::metadata(folder).map_err(fault)?;
+        if facts.permissions().mode() & 0o7777 != 0o700 {
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(fault)?;
+        }
+        let uid = config.users.supervisor;
+        let is_owned = (facts.uid(), facts.gid()) == (uid, uid);
+        if config.profile == Profile::Full && !is_owned {
             std::os::unix::fs::chown(folder, Some(uid), Some(uid)).map_err(fault)?;
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! The start, in this order:
 //!
-//! 1. Read the configuration.
+//! 1. Read the configuration, and what the service manager says.
 //! 2. Fork the spawner, while there is one thread and no key in memory.
 //! 3. Bind the listeners and the control socket; read keys; open models, verify their signatures.
 //! 4. Give up every power: own user, no capabilities, landlock, seccomp, no dump.
@@ -18,12 +18,14 @@ pub mod control;
 mod dispatch;
 mod error;
 mod ledger;
+mod manager;
 mod material;
 mod nursery;
 mod opening;
 mod operators;
 mod records;
 mod refusals;
+mod reload;
 pub mod secret_file;
 mod serve;
 mod start;
@@ -38,6 +40,7 @@ use std::process::ExitCode;
 
 use self::config::Config;
 use self::error::Error;
+use self::manager::Manager;
 use self::nursery::Nursery;
 
 /// Runs the program. Under the name `opener` it is that child: the same file, another role.
@@ -59,11 +62,13 @@ fn run(arguments: &[OsString]) -> Result<(), Error> {
     // 1. Read the configuration.
     let file = config_file(arguments)?;
     let is_root = nix::unistd::geteuid().is_root();
-    let config = Config::read(&file, is_root).map_err(Error::Config)?;
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let config = Config::read(&file, is_root, credentials.as_deref()).map_err(Error::Config)?;
+    let manager = Manager::find()?;
     // 2. Fork the spawner, while there is one thread and no key in memory.
     let nursery = Nursery::start(&config)?;
     // 3. Bind, read, open.
-    let opened = start::open_all(&config)?;
+    let opened = start::open_all(&config, manager)?;
     // 4. Give up every power.
     let sandboxed = start::give_up_powers(&config)?;
     // 5. to 7. From here on nothing is reached but the own folders and the children.

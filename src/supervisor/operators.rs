@@ -1,14 +1,11 @@
-//! What operators ask for: the state, a fresh token table, a stop; and the line that says ready.
+//! What operators ask for: the state, a reload, a stop; and the line that says ready.
 
 use serde_json::{Value, json};
 
 use super::config::Profile;
-use super::control::{Command, Question};
-use super::material::owner_uid;
+use super::control::Command;
 use super::nursery::spawner_profile;
-use super::secret_file;
 use super::serve::{Seat, Served, Supervisor, now};
-use super::tokens::{self, TokenTable};
 use crate::ipc::message::ListenerKind;
 
 impl Supervisor {
@@ -17,46 +14,13 @@ impl Supervisor {
         for mut question in self.control.turn(now().instant) {
             let answer = match question.command {
                 Command::Status {} => self.status(),
-                Command::Reload {} => self.reload(&mut question),
+                Command::Reload { certificate } => self.reload(&mut question, certificate),
                 Command::Stop {} => {
                     self.begin_stop();
                     json!({ "ok": true })
                 }
             };
             question.answer(&answer);
-        }
-    }
-
-    /// Takes the token table that came with the question.
-    fn reload(&mut self, question: &mut Question) -> Value {
-        let owner = owner_uid(self.config.profile);
-        let table = match question.descriptor.take() {
-            Some(file) => secret_file::adopt(file, owner)
-                .map_err(tokens::Error::Guard)
-                .and_then(TokenTable::read_open),
-            None => TokenTable::read(&self.config.tokens_file, owner),
-        };
-        match table {
-            Ok(table) => {
-                self.dispatch.set_tokens(table, &mut self.ledger, now());
-                super::say("token table reloaded");
-                json!({ "ok": true })
-            }
-            Err(error) => json!({ "ok": false, "error": error.to_string() }),
-        }
-    }
-
-    /// Reads the table by its name, as far as the supervisor's own user may.
-    pub(super) fn reload_from_file(&mut self) {
-        let owner = owner_uid(self.config.profile);
-        match TokenTable::read(&self.config.tokens_file, owner) {
-            Ok(table) => {
-                self.dispatch.set_tokens(table, &mut self.ledger, now());
-                super::say("token table reloaded");
-            }
-            Err(error) => super::say(&format!(
-                "token table not reloaded: {error}; as root, use: cloister token reload"
-            )),
         }
     }
 
@@ -75,18 +39,29 @@ impl Supervisor {
         }
     }
 
-    /// Says once that all parts serve.
+    /// Says once that all parts serve, and tells the service manager of every change.
     pub(super) fn announce(&mut self) {
-        if self.is_announced || self.state() != "serving" {
+        let state = self.state();
+        if std::mem::replace(&mut self.told_state, state) != state {
+            self.manager.status(&self.summary());
+        }
+        if self.is_announced || state != "serving" {
             return;
         }
         self.is_announced = true;
+        self.manager.ready(&self.summary());
         for (kind, listen) in self.listeners.iter().map(|one| one.0).zip(&self.config.listen) {
             let names: Vec<_> =
                 self.models.iter().map(|model| model.facts.model.as_str()).collect();
             let url = url(kind, &listen.to_string());
             super::say(&format!("ready: {url} model {}", names.join(", ")));
         }
+    }
+
+    /// The state in a line, for the service manager.
+    pub(super) fn summary(&self) -> String {
+        let names: Vec<_> = self.models.iter().map(|model| model.facts.model.as_str()).collect();
+        format!("{}: {}", self.state(), names.join(", "))
     }
 
     fn status(&self) -> Value {

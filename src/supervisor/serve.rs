@@ -19,6 +19,7 @@ use super::control::ControlSocket;
 use super::dispatch::{Dispatch, Effect, Now};
 use super::error::Error;
 use super::ledger::Ledger;
+use super::manager::Manager;
 use super::nursery::{Child, Nursery, exit_text};
 use super::table::Fault;
 use crate::audit::Event;
@@ -105,7 +106,8 @@ impl<M: Message> Seat<M> {
         }
     }
 
-    fn send(
+    /// Sends what a child that lives must know.
+    pub(super) fn send(
         &mut self,
         message: M,
         descriptors: Vec<OwnedFd>,
@@ -193,9 +195,12 @@ pub(super) struct Supervisor {
     pub(super) gateway: Seat<ToGateway>,
     pub(super) models: Vec<Served>,
     pub(super) compute: Compute,
+    pub(super) manager: Manager,
     pub(super) started: Instant,
     pub(super) stop: Option<Stop>,
     pub(super) is_announced: bool,
+    /// The state that the service manager knows.
+    pub(super) told_state: &'static str,
     pub(super) log_retry: Option<Instant>,
 }
 
@@ -227,10 +232,12 @@ impl Supervisor {
             self.bury()?;
             let now = now();
             self.dispatch.expire(&mut self.ledger, now);
+            self.dispatch.feel_pulses(now);
             self.commit(now);
             self.act()?;
             self.answer_operators();
             self.announce();
+            self.manager.alive();
             if self.replace()? {
                 return self.finish();
             }
@@ -269,6 +276,7 @@ impl Supervisor {
             return;
         }
         super::say("stopping");
+        self.manager.stopping();
         self.dispatch.stop();
         self.stop = Some(Stop::Gateway(now + DRAIN_DEADLINE));
         // A gateway that is gone needs no word; its seat stays empty from now on.
@@ -390,11 +398,13 @@ impl Supervisor {
                     }
                 }
                 Effect::WorkerReady(index) => self.introduce(usize::from(index.0))?,
-                Effect::WorkerStuck(index) => {
+                Effect::WorkerStuck(index, why) => {
                     if let Some(model) = self.models.get_mut(usize::from(index.0)) {
-                        let doom = Doom::Fault("did not stop a request in time".to_owned());
-                        model.seat.doom(doom, &self.nursery)?;
+                        model.seat.doom(Doom::Fault(why.to_owned()), &self.nursery)?;
                     }
+                }
+                Effect::GatewayStuck(why) => {
+                    self.gateway.doom(Doom::Fault(why.to_owned()), &self.nursery)?;
                 }
             }
         }

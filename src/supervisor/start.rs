@@ -16,6 +16,7 @@ use super::control::ControlSocket;
 use super::dispatch::Dispatch;
 use super::error::{Error, ModelFault};
 use super::ledger::Ledger;
+use super::manager::Manager;
 use super::material::{self, Keys, ModelFile};
 use super::nursery::Nursery;
 use super::opening::{Job, Opened, Opening, Refusal, Step};
@@ -25,7 +26,7 @@ use crate::audit::principal_keys::hex;
 use crate::audit::record::{MissingCause, ModelFacts, StartFacts};
 use crate::audit::{Event, Found, Log, PrincipalKeys};
 use crate::ipc::Channel;
-use crate::ipc::message::{KvFormat, ListenerKind, ModelIndex};
+use crate::ipc::message::{Digest, KvFormat, ListenerKind, ModelIndex};
 use crate::package::age_stream::Decryptor;
 use crate::package::keys::Identity;
 use crate::sandbox::{self, Access, Allow, Ids, Role, Sandboxed};
@@ -47,17 +48,18 @@ pub(super) struct OpenedAll {
     models: Vec<ModelFile>,
     config_digest: String,
     compute: Compute,
+    manager: Manager,
     /// Whether standard error is a terminal; to ask later is not allowed.
     has_terminal: bool,
 }
 
 /// Binds the sockets, reads the keys, opens the models.
-pub(super) fn open_all(config: &Config) -> Result<OpenedAll, Error> {
+pub(super) fn open_all(config: &Config, mut manager: Manager) -> Result<OpenedAll, Error> {
     material::make_folders(config)?;
     let control_path = &config.control_socket;
     let control = ControlSocket::bind(control_path)
         .map_err(|source| Error::Control(control_path.clone(), source))?;
-    let listeners = material::bind_listeners(config)?;
+    let listeners = material::bind_listeners(config, &mut manager)?;
     let keys = material::read_keys(config)?;
     let models = material::open_models(config)?;
     let text =
@@ -75,6 +77,7 @@ pub(super) fn open_all(config: &Config) -> Result<OpenedAll, Error> {
         models,
         config_digest: hex(digest(&SHA256, &text).as_ref()),
         compute: Compute::new(config),
+        manager,
         has_terminal: std::io::stderr().is_terminal(),
     })
 }
@@ -119,6 +122,7 @@ pub(super) fn begin(
         models,
         config_digest,
         compute,
+        manager,
         has_terminal,
     } = opened;
     for missing in missing_protections(config.profile) {
@@ -132,33 +136,14 @@ pub(super) fn begin(
     record_start(&config, config_digest, &found, sandboxed, &mut ledger);
     ledger.commit().map_err(audit)?;
     // 6. Open each model.
-    let mut served = Vec::new();
-    let mut unwraps_count = 0;
-    for (index, file) in models.into_iter().enumerate() {
-        let index = ModelIndex(u16::try_from(index).unwrap_or(u16::MAX));
-        let model = &config.models[usize::from(index.0)];
-        let name = model.name.clone();
-        match open_model(
-            (model, config.worker.kv.format()),
-            file,
-            keys.identity.as_ref(),
-            (&mut nursery, &signals),
-            has_terminal,
-        )? {
-            Ok((opened, facts)) => {
-                unwraps_count += opened.unwraps_count;
-                ledger.append(Event::ModelOpened { observed: facts.clone() });
-                served.push((Served::new(index, facts, opened.image, now().wall_s), opened.digest));
-            }
-            Err(fault) => {
-                let check = fault.to_string();
-                ledger.append(Event::ModelRefused { model: name.clone(), check });
-                ledger.append(Event::Stop {});
-                ledger.commit().map_err(audit)?;
-                return Err(Error::Model(name, fault));
-            }
-        }
-    }
+    let (served, unwraps_count) = open_each(
+        &config,
+        models,
+        keys.identity.as_ref(),
+        (&mut nursery, &signals),
+        (has_terminal, &manager),
+        &mut ledger,
+    )?;
     let names = served.iter().map(|(model, digest)| (model.facts.model.clone(), *digest));
     let domains = config.worker.prefix_principals;
     let dispatch = Dispatch::new(config.limits, domains, keys.tokens, keys.tls, names.collect());
@@ -177,9 +162,11 @@ pub(super) fn begin(
         gateway: gateway_seat(),
         models: served.into_iter().map(|(model, _)| model).collect(),
         compute,
+        manager,
         started: now().instant,
         stop: None,
         is_announced: false,
+        told_state: "",
         log_retry: None,
     })
 }
@@ -215,13 +202,48 @@ fn policy_digest() -> String {
     hex(digest(&SHA256, sandbox::policy_bytes().as_slice()).as_ref())
 }
 
+/// Opens the models in order; the first that is refused ends the start, on the record.
+fn open_each(
+    config: &Config,
+    models: Vec<ModelFile>,
+    identity: Option<&Identity>,
+    (nursery, signals): (&mut Nursery, &SignalFd),
+    (has_terminal, manager): (bool, &Manager),
+    ledger: &mut Ledger,
+) -> Result<(Vec<(Served, Digest)>, usize), Error> {
+    let mut served = Vec::new();
+    let mut unwraps_count = 0;
+    for (index, file) in models.into_iter().enumerate() {
+        let index = ModelIndex(u16::try_from(index).unwrap_or(u16::MAX));
+        let model = &config.models[usize::from(index.0)];
+        let terminal = Terminal::new(&model.name, has_terminal, manager);
+        let kv = config.worker.kv.format();
+        match open_model((model, kv), file, identity, (nursery, signals), &terminal)? {
+            Ok((opened, facts)) => {
+                unwraps_count += opened.unwraps_count;
+                ledger.append(Event::ModelOpened { observed: facts.clone() });
+                served.push((Served::new(index, facts, opened.image, now().wall_s), opened.digest));
+            }
+            Err(fault) => {
+                let check = fault.to_string();
+                ledger.append(Event::ModelRefused { model: model.name.clone(), check });
+                ledger.append(Event::Stop {});
+                let audit = |error| Error::Audit(config.audit_folder.clone(), error);
+                ledger.commit().map_err(audit)?;
+                return Err(Error::Model(model.name.clone(), fault));
+            }
+        }
+    }
+    Ok((served, unwraps_count))
+}
+
 /// Opens one model through an opener and a loader of its own.
 fn open_model(
     (model, kv): (&Model, KvFormat),
     file: ModelFile,
     identity: Option<&Identity>,
     (nursery, signals): (&mut Nursery, &SignalFd),
-    has_terminal: bool,
+    terminal: &Terminal<'_>,
 ) -> Result<Result<(Opened, ModelFacts), ModelFault>, Error> {
     let statement = match file.statement {
         Ok(statement) => statement,
@@ -230,7 +252,6 @@ fn open_model(
     let statement = statement.as_ref();
     let opener = nursery.spawn(Role::Opener, 0, signals.as_fd())?;
     let loader = nursery.spawn(Role::Loader, 0, signals.as_fd())?;
-    let terminal = Terminal::new(&model.name, has_terminal);
     let opening = Opening {
         opener: &opener.channel,
         loader: &loader.channel,
@@ -260,9 +281,11 @@ fn open_model(
     })
 }
 
-/// Progress on the operator's terminal; a line now and then where there is none.
+/// Progress on the operator's terminal, a line now and then where there is none, and word to the
+/// service manager that the start goes on.
 struct Terminal<'a> {
     name: &'a str,
+    manager: &'a Manager,
     is_there: bool,
     shown: Cell<(u8, u64)>,
     /// When the last line was written.
@@ -270,20 +293,21 @@ struct Terminal<'a> {
 }
 
 impl<'a> Terminal<'a> {
-    fn new(name: &'a str, is_there: bool) -> Self {
+    fn new(name: &'a str, is_there: bool, manager: &'a Manager) -> Self {
         let (shown, told) = (Cell::new((0, u64::MAX)), Cell::new(Instant::now()));
-        Self { name, is_there, shown, told }
+        Self { name, manager, is_there, shown, told }
     }
 
     fn show(&self, step: Step) {
-        if !self.is_there && self.told.get().elapsed() < PROGRESS_STEP {
-            return;
-        }
         let (kind, word, done, total) = match step {
             Step::Reading(done, total) => (0, "reading and hashing", done, total),
             Step::Packing(done, total) => (1, "packing", done, total),
         };
         let percent = done.saturating_mul(100) / total.max(1);
+        self.manager.still_starting(&format!("{}: {word} {percent} %", self.name));
+        if !self.is_there && self.told.get().elapsed() < PROGRESS_STEP {
+            return;
+        }
         if !self.is_there {
             self.told.set(Instant::now());
             let _ = writeln!(std::io::stderr(), "cloister: {}: {word} {percent} %", self.name);

@@ -47,6 +47,8 @@ pub(super) enum Kind {
     NoTicket,
     End,
     Panicked,
+    GatewayAlive,
+    WorkerAlive,
 }
 
 const fn line(message: Kind, when: &'static [Phase], often: Often) -> Line {
@@ -68,6 +70,8 @@ const TABLE: &[Line] = &[
     line(Kind::NoTicket, SERVING, Often::Any),
     line(Kind::End, SERVING, Often::OncePerRequest),
     line(Kind::Panicked, ALIVE, Often::Once),
+    line(Kind::GatewayAlive, SERVING, Often::Any),
+    line(Kind::WorkerAlive, SERVING, Often::Any),
 ];
 
 /// How a child broke the protocol.
@@ -143,6 +147,7 @@ pub(super) fn gateway_kind(message: &FromGateway) -> Kind {
         FromGateway::Authorize { .. } => Kind::Authorize,
         FromGateway::Sign { .. } => Kind::Sign,
         FromGateway::Abandoned { .. } => Kind::Abandoned,
+        FromGateway::Alive => Kind::GatewayAlive,
     }
 }
 
@@ -153,5 +158,6 @@ pub(super) fn worker_kind(message: &WorkerReport) -> Kind {
         WorkerReport::NoTicket { .. } => Kind::NoTicket,
         WorkerReport::End(_) => Kind::End,
         WorkerReport::Panicked { .. } => Kind::Panicked,
+        WorkerReport::Alive => Kind::WorkerAlive,
     }
 }

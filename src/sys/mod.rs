@@ -5,6 +5,8 @@
 
 #![expect(unsafe_code, reason = "system calls that nix lacks")]
 
+pub mod clock;
+pub mod erasing;
 pub mod fork;
 pub mod memory;
 pub mod process;

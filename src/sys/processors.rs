@@ -52,7 +52,8 @@ fn siblings(number: u16) -> String {
 }
 
 /// Reads a list like `0-1,64`; what is no number is left out.
-fn parse(list: &str) -> Vec<u16> {
+#[must_use]
+pub fn parse(list: &str) -> Vec<u16> {
     let range = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         Some(first.parse::<u16>().ok()?..=last.parse::<u16>().ok()?)

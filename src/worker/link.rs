@@ -34,13 +34,13 @@ pub(super) enum Said {
     Supervisor(WorkerReport),
 }
 
-/// A request with its ticket, on its way to be tokenized.
+/// What the thread that renders and tokenizes is told.
 #[derive(Debug)]
-pub(super) struct Admitted {
-    /// The request.
-    pub(super) generate: Box<Generate>,
-    /// Its ticket.
-    pub(super) right: Right,
+pub(super) enum Admitted {
+    /// A request with its ticket.
+    Request(Box<Generate>, Right),
+    /// A question whether all threads work, to be passed on.
+    AreYouThere,
 }
 
 /// Most texts that are kept to be used again.
@@ -188,6 +188,9 @@ impl Link {
                     state.tickets.forget(cache_domain);
                     self.pass_on(Heard::Forget(CacheDomain(cache_domain)))?;
                 }
+                Ok((ToWorkerControl::AreYouThere, _)) => {
+                    self.admitted.send(Admitted::AreYouThere).map_err(|_| Ended::Closed)?;
+                }
                 Ok((ToWorkerControl::Drain, _)) => self.pass_on(Heard::Drain)?,
                 // A configuration comes once, before the link runs.
                 Ok((ToWorkerControl::Config(_), _)) => {
@@ -218,7 +221,8 @@ impl Link {
         self.hear_supervisor(state)?;
         let request = generate.request;
         if let Some(right) = state.tickets.take(request, Instant::now()) {
-            return self.admitted.send(Admitted { generate, right }).map_err(|_| Ended::Closed);
+            let request = Admitted::Request(generate, right);
+            return self.admitted.send(request).map_err(|_| Ended::Closed);
         }
         // Told once per request: a gateway that asks again learns nothing and costs no record.
         if state.told.len() < super::tickets::TICKETS_COUNT_MAX && state.told.insert(request) {

@@ -188,7 +188,7 @@ fn options(config: &WorkerConfig, model: &Model<'_>) -> Options {
     let one = if config.exact {
         Options::exact(isa, threads, context_len)
     } else {
-        let kv = crate::loader::kv_type(config.kv);
+        let kv = config.kv.into();
         Options { kv, ..Options::fast(isa, threads, context_len) }
     };
     Options {

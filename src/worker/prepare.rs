@@ -44,7 +44,13 @@ pub(super) fn run(
     engine: &Sender<Heard>,
     mouth: &Mouth,
 ) {
-    while let Ok(Admitted { generate, right }) = admitted.recv() {
+    while let Ok(admitted) = admitted.recv() {
+        let Admitted::Request(generate, right) = admitted else {
+            if engine.send(Heard::AreYouThere).is_err() {
+                return;
+            }
+            continue;
+        };
         let request = generate.request;
         let digests = digests(&generate.prompt);
         match prepare(text, context_len, *generate, right) {

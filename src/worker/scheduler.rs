@@ -36,6 +36,8 @@ pub(super) enum Heard {
     Cancel(RequestId),
     /// Keep nothing of this domain.
     Forget(CacheDomain),
+    /// Answer that this thread works.
+    AreYouThere,
     /// Finish what runs, then exit.
     Drain,
 }
@@ -101,6 +103,7 @@ impl<'m> Scheduler<'m> {
             if self.draining {
                 return false;
             }
+            self.engine.erase();
             match heard.recv_timeout(self.prefixes.wait(Instant::now())) {
                 Ok(message) => self.hear(message),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -126,6 +129,7 @@ impl<'m> Scheduler<'m> {
             Heard::Start(prepared) => self.enqueue(*prepared),
             Heard::Cancel(request) => self.cancel(request),
             Heard::Forget(domain) => self.forget(domain),
+            Heard::AreYouThere => self.mouth.say(Said::Supervisor(WorkerReport::Alive)),
             Heard::Drain => self.draining = true,
         }
     }

@@ -99,7 +99,8 @@ fn a_request_without_a_ticket_is_refused_and_reported() {
     peers.supervisor.send(&ticket(2), &[]).unwrap();
     peers.gateway.push(&generate(2)).unwrap();
     peers.gateway.flush().unwrap();
-    assert_eq!(peers.admitted.recv().unwrap().generate.request, RequestId([2; 16]));
+    let Admitted::Request(generated, _) = peers.admitted.recv().unwrap() else { panic!() };
+    assert_eq!(generated.request, RequestId([2; 16]));
     // A ticket serves once.
     peers.gateway.push(&generate(2)).unwrap();
     peers.gateway.flush().unwrap();
@@ -112,6 +113,10 @@ fn a_request_without_a_ticket_is_refused_and_reported() {
     peers.gateway.push(&generate(3)).unwrap();
     peers.gateway.flush().unwrap();
     assert_eq!(next(&mut peers.gateway), refused(3));
+
+    // A question whether all threads work takes a request's way.
+    peers.supervisor.send(&ToWorkerControl::AreYouThere, &[]).unwrap();
+    assert!(matches!(peers.admitted.recv().unwrap(), Admitted::AreYouThere));
 
     drop(peers.supervisor);
     assert_eq!(peers.ended.join().unwrap(), Ended::Closed);

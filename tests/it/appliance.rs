@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 
 use crate::support;
 
+mod hang;
+mod live_memory;
 mod memory;
 
 /// As whom an appliance is started.
@@ -661,25 +663,49 @@ fn tls_is_served_with_a_key_that_only_the_supervisor_has() {
         eventually("an answer over TLS", || cloister(&asked).status.success());
         let other = appliance.path("other.pem");
         cloister_ok(&["keygen", "tls", "--host", "localhost", "--out", &other]);
-        let distrusted = asked.map(|word| word.replace("tls.cert.pem", "other.cert.pem"));
-        let refused = Command::new(env!("CARGO_BIN_EXE_cloister")).args(&distrusted).output();
-        assert!(!refused.unwrap().status.success(), "a certificate that is not trusted");
-        if let Some(python) = support::python_with("openai") {
-            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/openai_client.py");
-            let done = Command::new(python)
-                .arg(script)
-                .args([format!("{url}/v1"), "smol".into()])
-                .env("OPENAI_API_KEY", &appliance.token)
-                .env("SSL_CERT_FILE", &certificate)
-                .output()
-                .unwrap();
-            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-        } else {
-            support::skip("the openai client over TLS", "python has no package openai");
-        }
+        let with_other = asked.map(|word| word.replace("tls.cert.pem", "other.cert.pem"));
+        let other_is_shown = || {
+            let words: Vec<&str> = with_other.iter().map(String::as_str).collect();
+            cloister(&words).status.success()
+        };
+        assert!(!other_is_shown(), "a certificate that is not trusted");
+        talk_over_tls(&appliance, &url);
+        take_another_certificate(&appliance, &other_is_shown);
         appliance.stop();
         assert_eq!(appliance.verify_log()["verdict"], "INTACT");
     }
+}
+
+fn talk_over_tls(appliance: &Appliance, url: &str) {
+    let Some(python) = support::python_with("openai") else {
+        return support::skip("the openai client over TLS", "python has no package openai");
+    };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/openai_client.py");
+    let done = Command::new(python)
+        .arg(script)
+        .args([format!("{url}/v1"), "smol".into()])
+        .env("OPENAI_API_KEY", &appliance.token)
+        .env("SSL_CERT_FILE", appliance.path("tls.cert.pem"))
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// Another certificate and its key are taken without a restart; one without the other is not.
+fn take_another_certificate(appliance: &Appliance, other_is_shown: &impl Fn() -> bool) {
+    let reload = || cloister(&["reload", "--config", &appliance.path("cloister.toml")]);
+    fs::copy(appliance.path("other.cert.pem"), appliance.path("tls.cert.pem")).unwrap();
+    let refused = reload();
+    assert_eq!(refused.status.code(), Some(1));
+    let why = String::from_utf8(refused.stderr).unwrap();
+    assert!(why.contains("the certificate is not of this key"), "{why}");
+    assert!(!other_is_shown());
+    fs::copy(appliance.path("other.pem"), appliance.path("tls.pem")).unwrap();
+    give_to(&appliance.folder, appliance.user);
+    let taken = reload();
+    assert!(taken.status.success(), "{}", String::from_utf8_lossy(&taken.stderr));
+    eventually("the other certificate", other_is_shown);
+    assert_eq!(appliance.records("certificate_loaded").len(), 1);
 }
 
 #[test]

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use cloister::cli::doctor::policy;
+
 use super::support::skip;
 
 const ROLES: [&str; 4] = ["gateway", "worker", "loader", "opener"];
@@ -285,32 +287,36 @@ fn a_panic_ends_a_sealed_child_and_says_nothing() {
     }
 }
 
-/// The calls of each filter in `policy/seccomp`, by name.
-fn filters() -> BTreeMap<String, BTreeSet<String>> {
-    let path = format!("policy/seccomp/{}.json", std::env::consts::ARCH);
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-    let policy: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    let calls = |filter: &serde_json::Value| {
-        let rules = filter["filter"].as_array().unwrap();
-        rules.iter().map(|rule| rule["syscall"].as_str().unwrap().to_owned()).collect()
-    };
-    let filters = policy.as_object().unwrap().iter();
-    filters.map(|(name, filter)| (name.clone(), calls(filter))).collect()
-}
-
 #[test]
 fn the_filters_have_grown_by_nothing_unseen() {
-    let counts: Vec<(String, usize)> =
-        filters().into_iter().map(|(name, calls)| (name, calls.len())).collect();
+    let filters = policy::filters().unwrap();
+    let counts: BTreeMap<&str, usize> =
+        filters.iter().map(|filter| (filter.process.as_str(), filter.calls)).collect();
     let want = [
         ("gateway", 39),
         ("loader", 32),
         ("opener", 32),
-        ("supervisor", 72),
+        ("supervisor", 70),
         ("supervisor_threads", 1),
         ("worker", 27),
     ];
-    assert_eq!(counts, want.map(|(name, count)| (name.to_owned(), count)));
+    assert_eq!(counts, BTreeMap::from(want));
+}
+
+#[test]
+fn every_filter_does_what_its_policy_says() {
+    let all = policy::filters().unwrap();
+    for role in ROLES.into_iter().chain(["supervisor"]) {
+        let rules = &all.iter().find(|filter| filter.process == role).unwrap().rules;
+        let checked: usize = rules.iter().map(|rule| rule.args.len()).sum();
+        let &user = users().first().unwrap();
+        let seen = probe(user, &["rules", role]);
+        // A difference would be a line before this one.
+        assert!(seen.starts_with("numbers "), "{role}: {seen}");
+        let tried: Vec<usize> = seen.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+        assert!(tried[0] > 900, "{seen}");
+        assert_eq!(tried[1..], [rules.len(), 64 * checked], "{role}");
+    }
 }
 
 /// Each call of the worker that a child survives with all arguments 0; the others are answered by

@@ -17,5 +17,6 @@ mod package;
 mod quants;
 mod supervisor;
 mod support;
+mod systemd;
 mod template;
 mod tokenizer;

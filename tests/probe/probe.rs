@@ -5,6 +5,7 @@
 //! probe free ATTEMPT                      in this process; prints the same
 //! probe look ROLE                         a sealed child's status and descriptors, from outside
 //! probe sweep ROLE                        every system call number, each in a child of its own
+//! probe rules ROLE                        the compiled filter alone, against its policy file
 //! probe orphan ROLE                       a sealed child whose spawner is then killed
 //! ```
 //!
@@ -15,6 +16,7 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
 mod attempts;
+mod rules;
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::linux::net::SocketAddrExt;
@@ -52,6 +54,10 @@ fn main() -> ExitCode {
         }
         [_, "free", attempt] => println!("{}", free(attempt)),
         [_, "sweep", role] => sweep(role_of(role)),
+        [_, "rules", role] => {
+            let roles = ROLES.into_iter().chain([Role::Supervisor]);
+            roles.filter(|known| known.name() == role).for_each(rules::check);
+        }
         [_, "look", role] => look(role_of(role)),
         [_, "orphan", role] => orphan(role_of(role)),
         _ => return ExitCode::from(2),

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fmt, fs};
 
 use serde::Deserialize;
@@ -147,6 +148,16 @@ pub struct Limits {
     pub request_deadline_ms: u32,
     /// Most tokens of one answer; 0 leaves it to the context.
     pub completion_tokens_max: u32,
+    /// Time in which a worker or the gateway must answer that it works, in milliseconds.
+    pub hang_ms: u32,
+}
+
+impl Limits {
+    /// Time in which a child must answer that it works.
+    #[must_use]
+    pub fn hang(&self) -> Duration {
+        Duration::from_millis(self.hang_ms.into())
+    }
 }
 
 impl Default for Limits {
@@ -160,6 +171,7 @@ impl Default for Limits {
             requests_per_key_max: 8,
             request_deadline_ms: 600_000,
             completion_tokens_max: 0,
+            hang_ms: 120_000,
         }
     }
 }
@@ -272,12 +284,13 @@ impl Default for Users {
 }
 
 impl Config {
-    /// Reads and checks `file`; `is_root` chooses the profile.
+    /// Reads and checks `file`; `is_root` chooses the profile, and `credentials` is the folder of
+    /// systemd's, if there is one.
     ///
     /// # Errors
     ///
     /// [`Error`] names the file, the line, the key and what to do.
-    pub fn read(file: &Path, is_root: bool) -> Result<Self, Error> {
+    pub fn read(file: &Path, is_root: bool, credentials: Option<&Path>) -> Result<Self, Error> {
         let io = |error| Error {
             file: file.to_owned(),
             line: 0,
@@ -294,14 +307,8 @@ impl Config {
             });
         }
         let text = fs::read_to_string(file).map_err(io)?;
-        let credentials = credentials_folder();
-        Self::parse(file, &text, is_root, credentials.as_deref())
+        Self::parse(file, &text, is_root, credentials)
     }
-}
-
-/// The folder of systemd credentials, if the service has one.
-fn credentials_folder() -> Option<PathBuf> {
-    std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
 #[cfg(test)]

@@ -168,7 +168,7 @@ fn credentials_come_from_systemd() {
 
 #[test]
 fn a_missing_or_endless_file_is_named() {
-    let error = Config::read(Path::new("/nonexistent/cloister.toml"), true).unwrap_err();
+    let error = Config::read(Path::new("/nonexistent/cloister.toml"), true, None).unwrap_err();
     assert!(error.to_string().contains("/nonexistent/cloister.toml"), "{error}");
     assert!(matches!(error.fault, Fault::Io(_)));
 }

@@ -305,6 +305,7 @@ impl TextReader<'_> {
             ("requests_max", limits.requests_max.into(), 1..=4096),
             ("requests_per_key_max", limits.requests_per_key_max.into(), 1..=4096),
             ("request_deadline_ms", limits.request_deadline_ms, 1000..=86_400_000),
+            ("hang_ms", limits.hang_ms, 1000..=3_600_000),
         ];
         self.check_ranges("limits", &span, ranges)?;
         Ok(limits)

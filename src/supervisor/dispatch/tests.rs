@@ -429,7 +429,7 @@ fn a_request_past_its_deadline_is_revoked_then_given_up_with_its_worker() {
     assert!(it.turn().is_empty());
     it.now.instant += Duration::from_secs(2);
     let effects = it.turn();
-    assert!(matches!(effects[..], [Effect::WorkerStuck(MODEL)]), "{effects:?}");
+    assert!(matches!(effects[..], [Effect::WorkerStuck(MODEL, _)]), "{effects:?}");
     assert!(journal(&it.folder).contains("\"cause\":\"deadline\""));
     let late = it.worker(MODEL, WorkerReport::End(end(request)));
     assert_eq!(late, Err(Fault::Repeated(Kind::End)));
@@ -478,4 +478,49 @@ fn a_request_without_a_ticket_is_recorded() {
     it.turn();
     let text = journal(&it.folder);
     assert!(text.contains("\"ticket_missing\"") && text.contains(&"05".repeat(16)), "{text}");
+}
+
+#[test]
+fn a_child_that_does_not_answer_is_given_up_and_one_that_was_not_asked_dies() {
+    let mut it = serving("pulse");
+    assert_eq!(it.gateway(FromGateway::Alive), Err(Fault::Moment(Kind::GatewayAlive)));
+    assert_eq!(it.worker(MODEL, WorkerReport::Alive), Err(Fault::Moment(Kind::WorkerAlive)));
+    let mut it = serving("pulses");
+    let feel = |it: &mut Appliance, seconds| {
+        it.now.instant += Duration::from_secs(seconds);
+        it.dispatch.feel_pulses(it.now);
+        it.dispatch.take_effects()
+    };
+    let asked = feel(&mut it, 0);
+    assert!(
+        matches!(
+            asked[..],
+            [
+                Effect::Gateway(ToGateway::AreYouThere),
+                Effect::Worker(MODEL, ToWorkerControl::AreYouThere),
+                Effect::Worker(OTHER, ToWorkerControl::AreYouThere),
+            ]
+        ),
+        "{asked:?}"
+    );
+    it.gateway(FromGateway::Alive).unwrap();
+    it.worker(OTHER, WorkerReport::Alive).unwrap();
+    assert!(feel(&mut it, 9).is_empty());
+    let again = feel(&mut it, 1);
+    assert_eq!(again.len(), 2, "{again:?}");
+    it.gateway(FromGateway::Alive).unwrap();
+    it.worker(OTHER, WorkerReport::Alive).unwrap();
+    let lost = feel(&mut it, 110);
+    let is_lost = |effect: &Effect| matches!(effect, Effect::WorkerStuck(MODEL, why) if why.contains("hangs"));
+    assert_eq!(lost.iter().filter(|effect| is_lost(effect)).count(), 1, "{lost:?}");
+    // Given up once; what it still says changes nothing until its end.
+    it.worker(MODEL, WorkerReport::Alive).unwrap();
+    assert!(!feel(&mut it, 1).iter().any(is_lost));
+    it.dispatch.worker_gone(MODEL, &mut it.ledger);
+    it.dispatch.worker_started(MODEL);
+    it.worker(MODEL, ready()).unwrap();
+    let fresh = feel(&mut it, 0);
+    let is_asked =
+        |effect: &Effect| matches!(effect, Effect::Worker(MODEL, ToWorkerControl::AreYouThere));
+    assert!(fresh.iter().any(is_asked), "{fresh:?}");
 }

@@ -220,6 +220,7 @@ impl Script {
                     self.sender.send(Seen::Abandoned(request)).ok();
                     continue;
                 }
+                FromGateway::Alive => panic!("an answer to no question"),
                 FromGateway::Ready => panic!("ready twice"),
             };
             if self.channel.send(&answer, &[]).is_err() {

@@ -1,0 +1,52 @@
+//! `cloister reload`: hands the running supervisor the files that it takes without a restart.
+
+use std::fs::File;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::status::{explain, read_config};
+use super::{Outcome, Verdict, tell};
+use crate::supervisor::config;
+use crate::supervisor::control::{Command, ask};
+
+/// Arguments of `cloister reload`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  cloister reload\n  cloister reload --config demo/cloister.toml\n\n\
+    Answers go on. Exit code 0 when the files were taken, 1 when they were refused, 2 when there \
+    is no supervisor or a file cannot be opened."
+)]
+pub struct Arguments {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_FILE)]
+    config: PathBuf,
+}
+
+/// Runs `cloister reload`.
+///
+/// # Errors
+///
+/// A file that cannot be opened; no supervisor.
+pub fn run(arguments: &Arguments) -> Outcome {
+    let config = read_config(&arguments.config)?;
+    let open =
+        |path: &Path| File::open(path).map_err(|error| format!("{}: {error}", path.display()));
+    let mut files = vec![open(&config.tokens_file)?];
+    let tls = config.certificate.as_ref().zip(config.keys.tls.as_ref());
+    if let Some((certificate, key)) = tls {
+        files.extend([open(certificate)?, open(key)?]);
+    }
+    let descriptors: Vec<BorrowedFd<'_>> = files.iter().map(|file| file.as_fd()).collect();
+    let command = Command::Reload { certificate: tls.is_some() };
+    let answer = ask(&config.control_socket, command, &descriptors)
+        .map_err(|error| explain(&config.control_socket, &error))?;
+    if answer["ok"] == true {
+        tell(if tls.is_some() { "taken: tokens, certificate" } else { "taken: tokens" });
+        return Ok(Verdict::Holds);
+    }
+    let error = answer["error"].as_str().unwrap_or("no reason was given");
+    tell(&format!("refused: {error}"));
+    Ok(Verdict::Refused)
+}

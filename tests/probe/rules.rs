@@ -1,0 +1,208 @@
+//! Holds a compiled filter against its policy file: every call number, every rule, every argument.
+//!
+//! What the policy says decides what is expected; what the kernel does under the compiled filter is
+//! what is seen. Each call is made by a process of its own, which does nothing else.
+
+use std::collections::BTreeMap;
+
+use cloister::cli::doctor::policy::{Filter, Rule, filters};
+use cloister::sandbox::{Role, filter};
+use cloister::sys::process::install_filter;
+use nix::sys::prctl::set_no_new_privs;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
+
+/// Numbers past the last that are tried.
+const NUMBERS_PAST: i64 = 32;
+/// The bit that asks for the x32 form of a call.
+#[cfg(target_arch = "x86_64")]
+const X32: i64 = 0x4000_0000;
+/// Calls that every process may make, whatever a filter says: `uretprobe` and `uprobe` of recent
+/// kernels, which fail outside of a probe that root has placed.
+#[cfg(target_arch = "x86_64")]
+const UNFILTERED: [i64; 2] = [335, 336];
+#[cfg(not(target_arch = "x86_64"))]
+const UNFILTERED: [i64; 0] = [];
+
+type Arguments = [u64; 6];
+
+/// Prints each difference, then what was tried: numbers, rules, changed arguments.
+pub(crate) fn check(role: Role) {
+    let all = filters().unwrap();
+    let policy = all.iter().find(|filter| filter.process == role.name()).unwrap();
+    let numbers = numbers(policy);
+    let mut tried = [0; 3];
+    let last = SYSCALLS.iter().map(|&(_, number)| number).max().unwrap();
+    for number in 0..=last + NUMBERS_PAST {
+        for arguments in [[0; 6], [u64::MAX; 6]] {
+            tried[0] += 1;
+            compare(role, policy, &numbers, number, arguments);
+        }
+        #[cfg(target_arch = "x86_64")]
+        compare(role, policy, &numbers, number | X32, [0; 6]);
+    }
+    for rule in &policy.rules {
+        let number = numbers[rule.syscall.as_str()];
+        let mut arguments = [0; 6];
+        for condition in &rule.args {
+            arguments[condition.index] |= condition.val;
+        }
+        assert!(matches(rule, &arguments), "{rule:?} contradicts itself");
+        tried[1] += 1;
+        compare(role, policy, &numbers, number, arguments);
+        for condition in &rule.args {
+            for bit in 0..64 {
+                let mut changed = arguments;
+                changed[condition.index] ^= 1 << bit;
+                tried[2] += 1;
+                compare(role, policy, &numbers, number, changed);
+            }
+        }
+    }
+    println!("numbers {} rules {} changed {}", tried[0], tried[1], tried[2]);
+}
+
+fn compare(
+    role: Role,
+    policy: &Filter,
+    numbers: &BTreeMap<&str, i64>,
+    number: i64,
+    arguments: Arguments,
+) {
+    if UNFILTERED.contains(&number) {
+        return;
+    }
+    let of_call = |rule: &&Rule| numbers[rule.syscall.as_str()] == number;
+    let want = policy.rules.iter().filter(of_call).any(|rule| matches(rule, &arguments));
+    let seen = survives(role, number, arguments);
+    if want != seen {
+        println!("{number} {arguments:x?}: the policy says {want}, the kernel {seen}");
+    }
+}
+
+/// Whether the arguments are what a rule wants.
+fn matches(rule: &Rule, arguments: &Arguments) -> bool {
+    rule.args.iter().all(|condition| {
+        let mask = condition.mask();
+        arguments[condition.index] & mask == condition.val & mask
+    })
+}
+
+/// Has a process under the filter make a call, and returns whether the filter let it.
+fn survives(role: Role, number: i64, arguments: Arguments) -> bool {
+    // SAFETY: the probe has one thread, so the copy is whole.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            set_no_new_privs().unwrap();
+            // Nothing is left that a call could change: number 0 as a descriptor is none.
+            // SAFETY: the copy ends without using a descriptor.
+            unsafe { libc::close_range(0, libc::c_uint::MAX, 0) };
+            install_filter(filter(role)).unwrap();
+            let [a, b, c, d, e, f] = arguments;
+            // SAFETY: pointers are null or past all memory, so nothing of this process is written;
+            // what else the call does ends with the process, which does nothing after it.
+            unsafe { libc::syscall(number, a, b, c, d, e, f) };
+            // SAFETY: ends the copy.
+            unsafe { libc::_exit(0) }
+        }
+        ForkResult::Parent { child } => {
+            !matches!(waitpid(child, None).unwrap(), WaitStatus::Signaled(_, Signal::SIGSYS, _))
+        }
+    }
+}
+
+/// The numbers of the calls that a policy names.
+fn numbers(policy: &Filter) -> BTreeMap<&str, i64> {
+    let number = |rule: &'_ Rule| {
+        let found = SYSCALLS.iter().find(|(name, _)| *name == rule.syscall);
+        found.unwrap_or_else(|| panic!("{}: add it to SYSCALLS", rule.syscall)).1
+    };
+    policy.rules.iter().map(|rule| (rule.syscall.as_str(), number(rule))).collect()
+}
+
+macro_rules! syscalls {
+    ($($name:ident $number:ident,)*) => {
+        /// The numbers of the calls that the policies name, and the last one that libc knows.
+        const SYSCALLS: &[(&str, i64)] = &[$((stringify!($name), libc::$number),)*];
+    };
+}
+
+syscalls! {
+    accept4 SYS_accept4,
+    brk SYS_brk,
+    clock_gettime SYS_clock_gettime,
+    clock_nanosleep SYS_clock_nanosleep,
+    clone SYS_clone,
+    clone3 SYS_clone3,
+    close SYS_close,
+    epoll_ctl SYS_epoll_ctl,
+    epoll_wait SYS_epoll_wait,
+    exit SYS_exit,
+    exit_group SYS_exit_group,
+    fallocate SYS_fallocate,
+    fchmod SYS_fchmod,
+    fcntl SYS_fcntl,
+    fdatasync SYS_fdatasync,
+    flock SYS_flock,
+    fstat SYS_fstat,
+    fstatfs SYS_fstatfs,
+    fsync SYS_fsync,
+    ftruncate SYS_ftruncate,
+    futex SYS_futex,
+    getcwd SYS_getcwd,
+    getdents64 SYS_getdents64,
+    geteuid SYS_geteuid,
+    getpeername SYS_getpeername,
+    getpid SYS_getpid,
+    getrandom SYS_getrandom,
+    getsockname SYS_getsockname,
+    getsockopt SYS_getsockopt,
+    gettid SYS_gettid,
+    getuid SYS_getuid,
+    ioctl SYS_ioctl,
+    kill SYS_kill,
+    lseek SYS_lseek,
+    madvise SYS_madvise,
+    memfd_create SYS_memfd_create,
+    mkdir SYS_mkdir,
+    mmap SYS_mmap,
+    mprotect SYS_mprotect,
+    mremap SYS_mremap,
+    munmap SYS_munmap,
+    newfstatat SYS_newfstatat,
+    openat SYS_openat,
+    pipe2 SYS_pipe2,
+    poll SYS_poll,
+    prctl SYS_prctl,
+    pread64 SYS_pread64,
+    pwrite64 SYS_pwrite64,
+    read SYS_read,
+    readlink SYS_readlink,
+    recvfrom SYS_recvfrom,
+    recvmsg SYS_recvmsg,
+    rename SYS_rename,
+    restart_syscall SYS_restart_syscall,
+    rseq SYS_rseq,
+    rt_sigaction SYS_rt_sigaction,
+    rt_sigprocmask SYS_rt_sigprocmask,
+    rt_sigreturn SYS_rt_sigreturn,
+    sched_getaffinity SYS_sched_getaffinity,
+    sched_yield SYS_sched_yield,
+    sendmsg SYS_sendmsg,
+    sendto SYS_sendto,
+    set_robust_list SYS_set_robust_list,
+    setsockopt SYS_setsockopt,
+    shutdown SYS_shutdown,
+    sigaltstack SYS_sigaltstack,
+    socketpair SYS_socketpair,
+    statfs SYS_statfs,
+    statx SYS_statx,
+    tgkill SYS_tgkill,
+    timerfd_settime SYS_timerfd_settime,
+    uname SYS_uname,
+    unlink SYS_unlink,
+    write SYS_write,
+    writev SYS_writev,
+    landlock_restrict_self SYS_landlock_restrict_self,
+}
