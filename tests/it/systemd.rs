@@ -1,0 +1,241 @@
+//! Cloister as a service: the shipped units, under a systemd that was really booted.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+use super::support;
+use cloister::cli::fetch::SMOLLM2;
+
+/// How much is open of what `systemd-analyze security` counts, at most, times ten.
+const EXPOSURE_MAX: u32 = 23;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn has(program: &str) -> bool {
+    Command::new(program).arg("--version").stdout(Stdio::null()).status().is_ok()
+}
+
+/// A folder that goes when the test ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = PathBuf::from("/var/tmp")
+            .join(format!("cloister-systemd-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+
+    fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.0.join(name)).unwrap_or_else(|error| format!("{name}: {error}"))
+    }
+
+    fn json(&self, name: &str) -> Value {
+        serde_json::from_str(&self.text(name)).unwrap_or(Value::Null)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn run(command: &mut Command) -> Output {
+    let done = command.output().unwrap();
+    let told = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success(), "{command:?}: {told}");
+    done
+}
+
+fn cloister(words: &[&str]) -> String {
+    let done = run(Command::new(env!("CARGO_BIN_EXE_cloister")).args(words));
+    String::from_utf8(done.stdout).unwrap()
+}
+
+#[test]
+fn the_units_hold_nothing_that_systemd_ignores() {
+    if !has("systemd-analyze") {
+        return support::skip("the units", "systemd-analyze is not installed (package systemd)");
+    }
+    let folder = Folder::new("verify");
+    let system = "usr/lib/systemd/system";
+    for program in ["usr/lib/cloister/cloister-supervisor", "usr/bin/cloister"] {
+        let path = folder.0.join(program);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::copy("/bin/true", path).unwrap();
+    }
+    fs::create_dir_all(folder.path("usr/lib/systemd")).unwrap();
+    run(Command::new("cp").args([
+        "-r",
+        "/usr/lib/systemd/system",
+        &folder.path("usr/lib/systemd"),
+    ]));
+    std::os::unix::fs::symlink("usr/lib", folder.path("lib")).unwrap();
+    for unit in ["cloister.service", "cloister.socket"] {
+        fs::copy(root().join("systemd").join(unit), folder.path(&format!("{system}/{unit}")))
+            .unwrap();
+    }
+    let mut verify = Command::new("systemd-analyze");
+    verify.args(["verify", "--man=no", "cloister.service", "cloister.socket"]);
+    let done = run(verify.arg(format!("--root={}", folder.0.display())));
+    // It says what it ignores, and calls it a success.
+    assert_eq!(String::from_utf8_lossy(&done.stderr), "");
+    let mut security = Command::new("systemd-analyze");
+    security.args(["security", "--offline=true", "--no-pager"]);
+    security.arg(format!("--threshold={EXPOSURE_MAX}"));
+    run(security.arg(root().join("systemd/cloister.service")));
+}
+
+/// A machine's configuration: keys, a sealed model, a token.
+fn configure(folder: &Folder) {
+    let path = |name: &str| folder.path(name);
+    fs::create_dir_all(path("trust")).unwrap();
+    cloister(&["keygen", "signing", "--out", &path("signing.pem")]);
+    fs::rename(path("signing.pub.pem"), path("trust/test.pem")).unwrap();
+    cloister(&["keygen", "model-identity", "--out", &path("identity.age")]);
+    let audit = path("audit.key");
+    cloister(&["keygen", "audit", "--name", "test.example/audit", "--out", &audit]);
+    let model = support::model(&SMOLLM2).display().to_string();
+    let (key, signature) = (path("signing.pem"), path("m.gguf.sig"));
+    cloister(&["model", "sign", &model, "--key", &key, "--out", &signature]);
+    let identity = folder.text("identity.age");
+    let recipient = identity.lines().find_map(|line| line.strip_prefix("# public key: ")).unwrap();
+    cloister(&["model", "seal", &model, "--recipient", recipient, "--out", &path("m.gguf.age")]);
+    let shipped = fs::read_to_string(root().join("systemd/cloister.toml")).unwrap();
+    let config = [
+        ("file = \"model.gguf.age\"", "file = \"m.gguf.age\"\nname = \"smol\""),
+        ("#! identity = \"identity.age\"", "identity = \"credential:identity\""),
+        ("#! origin = \"cloister/audit\"", "origin = \"test.example/audit\""),
+        ("#! hang_ms = 120000", "hang_ms = 2000"),
+        ("#! context = 8192", "context = 1024"),
+    ];
+    let config = config.into_iter().fold(shipped, |text, (from, to)| {
+        assert!(text.contains(from), "{from}");
+        text.replace(from, to)
+    });
+    fs::write(path("cloister.toml"), config).unwrap();
+    let (tokens, socket) = (path("tokens.toml"), path("none.sock"));
+    let token = cloister(&["token", "add", "test", "--file", &tokens, "--socket", &socket]);
+    fs::write(path("key.txt"), token.trim()).unwrap();
+    run(Command::new("chmod").args(["600", &path("key.txt")]));
+}
+
+/// Boots, runs `tests/systemd/service.sh`, and returns what it left.
+fn boot(kind: &str, more: &[String], beside: impl FnOnce(&Folder, &mut Child)) -> Folder {
+    let (config, out) = (Folder::new(&format!("{kind}-etc")), Folder::new(&format!("{kind}-out")));
+    configure(&config);
+    let script = fs::read_to_string(root().join("tests/systemd/service.sh")).unwrap();
+    fs::write(config.path("script"), format!("KIND={kind}\n{script}")).unwrap();
+    let programs = Path::new(env!("CARGO_BIN_EXE_cloister")).parent().unwrap();
+    let mut command = Command::new(root().join("tests/systemd/boot.sh"));
+    command.arg(programs).args([&config.0, &out.0]).arg(config.path("script")).args(more);
+    let mut booted = command.spawn().unwrap();
+    beside(&out, &mut booted);
+    let status = booted.wait().unwrap();
+    let journal = out.text("journal.log");
+    // After date, time and the machine's name comes who says it.
+    let is_its = |line: &&str| {
+        let who = line.split_whitespace().nth(4).unwrap_or_default();
+        who.starts_with("cloister") || line.contains("cloister.service")
+    };
+    let journal: Vec<&str> = journal.lines().filter(is_its).collect();
+    let told = [out.text("script.log"), journal.join("\n"), out.text("console.log")].join("\n");
+    assert!(status.success(), "{status}:\n{told}");
+    out
+}
+
+/// Whether a system can be booted here; says why not.
+fn can_boot() -> bool {
+    let tools = ["systemd-nspawn", "systemd-creds", "unshare"];
+    if !nix::unistd::geteuid().is_root() {
+        support::skip("the service under systemd", "the tests run as a plain user");
+    } else if let Some(tool) = tools.into_iter().find(|tool| !has(tool)) {
+        support::skip("the service under systemd", &format!("{tool} is not installed"));
+    } else {
+        return true;
+    }
+    false
+}
+
+fn assert_served(out: &Folder) {
+    let started = out.text("started.txt");
+    assert!(started.contains("ActiveState=active"), "{started}");
+    assert!(started.contains("StatusText=serving: smol"), "{started}");
+    assert_eq!(out.json("status.json")["profile"], "full");
+    for answer in ["answer.json", "after-reload.json", "after-hang.json"] {
+        assert!(out.text(answer).len() > 20, "{answer}: {}", out.text(answer));
+    }
+    let after = out.text("after-hang.txt");
+    assert!(after.contains("ActiveState=active") && after.contains("NRestarts=0"), "{after}");
+    assert_eq!(out.json("verdict.json")["verdict"], "INTACT");
+    assert_eq!(out.text("stopped.txt").trim(), "Result=success");
+    let processes = out.text("processes.txt");
+    // The spawner alone is root; the others have nothing left.
+    for line in processes.lines().filter(|line| !line.contains("spawner")) {
+        let is_bare = line.contains("CapEff: 0000000000000000") && line.contains("Seccomp: 2");
+        assert!(is_bare && !line.contains("Uid: 0 "), "{processes}");
+    }
+    assert_eq!(processes.lines().count(), 4, "{processes}");
+}
+
+#[test]
+fn the_service_starts_answers_reloads_survives_a_hang_and_stops() {
+    if can_boot() {
+        assert_served(&boot("host", &[], |_, _| {}));
+    }
+}
+
+#[test]
+fn a_key_sealed_to_the_tpm_opens_the_model_until_the_machine_is_tampered_with() {
+    if !can_boot() {
+        return;
+    }
+    if !has("swtpm") || !has("tpm2_pcrextend") {
+        return support::skip("a key in a TPM", "swtpm or tpm2-tools is not installed");
+    }
+    let tpm = Folder::new("tpm");
+    let at = |name: &str| tpm.path(name);
+    fs::create_dir_all(at("state")).unwrap();
+    let (control, server) = (at("s.sock.ctrl"), at("s.sock"));
+    run(Command::new("swtpm")
+        .args(["socket", "--tpm2", "--tpmstate", &format!("dir={}", at("state"))])
+        .args(["--ctrl", &format!("type=unixio,path={control}")])
+        .args(["--server", &format!("type=unixio,path={server}")])
+        .args(["--flags", "not-need-init,startup-clear", "--daemon"])
+        .args(["--pid", &format!("file={}", at("pid"))]));
+    let extend = |digit: &str| {
+        let mut command = Command::new("tpm2_pcrextend");
+        command.arg(format!("11:sha256={}", digit.repeat(64)));
+        run(command.env("TPM2TOOLS_TCTI", format!("swtpm:path={server}")));
+    };
+    // A register that was never extended binds nothing.
+    extend("1");
+    let more = [
+        format!("--bind={}:/tpm", tpm.0.display()),
+        "--setenv=SYSTEMD_TPM2_DEVICE=swtpm:path=/tpm/s.sock".to_owned(),
+    ];
+    let out = boot("tpm2", &more, |out, booted| {
+        while !out.0.join("tamper").exists() && booted.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        extend("2");
+        fs::write(out.path("tampered"), "").unwrap();
+    });
+    let pid = tpm.text("pid");
+    run(Command::new("kill").arg(pid.trim()));
+    assert_served(&out);
+    let refused = out.text("tampered.txt");
+    // 243: the credentials could not be set up.
+    assert!(refused.contains("ExecMainStatus=243"), "{refused}");
+}

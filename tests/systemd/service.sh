@@ -1,0 +1,54 @@
+# What an operator does, in a booted system: keys from credentials, start, answer, reload, a hung worker,
+# stop, the log. Leaves its findings in /out.
+say() { echo "script: $*"; }
+ask() { cloister chat --url http://127.0.0.1:8443 --api-key-file /etc/cloister/key.txt --max-tokens 8 --json "$@"; }
+
+# The model's key, bound to this host ($KIND: host, or tpm2), stands in no file from here on.
+seal_key=(systemd-creds encrypt --with-key="$KIND" --name=identity)
+[ "$KIND" = tpm2 ] && seal_key+=(--tpm2-device=swtpm:path=/tpm/s.sock --tpm2-pcrs=11)
+"${seal_key[@]}" /etc/cloister/identity.age /etc/cloister/identity.cred
+rm /etc/cloister/identity.age
+mkdir -p /etc/systemd/system/cloister.service.d
+cat >/etc/systemd/system/cloister.service.d/key.conf <<'END'
+[Service]
+LoadCredentialEncrypted=identity:/etc/cloister/identity.cred
+END
+systemctl daemon-reload
+
+systemctl start cloister.socket cloister.service
+say started
+systemctl show cloister.service -p ActiveState,StatusText,NRestarts,MainPID >/out/started.txt
+cloister status --json >/out/status.json
+ask Hello >/out/answer.json
+systemd-analyze security --no-pager cloister.service >/out/security.txt || true
+
+# Every process of the service, and what is left to it.
+for process in /proc/[0-9]*; do
+    case $(readlink "$process/exe") in /usr/lib/cloister/*) ;; *) continue ;; esac
+    echo "process $(cat "$process/comm") $(grep -E '^(Uid|CapEff|Seccomp|NoNewPrivs):' "$process/status" | tr -s '\t\n' ' ')"
+done >/out/processes.txt
+
+systemctl reload cloister.service
+say reloaded
+ask Hello >/out/after-reload.json
+
+# A worker that hangs is started again, without the service being so.
+kill -STOP "$(pgrep -f 'cloister-worker worker')"
+for _ in $(seq 100); do
+    sleep 0.2
+    grep -q hangs <(cloister audit list /var/lib/cloister/audit --public-key /etc/cloister/audit.vkey \
+        --event child_died --json) && break
+done
+for _ in $(seq 100); do ask Hello >/out/after-hang.json && break; sleep 0.2; done
+systemctl show cloister.service -p ActiveState,StatusText,NRestarts >/out/after-hang.txt
+
+systemctl stop cloister.service
+cloister audit verify /var/lib/cloister/audit --public-key /etc/cloister/audit.vkey --json >/out/verdict.json
+systemctl show cloister.service -p Result >/out/stopped.txt
+[ "$KIND" = tpm2 ] || exit 0
+
+# Another boot state than the key was sealed for.
+touch /out/tamper
+while [ ! -e /out/tampered ]; do sleep 0.05; done
+systemctl start cloister.service && exit 1
+systemctl show cloister.service -p Result,ExecMainStatus >/out/tampered.txt
