@@ -29,6 +29,7 @@ mod reload;
 pub mod secret_file;
 mod serve;
 mod start;
+mod swap;
 mod table;
 mod tls;
 pub mod tokens;

@@ -6,6 +6,7 @@ use super::config::Profile;
 use super::control::Command;
 use super::nursery::spawner_profile;
 use super::serve::{Seat, Served, Supervisor, now};
+use super::swap;
 use crate::ipc::message::ListenerKind;
 
 impl Supervisor {
@@ -93,7 +94,7 @@ impl Supervisor {
                 "records": self.ledger.size(),
                 "writable": !self.ledger.is_failing(),
             },
-            "missing_protections": missing_protections(self.config.profile),
+            "missing_protections": self.missing,
         })
     }
 
@@ -114,10 +115,11 @@ impl Supervisor {
     }
 }
 
-/// What this profile lacks, in sentences.
+/// What this profile and this machine lack, in sentences; not to be asked later.
 pub(super) fn missing_protections(profile: Profile) -> Vec<String> {
     let missing = spawner_profile(profile).missing();
-    missing.iter().map(|one| format!("{}: {}", one.name, one.sentence)).collect()
+    let missing = missing.iter().map(|one| format!("{}: {}", one.name, one.sentence));
+    missing.chain(swap::is_possible().then(|| swap::MISSING.to_owned())).collect()
 }
 
 fn child<M>(seat: &Seat<M>, is_serving: bool) -> Value {

@@ -196,6 +196,8 @@ pub(super) struct Supervisor {
     pub(super) models: Vec<Served>,
     pub(super) compute: Compute,
     pub(super) manager: Manager,
+    /// Protections that are missing, in sentences.
+    pub(super) missing: Vec<String>,
     pub(super) started: Instant,
     pub(super) stop: Option<Stop>,
     pub(super) is_announced: bool,

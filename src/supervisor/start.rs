@@ -49,6 +49,8 @@ pub(super) struct OpenedAll {
     config_digest: String,
     compute: Compute,
     manager: Manager,
+    /// Protections that are missing, in sentences.
+    missing: Vec<String>,
     /// Whether standard error is a terminal; to ask later is not allowed.
     has_terminal: bool,
 }
@@ -77,6 +79,7 @@ pub(super) fn open_all(config: &Config, mut manager: Manager) -> Result<OpenedAl
         models,
         config_digest: hex(digest(&SHA256, &text).as_ref()),
         compute: Compute::new(config),
+        missing: missing_protections(config.profile),
         manager,
         has_terminal: std::io::stderr().is_terminal(),
     })
@@ -123,9 +126,10 @@ pub(super) fn begin(
         config_digest,
         compute,
         manager,
+        missing,
         has_terminal,
     } = opened;
-    for missing in missing_protections(config.profile) {
+    for missing in &missing {
         super::say(&format!("missing protection: {missing}"));
     }
     // 5. Open the audit log.
@@ -163,6 +167,7 @@ pub(super) fn begin(
         models: served.into_iter().map(|(model, _)| model).collect(),
         compute,
         manager,
+        missing,
         started: now().instant,
         stop: None,
         is_announced: false,

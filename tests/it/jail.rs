@@ -79,6 +79,22 @@ const ATTACKS: &[Attack] = &[
     Attack("prctl-dumpable", LetIt, Works),
     Attack("personality", LetIt, Works),
     Attack("x32", LetIt, NoControl),
+    Attack("set-namespace:PID", StopIt, WorksForRoot),
+    Attack("change-root", StopIt, WorksForRoot),
+    Attack("make-device", StopIt, WorksForRoot),
+    Attack("host-name", StopIt, WorksForRoot),
+    Attack("take-descriptor:PID", StopIt, Works),
+    Attack("thread-kill:PID", StopIt, Works),
+    Attack("read-limits:PID", StopIt, Works),
+    Attack("shared-memory", LetIt, Works),
+    Attack("watch-files", LetIt, Works),
+    Attack("machine-facts", LetIt, Works),
+    Attack("machine-name", LetIt, Works),
+    Attack("processors", LetIt, Works),
+    Attack("priority", LetIt, Works),
+    Attack("socket-pair", LetIt, Works),
+    Attack("vsock-socket", LetIt, NoControl),
+    Attack("ioctl-tiocsti", LetIt, NoControl),
 ];
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -161,10 +177,22 @@ fn every_attack_kills_the_attacker() {
             assert_eq!(probe(user, &["jail", role, "full", "nothing"]), "ok\n");
         }
         for Attack(attack, ..) in ATTACKS {
-            for role in ["gateway", "worker"] {
+            for role in ROLES {
                 let outcome = probe(user, &["jail", role, "full", attack]);
                 assert_eq!(outcome, "Signal(31)\n", "{user:?} {role} {attack}");
             }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_old_interrupt_is_no_way_in() {
+    for &user in users() {
+        for role in ROLES {
+            let outcome = probe(user, &["jail", role, "full", "int80"]);
+            // By the filter, or because the kernel has no such calls at all.
+            assert!(["Signal(31)\n", "Signal(11)\n"].contains(&&*outcome), "{role}: {outcome}");
         }
     }
 }

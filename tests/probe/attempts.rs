@@ -88,8 +88,35 @@ fn by_number(name: &str, argument: &str) -> Result<(), Errno> {
         "mmap-exec" => map_executable(),
         "mprotect-exec" => protect_executable(),
         "prctl-dumpable" => call(libc::SYS_prctl, [4, 1, 0, 0]),
+        "set-namespace" => set_namespace(argument),
+        "change-root" => call(libc::SYS_chroot, [c"/".as_ptr() as i64, 0, 0, 0]),
+        "make-device" => make_device(),
+        "host-name" => set_host_name(),
+        "take-descriptor" => take_descriptor(argument.parse().unwrap()),
+        "thread-kill" => {
+            let pid: i64 = argument.parse().unwrap();
+            call(libc::SYS_tgkill, [pid, pid, libc::SIGCONT.into(), 0])
+        }
+        "read-limits" => {
+            let pid: i64 = argument.parse().unwrap();
+            call(libc::SYS_prlimit64, [pid, libc::RLIMIT_NOFILE.into(), 0, room().as_ptr() as i64])
+        }
+        "shared-memory" => shared_memory(),
+        "watch-files" => call(libc::SYS_inotify_init1, [0, 0, 0, 0]),
+        "machine-facts" => call(libc::SYS_sysinfo, [room().as_ptr() as i64, 0, 0, 0]),
+        "machine-name" => call(libc::SYS_uname, [room().as_ptr() as i64, 0, 0, 0]),
+        "processors" => {
+            let all = [u64::MAX; 16];
+            call(libc::SYS_sched_setaffinity, [0, 128, all.as_ptr() as i64, 0])
+        }
+        "priority" => call(libc::SYS_setpriority, [0, 0, 19, 0]),
+        "socket-pair" => {
+            let stream = libc::SOCK_STREAM.into();
+            call(libc::SYS_socketpair, [libc::AF_UNIX.into(), stream, 0, room().as_ptr() as i64])
+        }
+        #[cfg(target_arch = "x86_64")]
+        "int80" => old_call(),
         "ioctl-tiocsti" => call(libc::SYS_ioctl, [0, 0x5412, zeros as i64, 0]),
-        "send-descriptor-flags" => call(libc::SYS_fcntl, [3, 2, 0, 0]),
         "personality" => call(libc::SYS_personality, [0xffff_ffff, 0, 0, 0]),
         "process-vm-readv" => {
             let pid: i64 = argument.parse().unwrap();
@@ -153,6 +180,52 @@ fn fork() -> Result<(), Errno> {
         unsafe { libc::_exit(0) }
     }
     Ok(())
+}
+
+/// Room for what a call writes, for the rest of the process's life.
+fn room() -> &'static mut [u8] {
+    Box::leak(vec![0; 4096].into_boxed_slice())
+}
+
+fn set_namespace(pid: &str) -> Result<(), Errno> {
+    let path = format!("/proc/{pid}/ns/uts");
+    let namespace = open(&*path, OFlag::O_RDONLY, Mode::empty())?;
+    nix::sched::setns(namespace, CloneFlags::CLONE_NEWUTS)
+}
+
+fn make_device() -> Result<(), Errno> {
+    use nix::sys::stat::{SFlag, makedev, mknod};
+    let path = "/device-of-the-probe";
+    mknod(path, SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, 3))?;
+    nix::unistd::unlink(path)
+}
+
+fn set_host_name() -> Result<(), Errno> {
+    // Its own, so that the control changes nothing.
+    let name = nix::unistd::gethostname()?;
+    nix::unistd::sethostname(name)
+}
+
+fn take_descriptor(pid: i64) -> Result<(), Errno> {
+    // SAFETY: the calls take integers alone.
+    let pidfd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    call(libc::SYS_pidfd_getfd, [pidfd, 0, 0, 0])
+}
+
+fn shared_memory() -> Result<(), Errno> {
+    // SAFETY: the calls take integers alone.
+    let id = Errno::result(unsafe { libc::shmget(libc::IPC_PRIVATE, 4096, 0o600) })?;
+    // SAFETY: `IPC_RMID` reads no structure.
+    Errno::result(unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) }).map(drop)
+}
+
+/// `getpid` by the old interrupt, whose calls have other numbers.
+#[cfg(target_arch = "x86_64")]
+fn old_call() -> Result<(), Errno> {
+    let result: i64;
+    // SAFETY: number 20 is `getpid` there, which takes nothing and changes nothing but its result.
+    unsafe { std::arch::asm!("int 0x80", inlateout("rax") 20_i64 => result) };
+    if result > 0 { Ok(()) } else { Err(Errno::ENOSYS) }
 }
 
 fn perf() -> Result<(), Errno> {
