@@ -50,13 +50,15 @@ impl Manager {
     pub(super) fn find() -> Result<Self, Error> {
         let variable = |name| std::env::var_os(name);
         let own = std::process::id();
-        let is_meant = |name| number(variable(name)).is_none_or(|pid| pid == u64::from(own));
+        let meant = |name| number(variable(name)).map(|pid| pid == u64::from(own));
         let socket = match variable("NOTIFY_SOCKET") {
             Some(address) => Some(connect(&address).map_err(Error::Manager)?),
             None => None,
         };
-        let watchdog = number(variable("WATCHDOG_USEC")).filter(|_| is_meant("WATCHDOG_PID"));
-        let count = number(variable("LISTEN_FDS")).filter(|_| is_meant("LISTEN_PID")).unwrap_or(0);
+        let watchdog =
+            number(variable("WATCHDOG_USEC")).filter(|_| meant("WATCHDOG_PID") != Some(false));
+        let count = number(variable("LISTEN_FDS"));
+        let count = count.filter(|_| meant("LISTEN_PID") == Some(true)).unwrap_or(0);
         let count = i32::try_from(count).ok().filter(|&count| count <= LISTENERS_COUNT_MAX);
         let count = count.ok_or(Error::System("take listeners", nix::errno::Errno::EMFILE))?;
         let listeners = (LISTENER_FIRST..LISTENER_FIRST + count).map(inherited_descriptor);
