@@ -107,7 +107,12 @@ pub(super) fn give_up_powers(config: &Config) -> Result<Sandboxed, Error> {
     // The first thread of all has glibc install a signal handler; the filter allows none later.
     let first = std::thread::Builder::new().spawn(|| {}).map(std::thread::JoinHandle::join);
     first.map_err(|_| Error::System("make the first thread", nix::errno::Errno::EAGAIN))?.ok();
-    begun.seal().map_err(Error::Sandbox)
+    let sandboxed = begun.seal().map_err(Error::Sandbox)?;
+    let (abi, floor) = (sandboxed.landlock_abi, config.sandbox.landlock_abi_min);
+    if abi < floor {
+        return Err(Error::Sandbox(sandbox::Error::LandlockTooOld { abi, floor }));
+    }
+    Ok(sandboxed)
 }
 
 /// Opens the log and the models; returns what serves.

@@ -254,6 +254,14 @@ fn a_changed_model_is_refused_with_the_check_that_failed() {
 }
 
 #[test]
+fn a_kernel_with_less_landlock_than_asked_is_refused() {
+    let site = Site::new("landlock", User::Own);
+    site.configure("tiny.gguf.age", "[sandbox]\nlandlock_abi_min = 64");
+    let why = site.refusal();
+    assert!(why.contains("landlock ABI is") && why.contains("at least 64 is needed"), "{why}");
+}
+
+#[test]
 fn unsigned_wrongly_signed_and_linked_models_are_refused() {
     let site = Site::new("unsigned", User::Own);
     let signature = site.path("tiny.gguf.sig");

@@ -11,6 +11,7 @@ use std::{fmt, fs};
 use serde::Deserialize;
 
 use crate::ipc::message::KvFormat;
+use crate::sandbox::LANDLOCK_ABI_FLOOR;
 
 mod error;
 mod text;
@@ -124,6 +125,8 @@ pub struct Config {
     pub control_socket: PathBuf,
     /// How workers compute.
     pub worker: Worker,
+    /// What is asked of the kernel.
+    pub sandbox: Sandbox,
     /// The user ids of the parts; used by profile `full` only.
     pub users: Users,
 }
@@ -251,6 +254,20 @@ impl Default for Worker {
             prefix_keep_s: 600,
             guess_tokens: 0,
         }
+    }
+}
+
+/// What is asked of the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sandbox {
+    /// The oldest landlock ABI to serve under.
+    pub landlock_abi_min: u32,
+}
+
+impl Default for Sandbox {
+    fn default() -> Self {
+        Self { landlock_abi_min: LANDLOCK_ABI_FLOOR }
     }
 }
 

@@ -133,6 +133,8 @@ fn numbers_have_ranges() {
     refuses(&keep, 5, "worker.prefix_keep_s", "to 86400");
     let guess = format!("{SMALLEST}[worker]\nguess_tokens = 16\n");
     refuses(&guess, 4, "worker.guess_tokens", "from 0 to 15");
+    let abi = format!("{SMALLEST}[sandbox]\nlandlock_abi_min = 1\n");
+    refuses(&abi, 4, "sandbox.landlock_abi_min", "from 2 to 64");
 }
 
 #[test]

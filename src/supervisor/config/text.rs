@@ -9,12 +9,15 @@ use toml::Spanned;
 
 use super::{
     Activations, Config, Error, Fault, Keys, Kv, LISTENERS_COUNT_MAX, Limits, Listen,
-    MODELS_COUNT_MAX, Model, Profile, Users, Worker,
+    MODELS_COUNT_MAX, Model, Profile, Sandbox, Users, Worker,
 };
 use crate::ipc::message::NAME_LEN_MAX_BYTES;
+use crate::sandbox::LANDLOCK_ABI_FLOOR;
 
 /// Longest request body that fits a data frame after it was written anew as JSON, in bytes.
 const BODY_LEN_MAX_BYTES: u32 = 8 << 20;
+/// A landlock ABI that no kernel has yet.
+const LANDLOCK_ABI_MAX: u32 = 64;
 /// Prefix of a path that names a systemd credential.
 const CREDENTIAL_PREFIX: &str = "credential:";
 
@@ -30,6 +33,7 @@ struct FileText {
     tokens: TokensText,
     control: ControlText,
     worker: Option<Spanned<Worker>>,
+    sandbox: Option<Spanned<Sandbox>>,
     users: Option<Spanned<Users>>,
 }
 
@@ -122,6 +126,7 @@ impl Config {
             tokens_file: reader.path(tokens_file),
             control_socket: reader.path(socket),
             worker: reader.worker(raw.worker)?,
+            sandbox: reader.sandbox(raw.sandbox)?,
             users: reader.users(raw.users, models.len())?,
             models,
         })
@@ -329,6 +334,19 @@ impl TextReader<'_> {
             return Err(self.error(Some(at), "worker.kv", Fault::KvInExactMode));
         }
         Ok(worker)
+    }
+
+    fn sandbox(&self, asked: Option<Spanned<Sandbox>>) -> Result<Sandbox, Error> {
+        let Some(asked) = asked else { return Ok(Sandbox::default()) };
+        let span = asked.span();
+        let sandbox = asked.into_inner();
+        let range = LANDLOCK_ABI_FLOOR..=LANDLOCK_ABI_MAX;
+        self.check_ranges(
+            "sandbox",
+            &span,
+            [("landlock_abi_min", sandbox.landlock_abi_min, range)],
+        )?;
+        Ok(sandbox)
     }
 
     fn check_ranges<const N: usize>(
