@@ -19,6 +19,7 @@ mod model_report;
 pub mod model_seal;
 pub mod model_sign;
 pub mod model_verify;
+mod opening_limits;
 pub mod packed_file;
 pub mod reload;
 pub mod status;

@@ -11,6 +11,7 @@ use nix::unistd::geteuid;
 use ring::digest::{Context, SHA256};
 
 use super::model_report::{Counted, fail, progress_bar, with_suffix};
+use super::opening_limits::OpeningLimits;
 use super::{Outcome, Verdict, print};
 use crate::ipc::message::Digest;
 use crate::package::age_stream::Decryptor;
@@ -45,7 +46,7 @@ pub struct Arguments {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-    /// Print how long opening and hashing took.
+    /// Print how long opening and hashing took, beside what this machine could do at most.
     #[arg(long)]
     timing: bool,
 }
@@ -71,7 +72,12 @@ pub fn run(arguments: &Arguments) -> Outcome {
         Ok(len_bytes)
     }) {
         Ok(len_bytes) => {
-            show(arguments, &statement, len_bytes, start.elapsed().as_secs_f64());
+            let seconds = start.elapsed().as_secs_f64();
+            let limits = match arguments.timing {
+                true => Some(limits(&arguments.file)?),
+                false => None,
+            };
+            show(arguments, &statement, len_bytes, seconds, limits);
             Ok(Verdict::Holds)
         }
         Err(error) => fail(&arguments.file, &error, arguments.json),
@@ -128,15 +134,35 @@ impl Write for Hash {
     }
 }
 
-fn show(arguments: &Arguments, statement: &Statement, len_bytes: u64, seconds: f64) {
+fn limits(file: &Path) -> Result<OpeningLimits, Error> {
+    let is_encrypted = is_age(&open_regular(file)?)?;
+    OpeningLimits::measure(file, is_encrypted)
+}
+
+/// Prints the report; `limits` are there if a timing is asked for.
+fn show(
+    arguments: &Arguments,
+    statement: &Statement,
+    len_bytes: u64,
+    seconds: f64,
+    limits: Option<OpeningLimits>,
+) {
+    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
+    let rate = len_bytes as f64 / seconds;
     let digest = hex(&statement.digest.0);
     if arguments.json {
         let mut report = serde_json::json!({
             "verdict": "VERIFIED", "file": arguments.file, "sha256": digest,
             "signer": statement.signer, "signed_as": statement.subject, "len_bytes": len_bytes,
         });
-        if arguments.timing {
+        if let Some(limits) = limits {
             report["seconds"] = seconds.into();
+            report["bytes_per_s"] = rate.into();
+            report["limits_bytes_per_s"] = serde_json::json!({
+                "read": limits.read, "hash": limits.hash, "decrypt_and_hash": limits.both,
+                "least": limits.least(),
+            });
+            report["share"] = (rate / limits.least()).into();
         }
         print(&report.to_string());
         return;
@@ -145,9 +171,20 @@ fn show(arguments: &Arguments, statement: &Statement, len_bytes: u64, seconds: f
     print(&format!("  signer    {}", statement.signer));
     print(&format!("  signed as {}", statement.subject.escape_debug()));
     print(&format!("  sha256    {digest}"));
-    if arguments.timing {
-        #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-        let rate = len_bytes as f64 / 1e9 / seconds;
-        print(&format!("  opened    {len_bytes} bytes in {seconds:.2} s, {rate:.2} GB/s"));
+    if let Some(limits) = limits {
+        let giga = |rate: f64| rate / 1e9;
+        let both = limits.both.map_or(String::new(), |rate| {
+            format!(", decrypt and hash {:.2} on all processors", giga(rate))
+        });
+        print(&format!(
+            "  opened    {len_bytes} bytes in {seconds:.2} s, {:.2} GB/s: {:.0} % of what is possible",
+            giga(rate),
+            rate / limits.least() * 100.0,
+        ));
+        print(&format!(
+            "  limits    read {:.2} GB/s, hash {:.2}{both}",
+            giga(limits.read),
+            giga(limits.hash),
+        ));
     }
 }

@@ -43,7 +43,14 @@ fn a_package_is_made_and_verified_and_any_change_is_refused() {
     assert_eq!((&report["verdict"], &report["signer"]), (&"VERIFIED".into(), &"me.pem".into()));
     assert_eq!(report["len_bytes"], 200_000);
     let shown = cloister(&["model", "verify", &model, "--trust", &trust, "--timing"], 0);
-    assert!(shown.contains("VERIFIED") && shown.contains("GB/s"), "{shown}");
+    assert!(shown.contains("VERIFIED") && shown.contains("% of what is possible"), "{shown}");
+    let mut timed = verify.to_vec();
+    timed.push("--timing");
+    let report: Value = serde_json::from_str(&cloister(&timed, 0)).unwrap();
+    let limits = &report["limits_bytes_per_s"];
+    assert!(report["share"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(limits["least"].as_f64() <= limits["hash"].as_f64(), "{report}");
+    assert!(limits["decrypt_and_hash"].as_f64().unwrap() > 0.0, "{report}");
 
     let mut changed = fs::read(&sealed).unwrap();
     changed[100_000] ^= 1;
