@@ -113,7 +113,9 @@ fn hash_encrypted(
         return Err(Error::IdentityMissing);
     };
     let identity = Identity::open(path)?;
-    let mut decryptor = Decryptor::new(thread::available_parallelism().map_or(1, usize::from))?;
+    // One processor hashes.
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let mut decryptor = Decryptor::new(processors.saturating_sub(1).max(1))?;
     let mut hash = Hash(Context::new(&SHA256));
     let len_bytes = open_age(file, &mut &identity, &mut decryptor, &mut hash, progress)?;
     let digest = hash.0.finish();

@@ -37,8 +37,9 @@ const SEALED_LEN_BYTES: usize = CHUNK_LEN_BYTES + TAG_LEN_BYTES;
 const NONCE_LEN_BYTES: u64 = 16;
 /// Chunks that one thread decrypts at a time; small enough to stay in its second-level cache.
 const BATCH_COUNT: usize = 8;
-/// Batches under way for each thread: one is decrypted, one waits to be written.
-const BATCHES_PER_THREAD: usize = 2;
+/// Batches under way for each thread: one is decrypted, the others wait to be written or decrypted, so that
+/// neither side waits for the other's wake-up.
+const BATCHES_PER_THREAD: usize = 6;
 
 /// A file of known length that several threads read at once.
 pub trait ReadAt: Send + Sync + 'static {
