@@ -125,9 +125,16 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Prints a line of results. A reader that went away (a closed pipe) is no fault.
+/// Prints a line of results. A reader that went away (a closed pipe) is no fault; a result that cannot be
+/// written, as to a full disk, ends the program with exit code 2.
 pub fn print(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            tell(&format!("cloister: the result cannot be written: {error}"));
+            std::process::exit(2)
+        }
+        _ => {}
+    }
 }
 
 /// Prints a line about the work itself, on standard error.

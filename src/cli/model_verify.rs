@@ -62,7 +62,12 @@ pub fn run(arguments: &Arguments) -> Outcome {
         let encrypted = arguments.file.extension().is_some_and(|extension| extension == "age");
         with_suffix(if encrypted { &plain } else { &arguments.file }, ".sig")
     });
-    let statement = match verify_signature(arguments, &signature) {
+    let ownership = Ownership::of(&[geteuid().as_raw()]);
+    let trust = match TrustStore::open(&arguments.trust, &ownership) {
+        Ok(trust) => trust,
+        Err(error) => return fail(&arguments.trust, &error, arguments.json),
+    };
+    let statement = match verify_signature(&trust, &signature) {
         Ok(statement) => statement,
         Err(error) => return fail(&signature, &error, arguments.json),
     };
@@ -84,11 +89,9 @@ pub fn run(arguments: &Arguments) -> Outcome {
     }
 }
 
-fn verify_signature(arguments: &Arguments, path: &Path) -> Result<Verified<Statement>, Error> {
-    let ownership = Ownership::of(&[geteuid().as_raw()]);
-    let trust = TrustStore::open(&arguments.trust, &ownership)?;
+fn verify_signature(trust: &TrustStore, path: &Path) -> Result<Verified<Statement>, Error> {
     let bundle = read_small(path, "signature bundle", BUNDLE_LEN_MAX_BYTES as u64)?;
-    verify(&bundle, &trust, None, SystemTime::now())
+    verify(&bundle, trust, None, SystemTime::now())
 }
 
 /// Returns digest and length of the plaintext.

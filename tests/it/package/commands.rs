@@ -44,6 +44,12 @@ fn a_package_is_made_and_verified_and_any_change_is_refused() {
     assert_eq!(report["len_bytes"], 200_000);
     let shown = cloister(&["model", "verify", &model, "--trust", &trust, "--timing"], 0);
     assert!(shown.contains("VERIFIED") && shown.contains("% of what is possible"), "{shown}");
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let program = env!("CARGO_BIN_EXE_cloister");
+    let output = Command::new(program).args(verify).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let why = String::from_utf8(output.stderr).unwrap();
+    assert!(why.contains("the result cannot be written: No space left"), "{why}");
     let mut timed = verify.to_vec();
     timed.push("--timing");
     let report: Value = serde_json::from_str(&cloister(&timed, 0)).unwrap();
