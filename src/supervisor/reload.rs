@@ -45,7 +45,7 @@ impl fmt::Display for Refusal {
 impl Supervisor {
     /// Takes the files that came with the question.
     pub(super) fn reload(&mut self, question: &mut Question, certificate: bool) -> Value {
-        self.manager.reloading();
+        self.tell_reload(true);
         let mut next = || question.descriptors.pop_front();
         let taken = match (next(), next(), next()) {
             (Some(table), None, None) if !certificate => self.take(table, None),
@@ -54,10 +54,20 @@ impl Supervisor {
             }
             _ => Err(Refusal::Files),
         };
-        self.manager.ready(&self.summary());
+        self.tell_reload(false);
         match taken {
             Ok(()) => json!({ "ok": true }),
             Err(refusal) => json!({ "ok": false, "error": refusal.to_string() }),
+        }
+    }
+
+    /// Tells the service manager that a reload begins or has ended; one that comes before all parts serve
+    /// must not be taken for their readiness.
+    fn tell_reload(&self, begins: bool) {
+        match (self.is_announced, begins) {
+            (false, _) => {}
+            (true, true) => self.manager.reloading(),
+            (true, false) => self.manager.ready(&self.summary()),
         }
     }
 
@@ -102,7 +112,7 @@ impl Supervisor {
 
     /// Reads the token table by its name, as far as the supervisor's own user may.
     pub(super) fn reload_from_file(&mut self) {
-        self.manager.reloading();
+        self.tell_reload(true);
         let owner = owner_uid(self.config.profile);
         match TokenTable::read(&self.config.tokens_file, owner) {
             Ok(table) => {
@@ -113,7 +123,7 @@ impl Supervisor {
                 "token table not reloaded: {error}; as root, use: cloister reload"
             )),
         }
-        self.manager.ready(&self.summary());
+        self.tell_reload(false);
     }
 }
 
