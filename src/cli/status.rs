@@ -116,8 +116,10 @@ fn show(status: &Value) {
         print(&format!("  listens     {}", text(listener)));
     }
     for model in list(&status["models"]) {
+        let node = model["numa_node"].as_u64();
+        let node = node.map(|node| format!(", memory node {node}")).unwrap_or_default();
         print(&format!(
-            "  model       {}: {}, context {}, signed by {}, {}",
+            "  model       {}: {}, context {}, signed by {}, {}{node}",
             text(&model["name"]),
             text(&model["state"]),
             model["context_len_tokens"],

@@ -20,7 +20,9 @@ use super::message::{Failed, Stage};
 use crate::ipc::Message;
 use crate::sandbox::{self, Ids, Limits, Role, Step, assume, reset_signals};
 use crate::sys::fork::ExitStatus;
+use crate::sys::numa::{self, Node};
 use crate::sys::process::{close_on_exec_from, duplicate_from, place_descriptor};
+use crate::sys::processors;
 
 /// The first descriptor of a child after the three standard ones: its control channel.
 const DESCRIPTOR_FIRST: RawFd = 3;
@@ -37,6 +39,8 @@ pub(super) struct Setup<'a> {
     /// Whether supplementary groups can be dropped.
     pub(super) groups: bool,
     pub(super) nofile: u64,
+    /// Where it runs and takes its memory; everywhere if none is named.
+    pub(super) node: Option<&'a Node>,
     pub(super) program: BorrowedFd<'a>,
     pub(super) null: BorrowedFd<'a>,
     /// Brings one byte when the ids are mapped; hangs up when the spawner is gone.
@@ -89,6 +93,9 @@ fn become_program(setup: &Setup<'_>) -> Result<Infallible, Failed> {
     setsid().at(Stage::Session)?;
     umask(Mode::from_bits_truncate(0o777));
     reset_signals().map_err(in_sandbox)?;
+    if let Some(node) = setup.node {
+        keep_to(node).at(Stage::Node)?;
+    }
     enter_empty_root()?;
     sethostname("cloister").at(Stage::HostName)?;
     let (program, go) = place_descriptors(setup).at(Stage::Descriptors)?;
@@ -101,6 +108,12 @@ fn become_program(setup: &Setup<'_>) -> Result<Infallible, Failed> {
     let arguments = [name.at(Stage::Exec)?, argument.at(Stage::Exec)?];
     let environment: [CString; 0] = [];
     execveat(program, c"", &arguments, &environment, AtFlags::AT_EMPTY_PATH).at(Stage::Exec)
+}
+
+/// Runs beside one memory node and takes all memory from it, the program's too.
+fn keep_to(node: &Node) -> Result<(), Errno> {
+    processors::run_on(&node.processors)?;
+    numa::bind_memory(node.number)
 }
 
 /// Makes an empty, read-only folder the root, and lets go of the host's.

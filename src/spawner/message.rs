@@ -28,6 +28,8 @@ pub enum ToSpawner {
         index: u16,
         /// How many descriptors come along.
         descriptors: u16,
+        /// The memory node that it keeps to, with the processors beside it.
+        node: Option<u16>,
     },
     /// Kill a child; its `Exited` follows. A child that is not there is no error: it may just have
     /// ended.
@@ -113,6 +115,8 @@ pub enum Stage {
     Root,
     /// A host name that says nothing.
     HostName,
+    /// Its memory node and the processors beside it.
+    Node,
     /// The descriptors at their numbers.
     Descriptors,
     /// Identity, capabilities, limits.
@@ -133,6 +137,7 @@ impl Stage {
             Self::Mounts => "private mounts",
             Self::Root => "empty root",
             Self::HostName => "host name",
+            Self::Node => "memory node",
             Self::Descriptors => "descriptors",
             Self::Sandbox(step) => step.name(),
             Self::Exec => "program",
@@ -142,7 +147,7 @@ impl Stage {
 
 variants!(Role { 1 Gateway, 2 Worker, 3 Loader, 4 Opener, 5 Supervisor });
 
-variants!(ToSpawner { 1 Spawn { child, role, index, descriptors }, 2 Kill { child } });
+variants!(ToSpawner { 1 Spawn { child, role, index, descriptors, node }, 2 Kill { child } });
 
 variants!(FromSpawner {
     1 Spawned { child },
@@ -165,6 +170,7 @@ variants!(Stage {
     8 Descriptors,
     9 Sandbox(step),
     10 Exec,
+    11 Node,
 });
 
 variants!(Step {
@@ -219,7 +225,8 @@ mod tests {
 
     #[test]
     fn messages_come_back_as_they_were() {
-        let spawn = ToSpawner::Spawn { child: 7, role: Role::Worker, index: 2, descriptors: 3 };
+        let spawn =
+            ToSpawner::Spawn { child: 7, role: Role::Worker, index: 2, descriptors: 3, node: None };
         assert_eq!(ToSpawner::decode(&spawn.encode().unwrap()), Ok(spawn));
         assert_eq!(spawn.descriptor_count(), 3);
         let kill = ToSpawner::Kill { child: 7 };

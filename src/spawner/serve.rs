@@ -17,6 +17,7 @@ use super::{Opened, Profile};
 use crate::ipc::{self, Channel, Message};
 use crate::sandbox::{Ids, Role};
 use crate::sys::fork::fork_into;
+use crate::sys::numa::{self, Node};
 use crate::sys::process;
 
 /// Most children at once.
@@ -28,6 +29,7 @@ pub(super) struct Spawner<'a> {
     programs: &'a [Opened],
     null: &'a File,
     channel: &'a Channel,
+    nodes: Vec<Node>,
     children: BTreeMap<ChildId, OwnedFd>,
 }
 
@@ -38,7 +40,7 @@ impl<'a> Spawner<'a> {
         null: &'a File,
         channel: &'a Channel,
     ) -> Self {
-        Self { profile, programs, null, channel, children: BTreeMap::new() }
+        Self { profile, programs, null, channel, nodes: numa::nodes(), children: BTreeMap::new() }
     }
 
     /// Serves until the supervisor's end closes or says something wrong, then kills all children.
@@ -97,8 +99,8 @@ impl<'a> Spawner<'a> {
 
     fn obey(&mut self, command: ToSpawner, fds: &[OwnedFd]) -> Result<(), ipc::Error> {
         match command {
-            ToSpawner::Spawn { child, role, index, .. } => {
-                match self.spawn(child, role, index, fds) {
+            ToSpawner::Spawn { child, role, index, node, .. } => {
+                match self.spawn(child, (role, index), node, fds) {
                     Ok(pidfd) => {
                         self.channel.send(&FromSpawner::Spawned { child }, &[pidfd.as_fd()])?;
                         self.children.insert(child, pidfd);
@@ -123,8 +125,8 @@ impl<'a> Spawner<'a> {
     fn spawn(
         &self,
         child: ChildId,
-        role: Role,
-        index: u16,
+        (role, index): (Role, u16),
+        node: Option<u16>,
         fds: &[OwnedFd],
     ) -> Result<OwnedFd, Failed> {
         let refused = |errno| Failed::new(Stage::Command, errno);
@@ -144,10 +146,23 @@ impl<'a> Spawner<'a> {
             Profile::Evaluation => Some(program.ids.uid),
         };
         let ids = Ids { uid: uid.ok_or(refused(Errno::ERANGE))?, gid: program.ids.gid };
-        self.start(program, ids, fds)
+        let node = match node {
+            None => None,
+            Some(number) => {
+                let node = self.nodes.iter().find(|node| node.number == number);
+                Some(node.ok_or(refused(Errno::ENODEV))?)
+            }
+        };
+        self.start(program, ids, node, fds)
     }
 
-    fn start(&self, program: &Opened, ids: Ids, fds: &[OwnedFd]) -> Result<OwnedFd, Failed> {
+    fn start(
+        &self,
+        program: &Opened,
+        ids: Ids,
+        node: Option<&Node>,
+        fds: &[OwnedFd],
+    ) -> Result<OwnedFd, Failed> {
         let no_pipe = |error: std::io::Error| {
             let errno = error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw);
             Failed::new(Stage::Namespaces, errno)
@@ -159,6 +174,7 @@ impl<'a> Spawner<'a> {
             ids,
             groups: self.profile == Profile::Full,
             nofile: program.nofile,
+            node,
             program: program.file.as_fd(),
             null: self.null.as_fd(),
             go: go_reader.as_fd(),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::{fmt, io};
 
+use super::compute::Misplaced;
 use super::opening::Refusal;
 use super::{config, secret_file, tls, tokens};
 
@@ -45,6 +46,8 @@ pub(super) enum Error {
     Channel(crate::ipc::Error),
     /// A model was refused.
     Model(String, ModelFault),
+    /// The memory node that was asked for.
+    Node(Misplaced),
     /// A part did not come up.
     NotReady(&'static str),
     /// A system call failed.
@@ -108,6 +111,7 @@ impl fmt::Display for Error {
             Self::Spawn(role, failed) => write!(f, "{role}: {failed}"),
             Self::Channel(error) => write!(f, "channel: {error}"),
             Self::Model(name, fault) => write!(f, "model {name} is refused: {fault}"),
+            Self::Node(misplaced) => write!(f, "worker.numa_node: {misplaced}"),
             Self::NotReady(part) => write!(f, "the {part} did not come up"),
             Self::System(action, errno) => write!(f, "{action}: {}", errno.desc()),
             Self::Stopped => write!(f, "stopped before it served"),

@@ -69,17 +69,18 @@ impl Nursery {
         Ok(Self { channel, pidfd, next: 1, ends: VecDeque::new() })
     }
 
-    /// Starts a child and waits until its program runs.
+    /// Starts a child and waits until its program runs; it keeps to `node`, if one is named.
     pub(super) fn spawn(
         &mut self,
         role: Role,
         index: u16,
+        node: Option<u16>,
         signals: BorrowedFd<'_>,
     ) -> Result<Child, Error> {
         let (ours, theirs) = Channel::pair().map_err(Error::Channel)?;
         let id = self.next;
         self.next += 1;
-        let order = ToSpawner::Spawn { child: id, role, index, descriptors: 1 };
+        let order = ToSpawner::Spawn { child: id, role, index, descriptors: 1, node };
         self.channel.try_send(&order, &[theirs.as_fd()]).map_err(Error::Channel)?;
         drop(theirs);
         let deadline = Instant::now() + SPAWN_DEADLINE;

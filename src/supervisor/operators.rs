@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::compute::Place;
 use super::config::Profile;
 use super::control::Command;
 use super::nursery::spawner_profile;
@@ -85,7 +86,7 @@ impl Supervisor {
             "profile": self.config.profile.name(),
             "uptime_s": now.instant.saturating_duration_since(self.started).as_secs(),
             "listen": listen,
-            "models": self.models.iter().map(|model| self.model(model)).collect::<Vec<_>>(),
+            "models": self.models.iter().zip(&self.places).map(|(model, place)| self.model(model, place)).collect::<Vec<_>>(),
             "children": children,
             "requests_open": self.dispatch.open_count(),
             "tokens_valid": self.dispatch.tokens_valid_count(now),
@@ -98,7 +99,7 @@ impl Supervisor {
         })
     }
 
-    fn model(&self, model: &Served) -> Value {
+    fn model(&self, model: &Served, place: &Place) -> Value {
         let engine = self.dispatch.engine(model.index);
         json!({
             "name": model.facts.model,
@@ -109,6 +110,8 @@ impl Supervisor {
             },
             "context_len_tokens": self.dispatch.context_len_tokens(model.index),
             "loaded_s": model.loaded_s,
+            "numa_node": place.node,
+            "threads": place.threads,
             "observed": model.facts,
             "declared": { "engine": engine },
         })

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
 use super::children::{Backoff, Outbox};
-use super::compute::Compute;
+use super::compute::Place;
 use super::config::Config;
 use super::control::ControlSocket;
 use super::dispatch::{Dispatch, Effect, Now};
@@ -194,7 +194,8 @@ pub(super) struct Supervisor {
     pub(super) certificates: Vec<Vec<u8>>,
     pub(super) gateway: Seat<ToGateway>,
     pub(super) models: Vec<Served>,
-    pub(super) compute: Compute,
+    /// Where each model is computed.
+    pub(super) places: Vec<Place>,
     pub(super) manager: Manager,
     /// Protections that are missing, in sentences.
     pub(super) missing: Vec<String>,
@@ -495,7 +496,7 @@ impl Supervisor {
     }
 
     fn start_gateway(&mut self) -> Result<(), Error> {
-        let child = self.nursery.spawn(Role::Gateway, 0, self.signals.as_fd())?;
+        let child = self.nursery.spawn(Role::Gateway, 0, None, self.signals.as_fd())?;
         self.gateway.sit(child, Instant::now());
         self.dispatch.gateway_started();
         let limits = self.config.limits;
@@ -520,15 +521,16 @@ impl Supervisor {
 
     fn start_worker(&mut self, index: usize) -> Result<(), Error> {
         let model = &mut self.models[index];
-        let child = self.nursery.spawn(Role::Worker, model.index.0, self.signals.as_fd())?;
+        let (place, signals) = (&self.places[index], self.signals.as_fd());
+        let child = self.nursery.spawn(Role::Worker, model.index.0, place.node, signals)?;
         model.seat.sit(child, Instant::now());
         self.dispatch.worker_started(model.index);
         let (near, far) = data_pair().map_err(Error::Channel)?;
         model.data = Some(near);
         let worker = self.config.worker;
         let config = WorkerConfig {
-            threads: self.compute.threads,
-            processors: self.compute.processors(index),
+            threads: place.threads,
+            processors: place.processors.clone(),
             exact: worker.activations == super::config::Activations::F32,
             kv: worker.kv.format(),
             context_len_tokens: worker.context,

@@ -10,7 +10,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use ring::digest::{SHA256, digest};
 
-use super::compute::Compute;
+use super::compute::{self, Place};
 use super::config::{Config, Model, Profile};
 use super::control::ControlSocket;
 use super::dispatch::Dispatch;
@@ -30,6 +30,7 @@ use crate::ipc::message::{Digest, KvFormat, ListenerKind, ModelIndex};
 use crate::package::age_stream::Decryptor;
 use crate::package::keys::Identity;
 use crate::sandbox::{self, Access, Allow, Ids, Role, Sandboxed};
+use crate::sys::memory::file_len;
 use crate::sys::process::inherited_descriptor;
 
 /// The number of a child's control channel.
@@ -47,7 +48,8 @@ pub(super) struct OpenedAll {
     keys: Keys,
     models: Vec<ModelFile>,
     config_digest: String,
-    compute: Compute,
+    /// Of each model.
+    places: Vec<Place>,
     manager: Manager,
     /// Protections that are missing, in sentences.
     missing: Vec<String>,
@@ -64,6 +66,10 @@ pub(super) fn open_all(config: &Config, mut manager: Manager) -> Result<OpenedAl
     let listeners = material::bind_listeners(config, &mut manager)?;
     let keys = material::read_keys(config)?;
     let models = material::open_models(config)?;
+    let lens_bytes: Result<Vec<u64>, _> =
+        models.iter().map(|model| file_len(&model.file)).collect();
+    let lens_bytes = lens_bytes.map_err(|errno| Error::System("look at a model", errno))?;
+    let places = compute::place(config, &lens_bytes).map_err(Error::Node)?;
     let text =
         std::fs::read(&config.file).map_err(|source| Error::Folder(config.file.clone(), source))?;
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
@@ -78,7 +84,7 @@ pub(super) fn open_all(config: &Config, mut manager: Manager) -> Result<OpenedAl
         keys,
         models,
         config_digest: hex(digest(&SHA256, &text).as_ref()),
-        compute: Compute::new(config),
+        places,
         missing: missing_protections(config.profile),
         manager,
         has_terminal: std::io::stderr().is_terminal(),
@@ -129,7 +135,7 @@ pub(super) fn begin(
         keys,
         models,
         config_digest,
-        compute,
+        places,
         manager,
         missing,
         has_terminal,
@@ -147,7 +153,7 @@ pub(super) fn begin(
     // 6. Open each model.
     let (served, unwraps_count) = open_each(
         &config,
-        models,
+        (models, &places),
         keys.identity.as_ref(),
         (&mut nursery, &signals),
         (has_terminal, &manager),
@@ -170,7 +176,7 @@ pub(super) fn begin(
         certificates: keys.certificates,
         gateway: gateway_seat(),
         models: served.into_iter().map(|(model, _)| model).collect(),
-        compute,
+        places,
         manager,
         missing,
         started: now().instant,
@@ -215,7 +221,7 @@ fn policy_digest() -> String {
 /// Opens the models in order; the first that is refused ends the start, on the record.
 fn open_each(
     config: &Config,
-    models: Vec<ModelFile>,
+    (models, places): (Vec<ModelFile>, &[Place]),
     identity: Option<&Identity>,
     (nursery, signals): (&mut Nursery, &SignalFd),
     (has_terminal, manager): (bool, &Manager),
@@ -223,12 +229,12 @@ fn open_each(
 ) -> Result<(Vec<(Served, Digest)>, usize), Error> {
     let mut served = Vec::new();
     let mut unwraps_count = 0;
-    for (index, file) in models.into_iter().enumerate() {
+    for (index, (file, place)) in models.into_iter().zip(places).enumerate() {
         let index = ModelIndex(u16::try_from(index).unwrap_or(u16::MAX));
         let model = &config.models[usize::from(index.0)];
         let terminal = Terminal::new(&model.name, has_terminal, manager);
         let kv = config.worker.kv.format();
-        match open_model((model, kv), file, identity, (nursery, signals), &terminal)? {
+        match open_model((model, kv, place), file, identity, (nursery, signals), &terminal)? {
             Ok((opened, facts)) => {
                 unwraps_count += opened.unwraps_count;
                 ledger.append(Event::ModelOpened { observed: facts.clone() });
@@ -249,7 +255,7 @@ fn open_each(
 
 /// Opens one model through an opener and a loader of its own.
 fn open_model(
-    (model, kv): (&Model, KvFormat),
+    (model, kv, place): (&Model, KvFormat, &Place),
     file: ModelFile,
     identity: Option<&Identity>,
     (nursery, signals): (&mut Nursery, &SignalFd),
@@ -260,8 +266,8 @@ fn open_model(
         Err(error) => return Ok(Err(ModelFault::Signature(error))),
     };
     let statement = statement.as_ref();
-    let opener = nursery.spawn(Role::Opener, 0, signals.as_fd())?;
-    let loader = nursery.spawn(Role::Loader, 0, signals.as_fd())?;
+    let opener = nursery.spawn(Role::Opener, 0, None, signals.as_fd())?;
+    let loader = nursery.spawn(Role::Loader, 0, place.node, signals.as_fd())?;
     let opening = Opening {
         opener: &opener.channel,
         loader: &loader.channel,

@@ -9,6 +9,7 @@ pub mod clock;
 pub mod erasing;
 pub mod fork;
 pub mod memory;
+pub mod numa;
 pub mod process;
 pub mod processors;
 pub mod random;

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use cloister::cli::fetch::{KnownModel, SMOLLM2};
+use cloister::cli::fetch::SMOLLM2;
 use serde_json::{Value, json};
 
 use crate::support;
@@ -16,6 +16,7 @@ use crate::support;
 mod hang;
 mod live_memory;
 mod memory;
+mod node;
 
 /// As whom an appliance is started.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -53,11 +54,11 @@ fn cloister_ok(words: &[&str]) -> String {
 impl Appliance {
     /// Makes keys, signs and seals SmolLM2, and starts it.
     fn start(user: As) -> Self {
-        Self::start_with(user, &SMOLLM2)
+        Self::start_with(user, &support::model(&SMOLLM2), "")
     }
 
-    /// Does so with another model.
-    fn start_with(user: As, model: &KnownModel) -> Self {
+    /// Does so with another model, and with more about how workers compute.
+    fn start_with(user: As, model: &Path, worker: &str) -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let folder = PathBuf::from("/var/tmp")
             .join(format!("cloister-appliance-{}-{number}", std::process::id()));
@@ -75,7 +76,7 @@ impl Appliance {
             "--out",
             &path("audit.key"),
         ]);
-        let model = support::model(model).display().to_string();
+        let model = model.display().to_string();
         let key = path("signing.pem");
         cloister_ok(&["model", "sign", &model, "--key", &key, "--out", &path("m.gguf.sig")]);
         let identity = fs::read_to_string(path("identity.age")).unwrap();
@@ -87,7 +88,7 @@ impl Appliance {
             "[server]\nlisten = [\"127.0.0.1:{port}\"]\n[limits]\nrequest_deadline_ms = 60000\n\
              [[model]]\nname = \"smol\"\nfile = \"m.gguf.age\"\n\
              [audit]\nfolder = \"audit\"\norigin = \"test.example/audit\"\n\
-             [control]\nsocket = \"control.sock\"\n[worker]\ncontext = 2048\n"
+             [control]\nsocket = \"control.sock\"\n[worker]\ncontext = 2048\n{worker}"
         );
         fs::write(path("cloister.toml"), config).unwrap();
         let made =

@@ -168,7 +168,7 @@ impl Jail {
     /// Starts a child behind `walls` and waits until they stand.
     fn admit(&self, role: Role, walls: &str) -> Inmate {
         let (control, theirs) = Channel::pair().unwrap();
-        let spawn = ToSpawner::Spawn { child: 1, role, index: 1, descriptors: 1 };
+        let spawn = ToSpawner::Spawn { child: 1, role, index: 1, descriptors: 1, node: None };
         self.started.channel.send(&spawn, &[theirs.as_fd()]).unwrap();
         drop(theirs);
         let (answer, fds) = self.started.channel.recv::<FromSpawner>().unwrap();

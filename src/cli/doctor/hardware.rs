@@ -4,6 +4,7 @@ use kernels::Isa;
 
 use super::host::Host;
 use super::{Finding, Weight};
+use crate::sys::numa::{self, Node};
 use crate::sys::processors;
 
 pub(super) fn examine(host: &Host) -> Vec<Finding> {
@@ -33,14 +34,17 @@ fn siblings(host: &Host) -> Finding {
 }
 
 fn nodes(host: &Host) -> Finding {
-    let folder = "/sys/devices/system/node";
+    let folder = numa::FOLDER;
     let describe = |name: &String| {
-        let number = name.strip_prefix("node")?.parse::<u32>().ok()?;
-        let cpus = host.read(&format!("{folder}/{name}/cpulist")).unwrap_or_default();
-        let info = host.read(&format!("{folder}/{name}/meminfo")).unwrap_or_default();
-        let total = info.lines().find(|line| line.contains("MemTotal:"))?;
-        let kib: u64 = total.split_whitespace().rev().nth(1)?.parse().ok()?;
-        Some(format!("node {number}: processors {cpus}, {} MiB", kib >> 10))
+        let processors = host.read(&format!("{folder}/{name}/cpulist"))?;
+        let memory = host.read(&format!("{folder}/{name}/meminfo"))?;
+        let node = Node::parse(name, &processors, &memory)?;
+        let (total, available) = (node.total_bytes >> 20, node.available_bytes >> 20);
+        let number = node.number;
+        Some(format!(
+            "node {number}: processors {}, {available} MiB available of {total}",
+            processors.trim()
+        ))
     };
     let nodes: Vec<String> = host.list(folder).iter().filter_map(describe).collect();
     let found = if nodes.is_empty() { "one node".to_owned() } else { nodes.join("; ") };

@@ -221,6 +221,8 @@ pub struct Worker {
     pub threads: u16,
     /// Whether each thread keeps to one processor, where there is one for every thread.
     pub pin: bool,
+    /// The memory node that holds weights, keys and values, and whose processors compute.
+    pub numa_node: MemoryNode,
     /// How activations are held.
     pub activations: Activations,
     /// How keys and values are held; the exact mode takes 32-bit floats whatever this says, and
@@ -245,6 +247,7 @@ impl Default for Worker {
         Self {
             threads: 0,
             pin: true,
+            numa_node: MemoryNode::Any,
             activations: Activations::Int8,
             kv: Kv::F16,
             context: 8192,
@@ -254,6 +257,44 @@ impl Default for Worker {
             prefix_keep_s: 600,
             guess_tokens: 0,
         }
+    }
+}
+
+/// Which memory node a model is on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MemoryNode {
+    /// The system chooses, for every page.
+    Any,
+    /// The one with most memory left.
+    Auto,
+    /// This one.
+    Number(u16),
+}
+
+impl<'de> Deserialize<'de> for MemoryNode {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl serde::de::Visitor<'_> for Either {
+            type Value = MemoryNode;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a node's number, \"auto\" or \"any\"")
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<MemoryNode, E> {
+                let wrong = || E::invalid_value(serde::de::Unexpected::Signed(value), &self);
+                u16::try_from(value).map(MemoryNode::Number).map_err(|_| wrong())
+            }
+
+            fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<MemoryNode, E> {
+                match value {
+                    "any" => Ok(MemoryNode::Any),
+                    "auto" => Ok(MemoryNode::Auto),
+                    _ => Err(E::invalid_value(serde::de::Unexpected::Str(value), &self)),
+                }
+            }
+        }
+        from.deserialize_any(Either)
     }
 }
 

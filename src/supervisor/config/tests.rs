@@ -76,6 +76,10 @@ fn unknown_keys_and_wrong_types_name_their_line() {
     refuses("[limits]\nrequests_max = \"many\"\n", 2, "requests_max", "invalid type");
     refuses("[limits]\nrequests_max = 70000\n", 2, "requests_max", "invalid value");
     refuses("[server\n", 1, "", "unclosed");
+    let node = "a node's number, \"auto\" or \"any\"";
+    refuses("[worker]\nnuma_node = \"two\"\n", 2, "numa_node", node);
+    refuses("[worker]\nnuma_node = -1\n", 2, "numa_node", node);
+    refuses("[worker]\nnuma_node = 65536\n", 2, "numa_node", node);
     refuses("[worker]\nactivations = \"int4\"\n", 2, "activations", "unknown variant");
     refuses("[worker]\nthreads = 1\nkv = \"q4_0\"\n", 3, "kv", "`f16` or `q8_0`");
     refuses("profile = \"best\"\n", 1, "profile", "unknown variant");

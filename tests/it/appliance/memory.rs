@@ -98,7 +98,7 @@ fn sizes(known: &KnownModel) -> (u64, u64) {
 
 fn hold(user: As, known: &KnownModel) {
     let (weights, a_position) = sizes(known);
-    let mut appliance = Appliance::start_with(user, known);
+    let mut appliance = Appliance::start_with(user, &support::model(known), "");
     appliance.stop();
     appliance.change_config("request_deadline_ms = 60000", "request_deadline_ms = 600000");
     appliance.child = spawn(&appliance.folder, user);
