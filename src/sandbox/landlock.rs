@@ -11,7 +11,9 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreatedAttr, Scope,
 };
 
-use super::{AtStep, Error, Step};
+use nix::errno::Errno;
+
+use super::{Error, Step};
 use crate::sys::process::landlock_abi;
 
 /// The oldest ABI that is served under (Linux 5.19): files cannot be moved between folders.
@@ -45,7 +47,11 @@ pub(super) struct Facts {
 
 /// Restricts this thread, and those it will make, to `allowed`.
 pub(super) fn restrict(allowed: &[Allow<'_>]) -> Result<Facts, Error> {
-    let kernel_abi = landlock_abi().at(Step::LandlockAbi)?;
+    let kernel_abi = landlock_abi().map_err(|errno| match errno {
+        Errno::EOPNOTSUPP => Error::LandlockOff { is_built_in: true },
+        Errno::ENOSYS => Error::LandlockOff { is_built_in: false },
+        errno => Error::Step { step: Step::LandlockAbi, errno },
+    })?;
     if kernel_abi < LANDLOCK_ABI_FLOOR {
         return Err(Error::LandlockTooOld { abi: kernel_abi, floor: LANDLOCK_ABI_FLOOR });
     }

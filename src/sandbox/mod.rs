@@ -142,6 +142,11 @@ pub enum Error {
         /// The least.
         floor: u32,
     },
+    /// The kernel has no landlock, or was booted without it.
+    LandlockOff {
+        /// Whether it is built in.
+        is_built_in: bool,
+    },
     /// Landlock refused the ruleset.
     Landlock(::landlock::RulesetError),
     /// A path that the supervisor needs cannot be opened.
@@ -155,6 +160,13 @@ impl fmt::Display for Error {
             Self::LandlockTooOld { abi, floor } => {
                 write!(f, "sandbox: landlock ABI is {abi}, at least {floor} is needed")
             }
+            Self::LandlockOff { is_built_in: true } => write!(
+                f,
+                "sandbox: landlock is switched off; add landlock to the kernel's lsm= parameter"
+            ),
+            Self::LandlockOff { is_built_in: false } => {
+                write!(f, "sandbox: the kernel has no landlock; take Linux 5.19 or newer with it")
+            }
             Self::Landlock(error) => write!(f, "sandbox: landlock: {error}"),
             Self::Path(error) => write!(f, "sandbox: landlock path: {error}"),
         }
@@ -165,7 +177,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Step { errno, .. } => Some(errno),
-            Self::LandlockTooOld { .. } => None,
+            Self::LandlockTooOld { .. } | Self::LandlockOff { .. } => None,
             Self::Landlock(error) => Some(error),
             Self::Path(error) => Some(error),
         }

@@ -11,6 +11,9 @@ use super::support::skip;
 
 const ROLES: [&str; 4] = ["gateway", "worker", "loader", "opener"];
 
+/// The first landlock ABI that knows of TCP.
+const LANDLOCK_ABI_TCP: u32 = 4;
+
 /// A user without privileges (`nobody`).
 const PLAIN_USER: &str = "65534";
 
@@ -139,8 +142,11 @@ fn remove_copies_of_earlier_runs() {
     }
 }
 
-/// `cargo test --test it` does not build examples, so this does.
-fn build_probe() -> PathBuf {
+/// `cargo test --test it` does not build examples, so this does, unless one is named.
+pub(crate) fn build_probe() -> PathBuf {
+    if let Some(built) = std::env::var_os("CLOISTER_PROBE") {
+        return built.into();
+    }
     let own = std::env::current_exe().unwrap();
     let profile = own.parent().unwrap().parent().unwrap();
     let mut cargo = Command::new(env!("CARGO"));
@@ -199,9 +205,12 @@ fn the_old_interrupt_is_no_way_in() {
 
 #[test]
 fn the_other_walls_stand_without_seccomp() {
+    let abi = cloister::sys::process::landlock_abi().unwrap();
     for &user in users() {
         for Attack(attack, walls, _) in ATTACKS {
-            if *walls == StopIt {
+            // On older kernels it binds, in a network of its own that nobody can reach.
+            let is_bound_alone = *attack == "inet-bind" && abi < LANDLOCK_ABI_TCP;
+            if *walls == StopIt && !is_bound_alone {
                 let outcome = probe(user, &["jail", "worker", "begun", attack]);
                 assert_ne!(outcome, "ok\n", "{user:?} {attack}");
             }

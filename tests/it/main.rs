@@ -13,6 +13,7 @@ mod gguf_file;
 mod golden;
 mod inspect;
 mod jail;
+mod kernels;
 mod package;
 mod quants;
 mod supervisor;
