@@ -203,13 +203,13 @@ impl Log {
         let size = self.edge.size();
         let index = size / TILE_WIDTH as u64 - 1;
         let entries = tile_path(&self.folder, Kind::Entries, index, TILE_WIDTH);
-        write_file(&entries, &encode_entries(&self.bundle), true)?;
+        write_file(&entries, &encode_entries(&self.bundle), Some(&self.folder))?;
         for tile in &self.full {
             let path = tile_path(&self.folder, Kind::Hashes(tile.level), tile.index, TILE_WIDTH);
-            write_file(&path, tile.hashes.as_flattened(), true)?;
+            write_file(&path, tile.hashes.as_flattened(), Some(&self.folder))?;
         }
         self.write_open_tiles()?;
-        write_file(&self.folder.join("checkpoint"), self.sign().as_bytes(), true)?;
+        write_file(&self.folder.join("checkpoint"), self.sign().as_bytes(), Some(&self.folder))?;
         self.published = size;
         self.journal = None;
         self.journal = Some(Journal::rewrite(&self.folder.join("journal"), size, &[])?);
@@ -224,7 +224,7 @@ impl Log {
             return Ok(());
         }
         self.write_open_tiles()?;
-        write_file(&self.folder.join("checkpoint"), self.sign().as_bytes(), false)?;
+        write_file(&self.folder.join("checkpoint"), self.sign().as_bytes(), None)?;
         self.published = self.edge.size();
         self.remove_narrower_tiles()
     }
@@ -271,7 +271,7 @@ impl Log {
         if path.exists() && kind != Kind::Entries && kind != Kind::Hashes(0) {
             return Ok(());
         }
-        write_file(&path, bytes, false)
+        write_file(&path, bytes, None)
     }
 
     /// Removes the narrower tiles beside the open ones, which the published checkpoint needs no

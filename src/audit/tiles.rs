@@ -46,8 +46,9 @@ pub fn tile_path(folder: &Path, kind: Kind, index: u64, width: usize) -> PathBuf
     path
 }
 
-/// Writes a file of the tree whole; with `durable`, its bytes are on the disk on return.
-pub(super) fn write_file(path: &Path, bytes: &[u8], durable: bool) -> Result<(), Error> {
+/// Writes a file of the tree whole. With `log`, the log's folder, its bytes and its name are on the
+/// disk on return.
+pub(super) fn write_file(path: &Path, bytes: &[u8], log: Option<&Path>) -> Result<(), Error> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
     }
@@ -56,16 +57,17 @@ pub(super) fn write_file(path: &Path, bytes: &[u8], durable: bool) -> Result<(),
     let fresh = PathBuf::from(name);
     let mut file = File::create(&fresh).map_err(Error::io("create", &fresh))?;
     file.write_all(bytes).map_err(Error::io("write", &fresh))?;
-    if durable {
+    if log.is_some() {
         file.sync_all().map_err(Error::io("sync", &fresh))?;
     }
     fs::rename(&fresh, path).map_err(Error::io("rename", path))?;
-    if durable { sync_parents(path) } else { Ok(()) }
+    log.map_or(Ok(()), |log| sync_folders(path, log))
 }
 
-/// Makes the names on the way to `path` durable: its folder, and two above for new folders.
-fn sync_parents(path: &Path) -> Result<(), Error> {
-    for folder in path.ancestors().skip(1).take(3) {
+/// Makes the names on the way from `log` to `path` durable, and no other: what lies above the log
+/// cannot be opened.
+fn sync_folders(path: &Path, log: &Path) -> Result<(), Error> {
+    for folder in path.ancestors().skip(1).take_while(|folder| folder.starts_with(log)) {
         let file = File::open(folder).map_err(Error::io("open", folder))?;
         file.sync_all().map_err(Error::io("sync", folder))?;
     }

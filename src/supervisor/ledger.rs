@@ -18,13 +18,14 @@ pub(super) struct Ledger {
     log: Log,
     keys: PrincipalKeys,
     batch: VecDeque<Event>,
-    is_failing: bool,
+    /// Why the last commit failed.
+    failure: Option<String>,
 }
 
 impl Ledger {
     /// Uses an open log.
     pub(super) fn new(log: Log, keys: PrincipalKeys) -> Self {
-        Self { log, keys, batch: VecDeque::new(), is_failing: false }
+        Self { log, keys, batch: VecDeque::new(), failure: None }
     }
 
     /// Adds an event to the next commit.
@@ -42,7 +43,12 @@ impl Ledger {
 
     /// Whether the last commit failed.
     pub(super) fn is_failing(&self) -> bool {
-        self.is_failing
+        self.failure.is_some()
+    }
+
+    /// Why the last commit failed.
+    pub(super) fn failure(&self) -> &str {
+        self.failure.as_deref().unwrap_or_default()
     }
 
     /// Makes all appended events durable.
@@ -53,7 +59,7 @@ impl Ledger {
     pub(super) fn commit(&mut self) -> Result<(), Error> {
         let before = self.log.size();
         let written = self.write();
-        self.is_failing = written.is_err();
+        self.failure = written.as_ref().err().map(ToString::to_string);
         if written.is_ok() {
             self.batch.clear();
             return written;
