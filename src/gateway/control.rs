@@ -150,6 +150,11 @@ impl Control {
         self.send_soon(FromGateway::Abandoned { request });
     }
 
+    /// Says that a worker sent what is no frame.
+    pub(super) fn worker_broken(self: &Arc<Self>, model: ModelIndex) {
+        self.send_soon(FromGateway::WorkerBroken { model });
+    }
+
     /// Sends a message now, or as soon as there is room.
     fn send_soon(self: &Arc<Self>, message: FromGateway) {
         if let Err(ipc::Error::WouldBlock) = self.channel.get_ref().try_send(&message, &[])

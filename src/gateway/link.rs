@@ -18,6 +18,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
+use super::control::Control;
 use super::error::{ApiError, Error};
 use super::locked;
 use super::queue::{Event, Queue};
@@ -48,6 +49,7 @@ impl Workers {
         model: ModelIndex,
         info: ModelInfo,
         data: OwnedFd,
+        control: &Arc<Control>,
     ) -> Result<(), Error> {
         let stream = UnixStream::from_std(data.into())
             .map_err(|source| Error::Io { action: "watch a data channel", source })?;
@@ -55,10 +57,13 @@ impl Workers {
         if let Some(old) = locked(&self.0).insert(model, Arc::clone(&link)) {
             old.close();
         }
-        let workers = Arc::clone(self);
+        let (workers, control) = (Arc::clone(self), Arc::clone(control));
         tokio::spawn(async move {
-            // Why it ended does not matter: its requests fail, and the supervisor sees to it.
-            link.carry(&stream).await.ok();
+            // Its requests fail. A worker that is gone the supervisor has seen; broken frames not.
+            let ended = link.carry(&stream).await;
+            if ended.is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {
+                control.worker_broken(model);
+            }
             link.close();
             let mut links = locked(&workers.0);
             if links.get(&model).is_some_and(|current| Arc::ptr_eq(current, &link)) {

@@ -151,7 +151,7 @@ async fn heed_supervisor(
     let workers = &connections.shared.workers;
     loop {
         match control.next_notice().await? {
-            Notice::WorkerUp { model, info, data } => workers.up(model, info, data)?,
+            Notice::WorkerUp { model, info, data } => workers.up(model, info, data, control)?,
             Notice::WorkerDown { model } => workers.down(model),
             Notice::Certificates { certificates, tls_scheme } => {
                 let tls = tls::acceptor(&certificates, tls_scheme, control)?;

@@ -87,6 +87,11 @@ pub enum FromGateway {
     },
     /// The answer to `AreYouThere`.
     Alive,
+    /// A worker sent what is no frame; nothing more is read of it.
+    WorkerBroken {
+        /// Whose worker.
+        model: ModelIndex,
+    },
 }
 
 /// Supervisor to gateway.

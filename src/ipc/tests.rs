@@ -43,6 +43,7 @@ fn from_gateway(visit: &mut impl Visit) {
     }
     visit.message(FromGateway::Authorize { correlation: 1, key: DIGEST });
     visit.message(FromGateway::Sign { correlation: 2, scheme: 0x0403, message: vec![0x20; 146] });
+    visit.message(FromGateway::WorkerBroken { model: ModelIndex(3) });
     visit.message(FromGateway::Abandoned { request: REQUEST });
 }
 
@@ -222,7 +223,7 @@ impl Visit for RoundTrip {
 fn every_variant_comes_back_as_it_was() {
     let mut visit = RoundTrip(0);
     every_message(&mut visit);
-    assert_eq!(visit.0, 71);
+    assert_eq!(visit.0, 72);
 }
 
 struct Mutations;

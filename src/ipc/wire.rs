@@ -64,6 +64,7 @@ variants!(FromGateway {
     4 Sign { correlation, scheme, message: Limit::bytes(SIGN_LEN_MAX_BYTES) },
     5 Abandoned { request },
     6 Alive,
+    7 WorkerBroken { model },
 });
 
 impl Message for FromGateway {

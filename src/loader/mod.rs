@@ -110,8 +110,9 @@ fn serve(_: &Sandboxed, control: &Channel, pool: &Pool) -> Result<(), Error> {
         Err(End::Broken(error)) => return Err(error),
         Err(End::Refused(refusal)) => refusal,
     };
-    let mut check = refusal.to_string();
-    check.truncate(check.floor_char_boundary(REFUSAL_LEN_MAX_BYTES));
+    // A name in the file may hold anything; the supervisor takes printable ASCII alone.
+    let plain = |c: char| if (' '..='~').contains(&c) { c } else { '?' };
+    let check = refusal.to_string().chars().map(plain).take(REFUSAL_LEN_MAX_BYTES).collect();
     control.send(&FromLoader::Refused { check }, &[]).map_err(Error::Control)
 }
 

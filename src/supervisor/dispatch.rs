@@ -17,7 +17,7 @@ use self::pulse::{Pulse, alive};
 use super::cache_domains::CacheDomains;
 use super::config::Limits;
 use super::ledger::{Ledger, request_name};
-use super::records::{end_event, endpoint_name, is_plain, refusal_reason};
+use super::records::{end_event, endpoint_name, is_plain, panic_text, refusal_reason};
 use super::refusals::Refusals;
 use super::table::{Fault, Kind, Phase, Place, gateway_kind, worker_kind};
 use super::tls::TlsKey;
@@ -315,6 +315,7 @@ impl Dispatch {
             }
             FromGateway::Abandoned { request } => self.abandoned(request, now)?,
             FromGateway::Alive => alive(&mut self.gateway_pulse, Kind::GatewayAlive, now)?,
+            FromGateway::WorkerBroken { model } => self.worker_broken(model)?,
         }
         Ok(())
     }
@@ -414,6 +415,18 @@ impl Dispatch {
         Ok(())
     }
 
+    /// What passes between the two is not seen here: the gateway's word ends a worker, which it
+    /// could also do itself.
+    fn worker_broken(&mut self, index: ModelIndex) -> Result<(), Fault> {
+        let model = self.models.get(usize::from(index.0));
+        let model = model.ok_or(Fault::Value(Kind::WorkerBroken))?;
+        if model.worker.phase == Phase::Serving {
+            let why = "sent the gateway what is no frame, by its word";
+            self.effects.push(Effect::WorkerStuck(index, why));
+        }
+        Ok(())
+    }
+
     /// One message of a worker.
     ///
     /// # Errors
@@ -449,7 +462,7 @@ impl Dispatch {
                 if !is_plain(&file) {
                     return Err(Fault::Value(kind));
                 }
-                model.panic = Some(format!("declared a panic at {file}:{line}"));
+                model.panic = Some(panic_text(&file, line));
             }
         }
         Ok(())

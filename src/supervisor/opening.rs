@@ -18,6 +18,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::pipe2;
 
+use super::records::is_plain;
 use crate::ipc::message::{
     Digest, FromLoader, FromOpener, KvFormat, OpenCheck, ToLoader, ToOpener,
 };
@@ -250,7 +251,13 @@ impl Opening<'_> {
     }
 
     fn hear_loader(&self) -> Result<(FromLoader, Vec<OwnedFd>), Refusal> {
-        self.receive(self.loader, "loader")
+        match self.receive(self.loader, "loader")? {
+            // It will stand in the log and on the operator's terminal.
+            (FromLoader::Refused { check }, _) if !is_plain(&check) => {
+                Err(Refusal::Protocol("loader"))
+            }
+            heard => Ok(heard),
+        }
     }
 
     fn receive<M: Message>(

@@ -145,6 +145,10 @@ impl<M: Message> Seat<M> {
         self.has_failed = self.due.is_none();
         match doom {
             Some(Doom::Fault(text)) => text,
+            // Killed here for that, or by the system for want of memory.
+            Some(Doom::HungUp) if exit == Exit::Signal(Signal::SIGKILL as i32) => {
+                format!("closed its channel; {}", exit_text(exit))
+            }
             _ => exit_text(exit),
         }
     }
@@ -377,10 +381,12 @@ impl Supervisor {
         let is_durable = self.dispatch.commit(&mut self.ledger, now);
         self.log_retry = (!is_durable).then(|| now.instant + LOG_RETRY);
         if was_failing == is_durable {
-            super::say(match is_durable {
-                true => "the audit log can be written again",
-                false => "the audit log cannot be written: no requests until it can",
-            });
+            match (is_durable, self.ledger.failure()) {
+                (true, _) => super::say("the audit log can be written again"),
+                (false, why) => {
+                    super::say(&format!("no requests until the audit log can be written: {why}"))
+                }
+            }
         }
     }
 

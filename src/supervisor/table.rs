@@ -48,6 +48,7 @@ pub(super) enum Kind {
     End,
     Panicked,
     GatewayAlive,
+    WorkerBroken,
     WorkerAlive,
 }
 
@@ -66,6 +67,7 @@ const TABLE: &[Line] = &[
     line(Kind::Authorize, SERVING, Often::Any),
     line(Kind::Sign, SERVING, Often::Any),
     line(Kind::Abandoned, SERVING, Often::OncePerRequest),
+    line(Kind::WorkerBroken, SERVING, Often::Any),
     line(Kind::WorkerReady, STARTING, Often::Once),
     line(Kind::NoTicket, SERVING, Often::Any),
     line(Kind::End, SERVING, Often::OncePerRequest),
@@ -148,6 +150,7 @@ pub(super) fn gateway_kind(message: &FromGateway) -> Kind {
         FromGateway::Sign { .. } => Kind::Sign,
         FromGateway::Abandoned { .. } => Kind::Abandoned,
         FromGateway::Alive => Kind::GatewayAlive,
+        FromGateway::WorkerBroken { .. } => Kind::WorkerBroken,
     }
 }
 

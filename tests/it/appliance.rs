@@ -14,7 +14,9 @@ use serde_json::{Value, json};
 use crate::support;
 
 mod hang;
+mod hostile;
 mod live_memory;
+mod long_log;
 mod memory;
 mod node;
 
@@ -30,6 +32,8 @@ enum As {
 /// An appliance in a folder of its own.
 struct Appliance {
     folder: PathBuf,
+    /// Where its programs are.
+    programs: PathBuf,
     port: u16,
     token: String,
     child: Child,
@@ -96,8 +100,9 @@ impl Appliance {
         let made: Value = serde_json::from_str(&made).unwrap();
         let token = made["token"].as_str().unwrap().to_owned();
         give_to(&folder, user);
-        let child = spawn(&folder, user);
-        let mut appliance = Self { folder, port, token, child, user };
+        let programs = Path::new(env!("CARGO_BIN_EXE_cloister")).parent().unwrap().to_owned();
+        let child = spawn(&folder, &programs, user);
+        let mut appliance = Self { folder, programs, port, token, child, user };
         appliance.wait_until_ready();
         appliance
     }
@@ -195,6 +200,11 @@ impl Appliance {
         running()[0]
     }
 
+    /// Starts it once more.
+    fn start_again(&mut self) {
+        self.child = spawn(&self.folder, &self.programs, self.user);
+    }
+
     fn stop(&mut self) {
         if self.child.try_wait().unwrap().is_none() {
             kill(self.child.id().cast_signed(), "TERM");
@@ -223,15 +233,15 @@ fn give_to(folder: &Path, user: As) {
     }
 }
 
-fn spawn(folder: &Path, user: As) -> Child {
+fn spawn(folder: &Path, programs: &Path, user: As) -> Child {
     let told =
         fs::OpenOptions::new().create(true).append(true).open(folder.join("told.log")).unwrap();
-    let binary = env!("CARGO_BIN_EXE_cloister-supervisor");
+    let binary = programs.join("cloister-supervisor");
     let mut command = match user {
         As::Oneself => Command::new(binary),
         As::Nobody => {
             let mut command = Command::new("setpriv");
-            command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--", binary]);
+            command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(binary);
             command
         }
     };
@@ -525,7 +535,7 @@ fn a_killed_part_ends_cleanly_and_the_log_tells() {
             std::thread::sleep(Duration::from_millis(20));
         }
         assert_eq!(appliance.verify_log()["verdict"], "INTACT");
-        appliance.child = spawn(&appliance.folder, appliance.user);
+        appliance.start_again();
         appliance.wait_until_ready();
         appliance.stop();
         assert_eq!(appliance.records("end_missing").len(), 3);
@@ -596,7 +606,7 @@ fn compute_threads_keep_to_a_processor_each_and_no_other_thread_does() {
 
     appliance.stop();
     appliance.change_config("[worker]\n", "[worker]\npin = false\n");
-    appliance.child = spawn(&appliance.folder, As::Oneself);
+    appliance.start_again();
     appliance.wait_until_ready();
     let (compute, _) = seen(&appliance);
     assert!(compute.iter().all(|list| list == all.trim()), "{compute:?}");
@@ -644,7 +654,7 @@ fn tls_is_served_with_a_key_that_only_the_supervisor_has() {
             "certificate = \"tls.cert.pem\"\n[keys]\ntls = \"tls.pem\"\n[limits]",
         );
         give_to(&appliance.folder, user);
-        appliance.child = spawn(&appliance.folder, user);
+        appliance.start_again();
         fs::write(appliance.path("key.txt"), &appliance.token).unwrap();
         let (url, file) =
             (format!("https://localhost:{}", appliance.port), appliance.path("key.txt"));
@@ -731,7 +741,7 @@ fn a_changed_model_is_refused_before_it_is_parsed() {
 /// The next start must say why it serves nothing, and record it.
 fn assert_refused(appliance: &mut Appliance, why: &str) {
     let before = appliance.records("model_refused").len();
-    appliance.child = spawn(&appliance.folder, appliance.user);
+    appliance.start_again();
     let start = Instant::now();
     loop {
         let refused = appliance.records("model_refused");

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use cloister::cli::doctor::policy;
 
-use super::support::skip;
+use super::support::{self, skip};
 
 const ROLES: [&str; 4] = ["gateway", "worker", "loader", "opener"];
 
@@ -121,7 +121,7 @@ fn users() -> &'static [User] {
 fn probe_path() -> &'static Path {
     static PROBE: OnceLock<PathBuf> = OnceLock::new();
     PROBE.get_or_init(|| {
-        let built = build_probe();
+        let built = built_probe();
         remove_copies_of_earlier_runs();
         let folder = std::env::temp_dir().join(format!("cloister-jail-{}", std::process::id()));
         std::fs::create_dir(&folder).unwrap();
@@ -142,20 +142,10 @@ fn remove_copies_of_earlier_runs() {
     }
 }
 
-/// `cargo test --test it` does not build examples, so this does, unless one is named.
-pub(crate) fn build_probe() -> PathBuf {
-    if let Some(built) = std::env::var_os("CLOISTER_PROBE") {
-        return built.into();
-    }
-    let own = std::env::current_exe().unwrap();
-    let profile = own.parent().unwrap().parent().unwrap();
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--example", "probe"]);
-    if profile.ends_with("release") {
-        cargo.arg("--release");
-    }
-    assert!(cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
-    profile.join("examples/probe")
+/// The probe as it was built, or the one that is named where there is no toolchain.
+pub(crate) fn built_probe() -> PathBuf {
+    std::env::var_os("CLOISTER_PROBE")
+        .map_or_else(|| support::build_example("probe"), PathBuf::from)
 }
 
 fn probe(user: User, arguments: &[&str]) -> String {

@@ -74,7 +74,7 @@ fn boot(name: &str, arguments: &str, script: &str) -> Option<Booted> {
         .join(format!("cloister-kernel-{}-{name}-{number}", std::process::id()));
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).unwrap();
-    let (script_file, probe) = (folder.join("script"), jail::build_probe());
+    let (script_file, probe) = (folder.join("script"), jail::built_probe());
     let own = std::env::current_exe().unwrap();
     let names = [("IT", own.as_path()), ("CLOISTER_PROBE", &probe)];
     let cloister = ("CLOISTER", Path::new(env!("CARGO_BIN_EXE_cloister")));

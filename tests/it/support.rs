@@ -1,6 +1,7 @@
 //! What the tests share: real models, golden folders, skips that are counted.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Mutex;
 
 use cloister::cli::fetch::{self, KnownModel};
@@ -40,9 +41,22 @@ pub(crate) fn tell(line: &str) {
 /// A Python that has `module`: `CLOISTER_PYTHON`, or `python3`.
 pub(crate) fn python_with(module: &str) -> Option<PathBuf> {
     let python = std::env::var_os("CLOISTER_PYTHON").map_or("python3".into(), PathBuf::from);
-    let found = std::process::Command::new(&python)
+    let found = Command::new(&python)
         .args(["-c", &format!("import {module}")])
         .stderr(std::process::Stdio::null())
         .status();
     found.is_ok_and(|status| status.success()).then_some(python)
+}
+
+/// Builds a program of the tests, which `cargo test --test it` does not do.
+pub(crate) fn build_example(name: &str) -> PathBuf {
+    let own = std::env::current_exe().unwrap();
+    let profile = own.parent().unwrap().parent().unwrap();
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--example", name]);
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    assert!(cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
+    profile.join("examples").join(name)
 }

@@ -351,6 +351,8 @@ fn forged_messages_kill() {
     assert_eq!(report, Err(Fault::UnknownRequest(Kind::End)));
     let sign = FromGateway::Sign { correlation: 1, scheme: 0x0403, message: vec![0; 9] };
     assert_eq!(it.gateway(sign), Err(Fault::Moment(Kind::Sign)));
+    let no_model = FromGateway::WorkerBroken { model: ModelIndex(9) };
+    assert_eq!(it.gateway(no_model), Err(Fault::Value(Kind::WorkerBroken)));
     let request = it.begun();
     // Another model's worker ends a request that it was never given.
     let report = it.worker(OTHER, WorkerReport::End(end(request)));

@@ -9,7 +9,7 @@ fn a_part_that_hangs_is_killed_recorded_and_started_again() {
     // Keys and values in 8 bits on the way: the whole appliance answers with them too.
     appliance.change_config("[limits]\n", "[limits]\nhang_ms = 2000\n");
     appliance.change_config("[worker]\n", "[worker]\nkv = \"q8_0\"\n");
-    appliance.child = spawn(&appliance.folder, As::Oneself);
+    appliance.start_again();
     appliance.wait_until_ready();
     assert_eq!(appliance.chat(&ask("hi", 4)).0, 200);
     for (part, name) in [("cloister-worker", "worker smol"), ("cloister-gateway", "gateway")] {

@@ -101,7 +101,7 @@ fn hold(user: As, known: &KnownModel) {
     let mut appliance = Appliance::start_with(user, &support::model(known), "");
     appliance.stop();
     appliance.change_config("request_deadline_ms = 60000", "request_deadline_ms = 600000");
-    appliance.child = spawn(&appliance.folder, user);
+    appliance.start_again();
     let supervisor = appliance.child.id().cast_signed();
     let ((), load) = peak_of(supervisor, || appliance.wait_until_ready());
     load.tell("load", weights);

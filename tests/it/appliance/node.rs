@@ -84,7 +84,7 @@ fn a_model_lies_on_the_node_that_was_asked_for() {
 /// Starts it again with another line; returns how it refused.
 fn refusal(appliance: &mut Appliance) -> String {
     fs::remove_file(appliance.path("told.log")).unwrap();
-    appliance.child = spawn(&appliance.folder, appliance.user);
+    appliance.start_again();
     let status = appliance.child.wait().unwrap();
     assert!(!status.success());
     appliance.told()

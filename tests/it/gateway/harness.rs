@@ -220,6 +220,8 @@ impl Script {
                     self.sender.send(Seen::Abandoned(request)).ok();
                     continue;
                 }
+                // The end of the worker says it, too.
+                FromGateway::WorkerBroken { .. } => continue,
                 FromGateway::Alive => panic!("an answer to no question"),
                 FromGateway::Ready => panic!("ready twice"),
             };

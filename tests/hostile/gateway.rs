@@ -1,0 +1,226 @@
+//! The gateway that was taken over. Its listener brings orders; it serves nobody.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use cloister::ipc::message::{
+    Digest, Endpoint, FromGateway, FromWorker, Generate, Prompt, RequestId, Sampling, ToGateway,
+    ToWorker,
+};
+use cloister::ipc::{Channel, DataChannel, Event, Message};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde_json::{Value, json};
+
+use super::{attack_control, either};
+
+/// A number for every question.
+const CORRELATION: u64 = 7;
+/// TLS's name for ECDSA on P-256 with SHA-256.
+const ECDSA_P256: u16 = 0x0403;
+
+struct Gateway<'a> {
+    control: &'a Channel,
+    worker: Option<DataChannel<ToWorker, FromWorker>>,
+}
+
+pub(super) fn run(control: &Channel) {
+    let (ToGateway::Config(_), mut listeners) = control.recv().unwrap() else { panic!() };
+    let listener = TcpListener::from(listeners.remove(0));
+    listener.set_nonblocking(false).unwrap();
+    control.send(&FromGateway::Ready, &[]).unwrap();
+    let mut gateway = Gateway { control, worker: None };
+    loop {
+        let (spoken, connected) = either(control.as_fd(), listener.as_fd());
+        if spoken {
+            gateway.hear();
+        }
+        if connected {
+            gateway.serve(listener.accept().unwrap().0);
+        }
+    }
+}
+
+impl Gateway<'_> {
+    /// Takes one message of the supervisor; returns those that answer.
+    fn hear(&mut self) -> Option<ToGateway> {
+        match self.control.recv().unwrap() {
+            (ToGateway::AreYouThere, _) => self.control.send(&FromGateway::Alive, &[]).unwrap(),
+            (ToGateway::WorkerUp { .. }, mut data) => {
+                self.worker = Some(DataChannel::new(data.remove(0)));
+            }
+            (ToGateway::Drain, _) => std::process::exit(0),
+            (answer, _) => return Some(answer),
+        }
+        None
+    }
+
+    fn ask(&mut self, question: &FromGateway) -> ToGateway {
+        self.control.send(question, &[]).unwrap();
+        loop {
+            if let Some(answer) = self.hear() {
+                return answer;
+            }
+        }
+    }
+
+    fn serve(&mut self, mut stream: TcpStream) {
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        let answer = if line.starts_with("GET") {
+            let status = if self.worker.is_some() { 200 } else { 503 };
+            format!("HTTP/1.1 {status} x\r\nConnection: close\r\n\r\n")
+        } else {
+            self.obey(&serde_json::from_str(&line).unwrap()).to_string()
+        };
+        // Whoever asks whether it is ready may be gone again.
+        let _ = stream.write_all(answer.as_bytes());
+    }
+
+    fn obey(&mut self, order: &Value) -> Value {
+        let attack = order["attack"].as_str().unwrap();
+        let key = hex(order["key"].as_str().unwrap());
+        let asked = u32::try_from(order["max_tokens"].as_u64().unwrap_or(4)).unwrap();
+        let begun = |gateway: &mut Self| gateway.begin(key, asked);
+        match attack {
+            "honest" => match begun(self) {
+                Ok(request) => self.generate(request, asked),
+                Err(denied) => denied,
+            },
+            "no-begin" => self.generate(RequestId([9; 16]), 4),
+            "replay" => {
+                let request = begun(self).unwrap();
+                let first = self.generate(request, 4);
+                json!({ "first": first, "second": self.generate(request, 4) })
+            }
+            "widen" => {
+                let request = begun(self).unwrap();
+                self.generate(request, 1000)
+            }
+            "other-model" => {
+                let asked = self.question(key, "none such", 4);
+                json!(format!("{:?}", self.ask(&asked)))
+            }
+            "sign-handshake" => {
+                let content = b"TLS 1.3, server CertificateVerify\0";
+                self.sign([&[b' '; 64][..], content, &[7; 32]].concat())
+            }
+            "sign-anything" => self.sign(b"I owe the bearer".to_vec()),
+            "sign-client" => {
+                let content = b"TLS 1.3, client CertificateVerify\0";
+                self.sign([&[b' '; 64][..], content, &[7; 32]].concat())
+            }
+            "ready" => self.tell(&FromGateway::Ready),
+            "alive" => self.tell(&FromGateway::Alive),
+            "abandon" => self.tell(&FromGateway::Abandoned { request: RequestId([9; 16]) }),
+            "worker-garbage" => self.to_worker(&[&8_u32.to_le_bytes()[..], &[0xff; 8]].concat()),
+            "worker-oversized" => self.to_worker(&u32::MAX.to_le_bytes()),
+            "worker-empty" => self.to_worker(&[0; 4]),
+            "worker-half" => {
+                let told = self.to_worker(&[&100_u32.to_le_bytes()[..], &[1; 50]].concat());
+                self.worker = None;
+                told
+            }
+            "worker-descriptor" => self.descriptor_to_worker(),
+            other => {
+                let valid = FromGateway::Authorize { correlation: CORRELATION, key };
+                assert!(attack_control(self.control, other, &valid.encode().unwrap()), "{other}");
+                // Nothing comes; the end does.
+                loop {
+                    self.hear();
+                }
+            }
+        }
+    }
+
+    fn question(&self, key: Digest, model: &str, max_tokens: u32) -> FromGateway {
+        let (correlation, model) = (CORRELATION, model.to_owned());
+        let (endpoint, stream) = (Endpoint::Completion, false);
+        FromGateway::Begin { correlation, key, endpoint, model, max_tokens, stream }
+    }
+
+    fn begin(&mut self, key: Digest, max_tokens: u32) -> Result<RequestId, Value> {
+        let question = self.question(key, "", max_tokens);
+        match self.ask(&question) {
+            ToGateway::Begun { request, .. } => Ok(request),
+            other => Err(json!(format!("{other:?}"))),
+        }
+    }
+
+    fn sign(&mut self, message: Vec<u8>) -> Value {
+        let (correlation, scheme) = (CORRELATION, ECDSA_P256);
+        match self.ask(&FromGateway::Sign { correlation, scheme, message }) {
+            ToGateway::Signature { signature, .. } => json!({ "signature": signature.len() }),
+            other => json!(format!("{other:?}")),
+        }
+    }
+
+    fn tell(&mut self, message: &FromGateway) -> Value {
+        self.control.send(message, &[]).unwrap();
+        loop {
+            self.hear();
+        }
+    }
+
+    /// Asks the worker and counts what it answers.
+    fn generate(&mut self, request: RequestId, max_tokens: u32) -> Value {
+        let worker = self.worker.as_mut().unwrap();
+        let sampling = Sampling {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repeat_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: None,
+        };
+        let prompt = Prompt::Text("abc".to_owned());
+        let generate = Generate { request, prompt, sampling, stop: Vec::new(), max_tokens };
+        worker.push(&ToWorker::Generate(Box::new(generate))).unwrap();
+        worker.flush().unwrap();
+        let mut deltas = 0;
+        loop {
+            let mut ends = [PollFd::new(worker.as_fd(), PollFlags::POLLIN)];
+            poll(&mut ends, PollTimeout::NONE).unwrap();
+            match worker.read() {
+                Ok(Event::Message(FromWorker::Delta { .. })) => deltas += 1,
+                Ok(Event::Message(FromWorker::Done { completion_tokens, .. })) => {
+                    return json!({ "tokens": completion_tokens, "deltas": deltas });
+                }
+                Ok(Event::Message(FromWorker::Failed { failure, .. })) => {
+                    return json!({ "failed": format!("{failure:?}"), "deltas": deltas });
+                }
+                Ok(Event::Message(FromWorker::Started { .. }) | Event::Empty) => {}
+                Ok(Event::Closed) | Err(_) => return json!({ "failed": "closed" }),
+            }
+        }
+    }
+
+    fn to_worker(&self, bytes: &[u8]) -> Value {
+        let worker = self.worker.as_ref().unwrap();
+        json!(nix::unistd::write(worker, bytes).unwrap())
+    }
+
+    /// A socket of this process, attached to a frame that asks for nothing.
+    fn descriptor_to_worker(&mut self) -> Value {
+        let worker = self.worker.as_ref().unwrap().as_fd().try_clone_to_owned().unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let cancel = ToWorker::Cancel { request: RequestId([9; 16]) }.encode().unwrap();
+        let len = u32::try_from(cancel.len()).unwrap().to_le_bytes();
+        let frame = [&len[..], &cancel].concat();
+        super::send_raw(&Channel::new(worker), &frame, &[theirs.as_fd()]);
+        drop(theirs);
+        // Nobody took the other end: it is closed as soon as the bytes are read.
+        ours.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+        let read = std::io::Read::read(&mut &ours, &mut [0; 1]);
+        json!({ "kept": read.is_err() })
+    }
+}
+
+fn hex(text: &str) -> Digest {
+    let byte = |at: usize| u8::from_str_radix(&text[2 * at..2 * at + 2], 16).unwrap();
+    Digest(std::array::from_fn(byte))
+}

@@ -1,0 +1,267 @@
+//! A part that was taken over speaks the protocol as an attacker would: what it wants is refused, what breaks
+//! the protocol ends it on the record, and the others go on. Each test has a control that works.
+
+use cloister::supervisor::tokens::token_digest;
+
+use super::*;
+
+/// Tokens of an answer, at most, whoever asks.
+const TOKENS_MAX: u32 = 8;
+
+/// An appliance of a model that loads at once, one of whose programs was taken over.
+fn taken_over(user: As, program: &str) -> Appliance {
+    let tiny = support::golden().join("tiny/llama.gguf");
+    let mut appliance = Appliance::start_with(user, &tiny, "");
+    appliance.stop();
+    cloister_ok(&["keygen", "tls", "--out", &appliance.path("tls.pem")]);
+    appliance
+        .change_config("[limits]\n", &format!("[limits]\ncompletion_tokens_max = {TOKENS_MAX}\n"));
+    if program == "cloister-gateway" {
+        let tls = "certificate = \"tls.cert.pem\"\n[keys]\ntls = \"tls.pem\"\n[limits]\n";
+        appliance.change_config("[limits]\n", tls);
+    }
+    let programs = appliance.folder.join("programs");
+    fs::create_dir(&programs).unwrap();
+    for name in ["cloister-supervisor", "cloister-gateway", "cloister-worker"] {
+        fs::copy(appliance.programs.join(name), programs.join(name)).unwrap();
+    }
+    fs::copy(support::build_example("hostile"), programs.join(program)).unwrap();
+    appliance.programs = programs;
+    give_to(&appliance.folder, user);
+    appliance
+}
+
+fn begin_again(appliance: &mut Appliance) {
+    appliance.stop();
+    appliance.start_again();
+    appliance.wait_until_ready();
+}
+
+/// Gives the gateway an order with a key; what it answers, `None` when it ends instead.
+fn order_with(appliance: &Appliance, attack: &str, key: &str, max_tokens: u32) -> Option<Value> {
+    let mut stream = TcpStream::connect(("127.0.0.1", appliance.port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let order = json!({ "attack": attack, "key": key, "max_tokens": max_tokens });
+    writeln!(stream, "{order}").unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    serde_json::from_str(&answer).ok()
+}
+
+fn order(appliance: &Appliance, attack: &str) -> Option<Value> {
+    let key = token_digest(&appliance.token).0.map(|byte| format!("{byte:02x}")).concat();
+    order_with(appliance, attack, &key, 4)
+}
+
+#[test]
+fn a_gateway_gets_no_text_processed_that_is_not_on_the_record() {
+    for user in users() {
+        let mut appliance = taken_over(user, "cloister-gateway");
+        appliance.start_again();
+        appliance.wait_until_ready();
+        let done = |attack| order(&appliance, attack).unwrap();
+        assert_eq!(done("honest")["tokens"], 4, "the control");
+        let no_ticket = json!({ "failed": "NoTicket", "deltas": 0 });
+        assert_eq!(done("no-begin"), no_ticket);
+        let replay = done("replay");
+        assert_eq!((&replay["first"]["tokens"], &replay["second"]), (&json!(4), &no_ticket));
+        assert_eq!(done("widen")["tokens"], 4, "the ticket's limit, not the request's");
+        let key = token_digest(&appliance.token).0.map(|byte| format!("{byte:02x}")).concat();
+        let asked = order_with(&appliance, "honest", &key, 1000).unwrap();
+        assert_eq!(asked["tokens"], TOKENS_MAX, "the configuration's limit, not the gateway's");
+        let nobody = order_with(&appliance, "honest", &"00".repeat(32), 4).unwrap();
+        assert_eq!(nobody, "Denied { correlation: 7, reason: KeyInvalid }");
+        assert_eq!(done("other-model"), "Denied { correlation: 7, reason: ModelUnknown }");
+        assert!(done("sign-handshake")["signature"].as_u64().unwrap() > 60, "the control");
+        assert_eq!(done("worker-descriptor")["kept"], false);
+        let worker = appliance.only_child("cloister-worker");
+        assert_eq!(done("honest")["tokens"], 4);
+        assert_eq!(appliance.only_child("cloister-worker"), worker);
+        appliance.stop();
+        assert_eq!(appliance.records("begin").len(), 5);
+        assert_eq!(appliance.records("end").len(), 5);
+        assert_eq!(appliance.records("ticket_missing").len(), 2);
+        assert!(appliance.records("child_died").is_empty());
+        assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+    }
+}
+
+/// The causes of the deaths of `child`, in order.
+fn deaths(appliance: &Appliance, child: &str) -> Vec<String> {
+    let died = appliance
+        .records("child_died")
+        .into_iter()
+        .map(|record| record["event"]["child_died"].clone());
+    let its = died.filter(|event| event["child"].as_str().unwrap().starts_with(child));
+    its.map(|event| event["cause"].as_str().unwrap().to_owned()).collect()
+}
+
+/// Waits for the record of a death of `child`; returns its cause.
+fn cause(appliance: &Appliance, child: &str, before: usize) -> String {
+    let died = || deaths(appliance, child);
+    eventually(&format!("the death of the {child}"), || died().len() > before);
+    died().swap_remove(before)
+}
+
+#[test]
+fn a_gateway_that_breaks_the_protocol_ends_on_the_record_and_another_serves() {
+    let attacks = [
+        ("garbage", "broke protocol"),
+        ("empty", "closed its channel"),
+        ("oversized", "broke protocol"),
+        ("longer", "broke protocol"),
+        ("shorter", "broke protocol"),
+        ("descriptor", "broke protocol"),
+        ("flood", "did not take its messages"),
+        ("ready", "broke protocol: GatewayReady repeated"),
+        ("alive", "broke protocol: GatewayAlive at the wrong moment"),
+        ("abandon", "broke protocol: Abandoned of no such request"),
+        ("sign-anything", "broke protocol: Sign with an impossible value"),
+        ("sign-client", "broke protocol: Sign with an impossible value"),
+    ];
+    let mut appliance = taken_over(As::Oneself, "cloister-gateway");
+    for (count, (attack, why)) in attacks.into_iter().enumerate() {
+        begin_again(&mut appliance);
+        let gateway = appliance.only_child("cloister-gateway");
+        assert_eq!(order(&appliance, attack), None, "{attack}");
+        let cause = cause(&appliance, "gateway", count);
+        assert!(cause.contains(why), "{attack}: {cause}");
+        appliance.wait_until_ready();
+        assert_ne!(appliance.only_child("cloister-gateway"), gateway);
+        assert_eq!(order(&appliance, "honest").unwrap()["tokens"], 4, "after {attack}");
+    }
+    appliance.stop();
+    assert_eq!(deaths(&appliance, "gateway").len(), attacks.len());
+    assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+}
+
+#[test]
+fn a_worker_survives_no_broken_frame_and_another_serves() {
+    let mut appliance = taken_over(As::Oneself, "cloister-gateway");
+    let attacks = ["worker-garbage", "worker-oversized", "worker-empty", "worker-half"];
+    for (count, attack) in attacks.into_iter().enumerate() {
+        begin_again(&mut appliance);
+        assert!(order(&appliance, attack).is_some());
+        cause(&appliance, "worker", count);
+        eventually("another worker", || {
+            order(&appliance, "honest").is_some_and(|answer| answer["tokens"] == 4)
+        });
+    }
+    appliance.stop();
+    assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+}
+
+#[test]
+fn a_part_that_dies_again_and_again_is_given_up_and_said_so() {
+    let mut appliance = taken_over(As::Oneself, "cloister-gateway");
+    appliance.start_again();
+    for count in 0..5 {
+        appliance.wait_until_ready();
+        assert_eq!(order(&appliance, "garbage"), None);
+        cause(&appliance, "gateway", count);
+    }
+    let socket = appliance.path("control.sock");
+    let status = || cloister(&["status", "--json", "--socket", &socket]);
+    let state = || -> Value { serde_json::from_slice(&status().stdout).unwrap_or_default() };
+    eventually("the gateway is given up", || state()["children"][0]["state"] == "failed");
+    assert_eq!(status().status.code(), Some(1), "{}", state());
+    assert!(appliance.children("cloister-gateway").is_empty());
+    assert!(appliance.told().contains("gateway"), "{}", appliance.told());
+    appliance.stop();
+    assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+}
+
+/// Gives the worker an order through the real gateway.
+fn prompt(appliance: &Appliance, attack: &str) -> (u16, String) {
+    let body = json!({ "model": "smol", "prompt": attack, "max_tokens": 4, "temperature": 0 });
+    read_answer(appliance.post("/v1/completions", &body)).unwrap_or_default()
+}
+
+fn is_served(appliance: &Appliance) -> bool {
+    let (status, answer) = prompt(appliance, "honest");
+    status == 200 && serde_json::from_str::<Value>(&answer).unwrap()["choices"][0]["text"] == "ok"
+}
+
+#[test]
+fn a_worker_that_breaks_the_protocol_ends_on_the_record_and_another_serves() {
+    let attacks = [
+        ("garbage", "broke protocol"),
+        ("empty", "closed its channel"),
+        ("oversized", "broke protocol"),
+        ("longer", "broke protocol"),
+        ("shorter", "broke protocol"),
+        ("descriptor", "broke protocol"),
+        ("end-of-another", "broke protocol: End of no such request"),
+        ("end-twice", "broke protocol: End repeated"),
+        ("more-tokens-than-granted", "broke protocol: End with an impossible value"),
+        ("ready", "broke protocol: WorkerReady repeated"),
+        ("alive", "broke protocol: WorkerAlive at the wrong moment"),
+        ("panic-of-words", "broke protocol: Panicked with an impossible value"),
+        ("panic-of-a-word", "declared a panic outside of Cloister's own sources"),
+        ("frame-garbage", "gateway"),
+        ("frame-oversized", "gateway"),
+        ("frame-empty", "gateway"),
+    ];
+    let mut appliance = taken_over(As::Oneself, "cloister-worker");
+    for (count, (attack, why)) in attacks.into_iter().enumerate() {
+        begin_again(&mut appliance);
+        assert!(is_served(&appliance), "the control");
+        let (status, answer) = prompt(&appliance, attack);
+        assert!(status == 0 || status >= 500, "{attack}: {status} {answer}");
+        let cause = cause(&appliance, "worker", count);
+        assert!(cause.contains(why), "{attack}: {cause}");
+        eventually("another worker", || is_served(&appliance));
+    }
+    appliance.stop();
+    let records = fs::read_to_string(appliance.folder.join("told.log")).unwrap();
+    assert!(!records.contains("patient"), "{records}");
+    assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+}
+
+#[test]
+fn a_worker_cannot_answer_for_another_request_or_after_the_end() {
+    let mut appliance = taken_over(As::Oneself, "cloister-worker");
+    begin_again(&mut appliance);
+    for attack in ["answer-to-another", "answer-after-its-end"] {
+        let (status, answer) = prompt(&appliance, attack);
+        assert_eq!(status, 200, "{attack}: {answer}");
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!(answer["choices"][0]["text"], "ok", "{attack}");
+        assert!(is_served(&appliance));
+    }
+    appliance.stop();
+    assert!(appliance.records("child_died").is_empty());
+}
+
+#[test]
+fn a_loader_that_breaks_the_protocol_opens_nothing() {
+    let attacks = [
+        ("sealed-too-early", "the loader broke protocol"),
+        ("other-length", "the loader broke protocol"),
+        ("unsealed", "the loader's image is not sealed"),
+        ("no-memfd", "the loader's image is not sealed"),
+        ("wrong-length", "the loader's image is not sealed"),
+        ("received-twice", "the loader broke protocol"),
+        ("words", "the loader broke protocol"),
+        ("garbage", "the loader failed: "),
+        ("empty", "the loader failed: "),
+        ("oversized", "the loader failed: "),
+        ("longer", "the loader failed: "),
+        ("shorter", "the loader failed: "),
+        ("descriptor", "the loader failed: "),
+    ];
+    let mut appliance = taken_over(As::Oneself, "cloister-worker");
+    appliance
+        .change_config("file = \"m.gguf.age\"\n", "file = \"o.gguf\"\nallow_unsigned = true\n");
+    for (attack, why) in attacks {
+        fs::write(appliance.path("o.gguf"), attack).unwrap();
+        fs::write(appliance.path("told.log"), "").unwrap();
+        appliance.start_again();
+        let status = appliance.child.wait().unwrap();
+        let told = appliance.told();
+        assert!(!status.success() && told.contains(why), "{attack}: {status}: {told}");
+        assert!(!told.contains("\nis in here"), "{told}");
+    }
+    assert_eq!(appliance.records("model_refused").len(), attacks.len());
+    assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+}
