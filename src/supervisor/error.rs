@@ -48,6 +48,8 @@ pub(super) enum Error {
     Model(String, ModelFault),
     /// The memory node that was asked for.
     Node(Misplaced),
+    /// Memory could be swapped out, which the configuration refuses.
+    Swap,
     /// A part did not come up.
     NotReady(&'static str),
     /// A system call failed.
@@ -112,6 +114,7 @@ impl fmt::Display for Error {
             Self::Channel(error) => write!(f, "channel: {error}"),
             Self::Model(name, fault) => write!(f, "model {name} is refused: {fault}"),
             Self::Node(misplaced) => write!(f, "worker.numa_node: {misplaced}"),
+            Self::Swap => write!(f, "sandbox.swap = \"refuse\": {}", super::swap::MISSING),
             Self::NotReady(part) => write!(f, "the {part} did not come up"),
             Self::System(action, errno) => write!(f, "{action}: {}", errno.desc()),
             Self::Stopped => write!(f, "stopped before it served"),

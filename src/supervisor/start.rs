@@ -11,7 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use ring::digest::{SHA256, digest};
 
 use super::compute::{self, Place};
-use super::config::{Config, Model, Profile};
+use super::config::{Config, Model, Profile, Swap};
 use super::control::ControlSocket;
 use super::dispatch::Dispatch;
 use super::error::{Error, ModelFault};
@@ -22,6 +22,7 @@ use super::nursery::Nursery;
 use super::opening::{Job, Opened, Opening, Refusal, Step};
 use super::operators::missing_protections;
 use super::serve::{Served, Supervisor, gateway_seat, now};
+use super::swap;
 use crate::audit::principal_keys::hex;
 use crate::audit::record::{MissingCause, ModelFacts, StartFacts};
 use crate::audit::{Event, Found, Log, PrincipalKeys};
@@ -59,6 +60,9 @@ pub(super) struct OpenedAll {
 
 /// Binds the sockets, reads the keys, opens the models.
 pub(super) fn open_all(config: &Config, mut manager: Manager) -> Result<OpenedAll, Error> {
+    if config.sandbox.swap == Swap::Refuse && swap::is_possible() {
+        return Err(Error::Swap);
+    }
     material::make_folders(config)?;
     let control_path = &config.control_socket;
     let control = ControlSocket::bind(control_path)

@@ -98,7 +98,7 @@ fn the_units_hold_nothing_that_systemd_ignores() {
 }
 
 /// A machine's configuration: keys, a sealed model, a token.
-fn configure(folder: &Folder) {
+fn configure(folder: &Folder, model: &Path) {
     let path = |name: &str| folder.path(name);
     fs::create_dir_all(path("trust")).unwrap();
     cloister(&["keygen", "signing", "--out", &path("signing.pem")]);
@@ -106,7 +106,7 @@ fn configure(folder: &Folder) {
     cloister(&["keygen", "model-identity", "--out", &path("identity.age")]);
     let audit = path("audit.key");
     cloister(&["keygen", "audit", "--name", "test.example/audit", "--out", &audit]);
-    let model = support::model(&SMOLLM2).display().to_string();
+    let model = model.display().to_string();
     let (key, signature) = (path("signing.pem"), path("m.gguf.sig"));
     cloister(&["model", "sign", &model, "--key", &key, "--out", &signature]);
     let identity = folder.text("identity.age");
@@ -131,12 +131,19 @@ fn configure(folder: &Folder) {
     run(Command::new("chmod").args(["600", &path("key.txt")]));
 }
 
+/// A configured folder with `tests/systemd/service.sh` in it, and one for what that leaves.
+fn prepare(name: &str, model: &Path, settings: &str) -> (Folder, Folder) {
+    let (config, out) = (Folder::new(&format!("{name}-etc")), Folder::new(&format!("{name}-out")));
+    configure(&config, model);
+    let script = fs::read_to_string(root().join("tests/systemd/service.sh")).unwrap();
+    fs::write(config.path("script"), format!("{settings}\n{script}")).unwrap();
+    (config, out)
+}
+
 /// Boots, runs `tests/systemd/service.sh`, and returns what it left.
 fn boot(kind: &str, more: &[String], beside: impl FnOnce(&Folder, &mut Child)) -> Folder {
-    let (config, out) = (Folder::new(&format!("{kind}-etc")), Folder::new(&format!("{kind}-out")));
-    configure(&config);
-    let script = fs::read_to_string(root().join("tests/systemd/service.sh")).unwrap();
-    fs::write(config.path("script"), format!("KIND={kind}\n{script}")).unwrap();
+    let settings = format!("KIND={kind} TPM=swtpm:path=/tpm/s.sock");
+    let (config, out) = prepare(kind, &support::model(&SMOLLM2), &settings);
     let programs = Path::new(env!("CARGO_BIN_EXE_cloister")).parent().unwrap();
     let mut command = Command::new(root().join("tests/systemd/boot.sh"));
     command.arg(programs).args([&config.0, &out.0]).arg(config.path("script")).args(more);
@@ -250,4 +257,33 @@ fn a_key_sealed_to_the_tpm_opens_the_model_until_the_machine_is_tampered_with() 
     let refused = out.text("tampered.txt");
     // 243: the credentials could not be set up.
     assert!(refused.contains("ExecMainStatus=243"), "{refused}");
+}
+
+/// By hand, since it makes a system first: `cargo test --test it whole_machine -- --ignored`.
+#[test]
+#[ignore = "fetches a Debian and boots it whole, which takes minutes"]
+fn a_whole_machine_with_a_tpm_and_two_nodes_serves() {
+    // A model that an emulator is quick with.
+    let tiny = support::golden().join("tiny/llama.gguf");
+    let settings = "KIND=tpm2\ntpm2_pcrextend 11:sha256=$(printf '1%.0s' {1..64})";
+    let (config, out) = prepare("machine", &tiny, settings);
+    let text = config.text("cloister.toml");
+    let text = text.replace("#! numa_node = \"any\"", "numa_node = 1");
+    fs::write(config.path("cloister.toml"), text.replace("hang_ms = 2000", "hang_ms = 5000"))
+        .unwrap();
+    let programs = Path::new(env!("CARGO_BIN_EXE_cloister")).parent().unwrap();
+    let mut command = Command::new(root().join("tests/machine/service.sh"));
+    command.arg(root().join("target/kernels/vmlinuz-6.1")).arg(programs).arg(&config.0);
+    let done = command.arg(&out.0).arg(config.path("script")).output().unwrap();
+    let told = String::from_utf8_lossy(&done.stderr).into_owned();
+    let logs = ["script.log", "journal.log", "console.log"].map(|name| out.text(name)).join("\n");
+    assert!(done.status.success(), "{told}\n{logs}");
+    assert_served(&out);
+    let refused = out.text("tampered.txt");
+    assert!(refused.contains("ExecMainStatus=243"), "{refused}");
+    let maps = out.text("numa_maps.txt");
+    let weights: Vec<&str> =
+        maps.lines().filter(|line| line.contains("memfd:cloister-model")).collect();
+    assert!(!weights.is_empty(), "{maps}");
+    assert!(weights.iter().all(|line| line.contains(" N1=") && !line.contains(" N0=")), "{maps}");
 }

@@ -304,11 +304,23 @@ impl<'de> Deserialize<'de> for MemoryNode {
 pub struct Sandbox {
     /// The oldest landlock ABI to serve under.
     pub landlock_abi_min: u32,
+    /// What happens where memory could be swapped out.
+    pub swap: Swap,
+}
+
+/// What happens where memory could be written to a swap device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Swap {
+    /// Start and `status` say so.
+    Tell,
+    /// Nothing starts.
+    Refuse,
 }
 
 impl Default for Sandbox {
     fn default() -> Self {
-        Self { landlock_abi_min: LANDLOCK_ABI_FLOOR }
+        Self { landlock_abi_min: LANDLOCK_ABI_FLOOR, swap: Swap::Tell }
     }
 }
 
