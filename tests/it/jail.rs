@@ -323,7 +323,7 @@ fn the_filters_have_grown_by_nothing_unseen() {
         ("gateway", 39),
         ("loader", 32),
         ("opener", 32),
-        ("supervisor", 70),
+        ("supervisor", 52),
         ("supervisor_threads", 1),
         ("worker", 27),
     ];
