@@ -3,11 +3,12 @@
 //! A packet is whole or an error; the descriptors that a message announces come with it, close on
 //! exec, and any other number of them is an error.
 
+use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, send, sendmsg, socketpair,
 };
 use zeroize::Zeroizing;
 
@@ -92,13 +93,9 @@ impl Channel {
     ) -> Result<(), Error> {
         check_count(message, fds.len())?;
         let bytes = message.encode()?;
-        let parts = [std::io::IoSlice::new(&bytes)];
-        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        let rights = [ControlMessage::ScmRights(&raw)];
-        let control = if raw.is_empty() { &[][..] } else { &rights[..] };
         let flags = flags | MsgFlags::MSG_NOSIGNAL;
         loop {
-            match sendmsg::<()>(self.socket.as_raw_fd(), &parts, control, flags, None) {
+            match self.send_bytes(&bytes, fds, flags) {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Err(Error::WouldBlock),
@@ -108,6 +105,23 @@ impl Channel {
                 Err(errno) => return Err(Error::Io { action: "send", errno }),
             }
         }
+    }
+
+    /// Without descriptors by `send`, which can neither pass any nor name an address: most children may
+    /// call no other.
+    fn send_bytes(
+        &self,
+        bytes: &[u8],
+        fds: &[BorrowedFd<'_>],
+        flags: MsgFlags,
+    ) -> Result<usize, Errno> {
+        let socket = self.socket.as_raw_fd();
+        if fds.is_empty() {
+            return send(socket, bytes, flags);
+        }
+        let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+        let (parts, rights) = ([IoSlice::new(bytes)], [ControlMessage::ScmRights(&raw)]);
+        sendmsg::<()>(socket, &parts, &rights, flags, None)
     }
 
     fn recv_with<M: Message>(&self, wait: bool) -> Result<(M, Vec<OwnedFd>), Error> {

@@ -207,13 +207,11 @@ impl<Out: Message, In: Message> DataChannel<Out, In> {
     ///
     /// `Closed`, `Io`.
     pub fn flush(&mut self) -> Result<(), Error> {
-        use nix::sys::socket::{MsgFlags, sendmsg};
-        use std::io::IoSlice;
+        use nix::sys::socket::{MsgFlags, send};
         use std::os::fd::AsRawFd;
         let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
         while !self.encoder.pending().is_empty() {
-            let bytes = [IoSlice::new(self.encoder.pending())];
-            match sendmsg::<()>(self.socket.as_raw_fd(), &bytes, &[], flags, None) {
+            match send(self.socket.as_raw_fd(), self.encoder.pending(), flags) {
                 Ok(count) => self.encoder.advance(count),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Ok(()),

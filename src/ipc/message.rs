@@ -15,6 +15,10 @@ pub const DATA_FRAME_LEN_MAX_BYTES: usize = 16 << 20;
 pub const MESSAGES_COUNT_MAX: usize = 512;
 /// Longest model name, in bytes.
 pub const NAME_LEN_MAX_BYTES: usize = 128;
+/// Most certificates of a chain; all of them fit a control frame.
+pub const CERTIFICATES_COUNT_MAX: usize = 8;
+/// Longest certificate, in bytes.
+pub const CERTIFICATE_LEN_MAX_BYTES: usize = 7 << 10;
 /// Most stop strings of a request.
 pub const STOP_COUNT_MAX: usize = 16;
 /// Longest stop string, in bytes.

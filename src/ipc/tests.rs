@@ -335,11 +335,13 @@ fn rejects_a_message_over_its_whole_length() {
     let (len, max) = (257, ToOpener::LEN_MAX_BYTES);
     let want = Error::TooLong { what: "ToOpener", len, max };
     assert_eq!(ToOpener::decode(&vec![4; len]).unwrap_err(), want);
-    // Every certificate is in its limit, all together are not.
+    let prompt = Prompt::Text("a".repeat(DATA_FRAME_LEN_MAX_BYTES));
+    let error = ToWorker::Generate(Box::new(generate(prompt, None))).encode().unwrap_err();
+    assert!(matches!(error, Error::TooLong { what: "ToWorker", .. }), "{error}");
+    // The longest chain that is read fits.
     let mut config = gateway_config();
-    config.certificates = vec![vec![0; 16 << 10]; 5];
-    let error = ToGateway::Config(config).encode().unwrap_err();
-    assert!(matches!(error, Error::TooLong { what: "ToGateway", .. }), "{error}");
+    config.certificates = vec![vec![0; CERTIFICATE_LEN_MAX_BYTES]; CERTIFICATES_COUNT_MAX];
+    ToGateway::Config(config).encode().unwrap();
 }
 
 #[test]

@@ -4,12 +4,12 @@
 
 use super::codec::{Decode, Encode, Limit, Message, Reader, Writer, fields, variants};
 use super::message::{
-    CONTROL_FRAME_LEN_MAX_BYTES, DATA_FRAME_LEN_MAX_BYTES, Denial, Digest, EndReport, Endpoint,
-    Failure, Finish, FromGateway, FromLoader, FromOpener, FromWorker, GatewayConfig, Generate,
-    KvFormat, LOGIT_BIAS_COUNT_MAX, ListenerKind, MESSAGES_COUNT_MAX, ModelIndex, ModelInfo,
-    NAME_LEN_MAX_BYTES, OpenCheck, Outcome, Prompt, RequestId, STOP_COUNT_MAX, STOP_LEN_MAX_BYTES,
-    Sampling, Ticket, ToGateway, ToLoader, ToOpener, ToWorker, ToWorkerControl, WorkerConfig,
-    WorkerReport,
+    CERTIFICATE_LEN_MAX_BYTES, CERTIFICATES_COUNT_MAX, CONTROL_FRAME_LEN_MAX_BYTES,
+    DATA_FRAME_LEN_MAX_BYTES, Denial, Digest, EndReport, Endpoint, Failure, Finish, FromGateway,
+    FromLoader, FromOpener, FromWorker, GatewayConfig, Generate, KvFormat, LOGIT_BIAS_COUNT_MAX,
+    ListenerKind, MESSAGES_COUNT_MAX, ModelIndex, ModelInfo, NAME_LEN_MAX_BYTES, OpenCheck,
+    Outcome, Prompt, RequestId, STOP_COUNT_MAX, STOP_LEN_MAX_BYTES, Sampling, Ticket, ToGateway,
+    ToLoader, ToOpener, ToWorker, ToWorkerControl, WorkerConfig, WorkerReport,
 };
 use super::{DESCRIPTORS_COUNT_MAX, Error};
 
@@ -17,10 +17,6 @@ use super::{DESCRIPTORS_COUNT_MAX, Error};
 const SIGN_LEN_MAX_BYTES: usize = 512;
 /// Longest signature, in bytes; RSA-8192 has 1024.
 const SIGNATURE_LEN_MAX_BYTES: usize = 1024;
-/// Most certificates of a chain.
-const CERTIFICATES_COUNT_MAX: usize = 8;
-/// Longest certificate, in bytes.
-const CERTIFICATE_LEN_MAX_BYTES: usize = 16 << 10;
 /// Most processors that a worker's threads are put on.
 const PROCESSORS_COUNT_MAX: usize = 1024;
 /// Longest static text that a child says of itself (engine, check, source file), in bytes.

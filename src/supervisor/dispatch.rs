@@ -11,26 +11,29 @@ mod reload;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use ring::hmac;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use self::pulse::{Pulse, alive};
 use super::cache_domains::CacheDomains;
 use super::config::Limits;
 use super::ledger::{Ledger, request_name};
-use super::records::{end_event, endpoint_name, is_plain, panic_text, refusal_reason};
+use super::records::{blind, end_event, endpoint_name, is_plain, panic_text, refusal_reason};
 use super::refusals::Refusals;
 use super::table::{Fault, Kind, Phase, Place, gateway_kind, worker_kind};
 use super::tls::TlsKey;
 use super::tokens::TokenTable;
 use crate::audit::Event;
+use crate::audit::principal_keys::hex;
 use crate::audit::record::{AskedFacts, BeginFacts, KeyRole, MissingCause, bucket};
 use crate::ipc::message::{
     Denial, Digest, EndReport, FromGateway, MESSAGES_COUNT_MAX, ModelIndex, Outcome, RequestId,
     Ticket, ToGateway, ToWorkerControl, WorkerReport,
 };
 
-/// Time a worker has to report the end of a request that must stop.
-const END_GRACE: Duration = Duration::from_secs(10);
+/// Time a worker has to report the end of a request that must stop, at least: a step of the engine
+/// may take as long as a part that hangs is given.
+const END_GRACE_MIN: Duration = Duration::from_secs(10);
 /// Time a worker has to report the end of a request that the gateway never brought it.
 const ABANDON_GRACE: Duration = Duration::from_secs(2);
 /// Ended requests that a late word of the other child may still name.
@@ -58,6 +61,8 @@ pub(super) enum Effect {
     WorkerReady(ModelIndex),
     /// A worker is to be ended, and why.
     WorkerStuck(ModelIndex, &'static str),
+    /// A worker is to be replaced, and why.
+    WorkerBroken(ModelIndex, &'static str),
     /// The gateway is to be ended, and why.
     GatewayStuck(&'static str),
 }
@@ -109,6 +114,8 @@ pub(super) struct Dispatch {
     refusals: Refusals,
     cache_domains: CacheDomains,
     random: SystemRandom,
+    /// Of this start alone.
+    blinding: hmac::Key,
     effects: Vec<Effect>,
     is_stopping: bool,
 }
@@ -128,7 +135,7 @@ impl Dispatch {
         let cache_domains = CacheDomains::new(cache_domains_max, &random)?;
         let models = models.into_iter().map(|(name, digest)| Model {
             name,
-            digest_hex: crate::audit::principal_keys::hex(&digest.0),
+            digest_hex: hex(&digest.0),
             worker: Place::down(),
             pulse: None,
             context_len_tokens: 0,
@@ -148,6 +155,7 @@ impl Dispatch {
             ended_set: HashSet::new(),
             refusals: Refusals::default(),
             cache_domains,
+            blinding: hmac::Key::generate(hmac::HMAC_SHA256, &random).ok()?,
             random,
             effects: Vec::new(),
             is_stopping: false,
@@ -416,13 +424,13 @@ impl Dispatch {
     }
 
     /// What passes between the two is not seen here: the gateway's word ends a worker, which it
-    /// could also do itself.
+    /// could also do itself. It does not count as a crash, so that no gateway brings a model to fail.
     fn worker_broken(&mut self, index: ModelIndex) -> Result<(), Fault> {
         let model = self.models.get(usize::from(index.0));
         let model = model.ok_or(Fault::Value(Kind::WorkerBroken))?;
         if model.worker.phase == Phase::Serving {
             let why = "sent the gateway what is no frame, by its word";
-            self.effects.push(Effect::WorkerStuck(index, why));
+            self.effects.push(Effect::WorkerBroken(index, why));
         }
         Ok(())
     }
@@ -454,7 +462,8 @@ impl Dispatch {
                 self.effects.push(Effect::WorkerReady(index));
             }
             WorkerReport::NoTicket { request } => {
-                self.refusals.ticket_missing(&model.name, &request_name(request));
+                let name = blind(&self.blinding, request);
+                self.refusals.ticket_missing(&model.name, &name);
             }
             WorkerReport::End(report) => self.end(index, &report, ledger, now)?,
             WorkerReport::Alive => alive(&mut model.pulse, kind, now)?,
@@ -525,11 +534,17 @@ impl Dispatch {
         }
         if !is_durable {
             // What runs now could not be recorded to its end: cut it.
+            let grace = self.end_grace();
             for (id, request) in self.requests.iter_mut().filter(|(_, one)| !one.is_stopping) {
-                revoke(*id, request, END_GRACE, now, &mut self.effects);
+                revoke(*id, request, grace, now, &mut self.effects);
             }
         }
         is_durable
+    }
+
+    /// Time a worker has to report the end of a request that must stop.
+    fn end_grace(&self) -> Duration {
+        self.limits.hang().max(END_GRACE_MIN)
     }
 
     /// Which child of a request died in the turn that it began.
@@ -544,7 +559,7 @@ impl Dispatch {
 
     /// Stops what ran out of time, and gives up what did not stop.
     pub(super) fn expire(&mut self, ledger: &mut Ledger, now: Now) {
-        let mut overdue = Vec::new();
+        let (grace, mut overdue) = (self.end_grace(), Vec::new());
         for (id, request) in &mut self.requests {
             if now.instant < request.deadline {
                 continue;
@@ -552,7 +567,7 @@ impl Dispatch {
             if request.is_stopping {
                 overdue.push((*id, request.model, request.is_abandoned));
             } else {
-                revoke(*id, request, END_GRACE, now, &mut self.effects);
+                revoke(*id, request, grace, now, &mut self.effects);
             }
         }
         for (id, model, is_abandoned) in overdue {

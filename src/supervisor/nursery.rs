@@ -70,12 +70,13 @@ impl Nursery {
     }
 
     /// Starts a child and waits until its program runs; it keeps to `node`, if one is named.
+    /// A signal ends the wait, if `signals` are watched; while Cloister serves, they are read later.
     pub(super) fn spawn(
         &mut self,
         role: Role,
         index: u16,
         node: Option<u16>,
-        signals: BorrowedFd<'_>,
+        signals: Option<BorrowedFd<'_>>,
     ) -> Result<Child, Error> {
         let (ours, theirs) = Channel::pair().map_err(Error::Channel)?;
         let id = self.next;

@@ -8,6 +8,7 @@
 //!
 //! Both children are hostile: each conversation is a straight line with a deadline.
 
+use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -57,8 +58,6 @@ pub(super) struct Opened {
     pub(super) image: OwnedFd,
     /// SHA-256 of the plaintext file.
     pub(super) digest: Digest,
-    /// How often the identity was used.
-    pub(super) unwraps_count: usize,
 }
 
 /// Why a model is refused.
@@ -129,6 +128,8 @@ pub(super) struct Opening<'a> {
     /// Readable when Cloister is told to stop.
     pub(super) signals: BorrowedFd<'a>,
     pub(super) progress: &'a dyn Fn(Step),
+    /// How often the identity was used.
+    pub(super) unwraps_count: Cell<usize>,
 }
 
 impl Opening<'_> {
@@ -142,7 +143,9 @@ impl Opening<'_> {
             file_len(job.file).map_err(|errno| Refusal::System("look at the model", errno))?;
         let source = self.start_opener(job)?;
         let target = self.start_loader(len_max_bytes, job.kv)?;
-        let unwraps_count = if job.is_encrypted { self.unwrap_key(job.identity)? } else { 0 };
+        if job.is_encrypted {
+            self.unwrap_key(job.identity)?;
+        }
         let (digest, len_bytes) = self.pass(source, target, len_max_bytes)?;
         match self.hear_opener()? {
             FromOpener::Finished { len_bytes: said } if said == len_bytes => {}
@@ -159,7 +162,7 @@ impl Opening<'_> {
         }
         send(self.loader, "loader", &ToLoader::Verified, &[])?;
         let image = self.image()?;
-        Ok(Opened { image, digest, unwraps_count })
+        Ok(Opened { image, digest })
     }
 
     fn start_opener(&self, job: &Job<'_>) -> Result<OwnedFd, Refusal> {
@@ -178,7 +181,7 @@ impl Opening<'_> {
     }
 
     /// Answers the opener until it has its file key.
-    fn unwrap_key(&self, identity: Option<&Identity>) -> Result<usize, Refusal> {
+    fn unwrap_key(&self, identity: Option<&Identity>) -> Result<(), Refusal> {
         for count in 1..=UNWRAPS_COUNT_MAX {
             let (ephemeral, body) = match self.hear_opener()? {
                 FromOpener::Unwrap { ephemeral, body } => (ephemeral, body),
@@ -186,10 +189,11 @@ impl Opening<'_> {
                 FromOpener::Finished { .. } => return Err(Refusal::Protocol("opener")),
             };
             let identity = identity.ok_or(Refusal::NoIdentity)?;
+            self.unwraps_count.set(count);
             if let Some(key) = identity.unwrap_stanza(&ephemeral, &body) {
                 let key = zeroize::Zeroizing::new(*key.expose());
                 send(self.opener, "opener", &ToOpener::FileKey(key), &[])?;
-                return Ok(count);
+                return Ok(());
             }
             send(self.opener, "opener", &ToOpener::NoMatch, &[])?;
         }
@@ -220,7 +224,7 @@ impl Opening<'_> {
     /// When the loader closed its pipe, it may have said why.
     fn blame(&self, error: crate::package::Error) -> Refusal {
         match self.loader.try_recv() {
-            Ok((FromLoader::Refused { check }, _)) => Refusal::Loader(check),
+            Ok((FromLoader::Refused { check }, _)) if is_plain(&check) => Refusal::Loader(check),
             _ => Refusal::Stream(error),
         }
     }
@@ -275,7 +279,7 @@ impl Opening<'_> {
     }
 
     fn wait(&self, fd: BorrowedFd<'_>, flags: PollFlags) -> nix::Result<Wake> {
-        wait(fd, flags, self.signals, Instant::now() + STEP_DEADLINE)
+        wait(fd, flags, Some(self.signals), Instant::now() + STEP_DEADLINE)
     }
 }
 
@@ -294,7 +298,7 @@ pub(super) enum Wake {
 pub(super) fn wait(
     fd: BorrowedFd<'_>,
     flags: PollFlags,
-    signals: BorrowedFd<'_>,
+    signals: Option<BorrowedFd<'_>>,
     deadline: Instant,
 ) -> nix::Result<Wake> {
     loop {
@@ -302,16 +306,17 @@ pub(super) fn wait(
         if left.is_zero() {
             return Ok(Wake::Late);
         }
-        let mut fds = [PollFd::new(signals, PollFlags::POLLIN), PollFd::new(fd, flags)];
+        let mut fds = vec![PollFd::new(fd, flags)];
+        fds.extend(signals.map(|signals| PollFd::new(signals, PollFlags::POLLIN)));
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         match poll(&mut fds, timeout) {
             Err(nix::errno::Errno::EINTR) => continue,
             result => result?,
         };
-        if fds[0].any() == Some(true) {
+        if fds.get(1).is_some_and(|signals| signals.any() == Some(true)) {
             return Ok(Wake::Stop);
         }
-        if fds[1].any() == Some(true) {
+        if fds[0].any() == Some(true) {
             return Ok(Wake::Ready);
         }
     }

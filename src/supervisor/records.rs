@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use ring::hmac;
+
 use super::ledger::{Ledger, request_name};
 use crate::audit::Event;
+use crate::audit::principal_keys::hex;
 use crate::audit::record::{EndFacts, MissingCause, RefusalReason, bucket};
-use crate::ipc::message::{Denial, EndReport, Endpoint, Outcome};
+use crate::ipc::message::{Denial, EndReport, Endpoint, Outcome, RequestId};
 
 /// The record of an end; the digests are keyed here.
 pub(super) fn end_event(
@@ -17,8 +20,11 @@ pub(super) fn end_event(
     let name = request_name(report.request);
     let cause = MissingCause::KeyUnavailable;
     let missing = Event::EndMissing { request: name.clone(), cause };
+    // What was refused was not processed: its digests would be a cheap way to fill the disk.
+    let is_processed = report.outcome != Outcome::Refused;
+    let processed = report.messages.iter().filter(|_| is_processed);
     let messages: Result<Vec<_>, _> =
-        report.messages.iter().map(|digest| ledger.keyed(principal, digest)).collect();
+        processed.map(|digest| ledger.keyed(principal, digest)).collect();
     let answer = ledger.keyed(principal, &report.answer);
     let (Ok(messages), Ok(answer)) = (messages, answer) else { return missing };
     Event::End {
@@ -44,6 +50,12 @@ pub(super) fn panic_text(file: &str, line: u32) -> String {
         Ok(_) => format!("declared a panic at {file}:{line}"),
         Err(_) => "declared a panic outside of Cloister's own sources".to_owned(),
     }
+}
+
+/// The name in the log of a request that a worker alone has seen: the same for the same, and nothing that
+/// the worker could choose.
+pub(super) fn blind(key: &hmac::Key, request: RequestId) -> String {
+    hex(&hmac::sign(key, &request.0).as_ref()[..request.0.len()])
 }
 
 /// Whether a child's label is printable ASCII, so that no record or line can be forged with it.

@@ -34,6 +34,8 @@ use crate::spawner::message::{ChildId, Exit};
 
 /// Most frames of one child in one turn.
 const FRAMES_PER_TURN: usize = 256;
+/// Most frames that are read of a child that has ended: somebody else may hold its channel and go on.
+const LAST_WORDS_COUNT_MAX: usize = 4096;
 /// Longest sleep, so that deadlines and pauses are seen.
 const TICK: Duration = Duration::from_millis(250);
 /// Time a child has from its start to `Ready`.
@@ -328,10 +330,10 @@ impl Supervisor {
     fn bury(&mut self) -> Result<(), Error> {
         for (id, exit) in self.nursery.ends()? {
             if self.gateway.child.as_ref().is_some_and(|running| running.child.id == id) {
-                self.read_gateway(usize::MAX)?;
+                self.read_gateway(LAST_WORDS_COUNT_MAX)?;
                 self.gateway_gone(exit)?;
             } else if let Some(index) = self.models.iter().position(|model| model.is(id)) {
-                self.read_worker(index, usize::MAX)?;
+                self.read_worker(index, LAST_WORDS_COUNT_MAX)?;
                 self.worker_gone(index, exit);
             }
         }
@@ -410,6 +412,11 @@ impl Supervisor {
                 Effect::WorkerStuck(index, why) => {
                     if let Some(model) = self.models.get_mut(usize::from(index.0)) {
                         model.seat.doom(Doom::Fault(why.to_owned()), &self.nursery)?;
+                    }
+                }
+                Effect::WorkerBroken(index, why) => {
+                    if let Some(model) = self.models.get_mut(usize::from(index.0)) {
+                        model.seat.doom(Doom::Replaced(why), &self.nursery)?;
                     }
                 }
                 Effect::GatewayStuck(why) => {
@@ -502,7 +509,7 @@ impl Supervisor {
     }
 
     fn start_gateway(&mut self) -> Result<(), Error> {
-        let child = self.nursery.spawn(Role::Gateway, 0, None, self.signals.as_fd())?;
+        let child = self.nursery.spawn(Role::Gateway, 0, None, None)?;
         self.gateway.sit(child, Instant::now());
         self.dispatch.gateway_started();
         let limits = self.config.limits;
@@ -527,8 +534,8 @@ impl Supervisor {
 
     fn start_worker(&mut self, index: usize) -> Result<(), Error> {
         let model = &mut self.models[index];
-        let (place, signals) = (&self.places[index], self.signals.as_fd());
-        let child = self.nursery.spawn(Role::Worker, model.index.0, place.node, signals)?;
+        let place = &self.places[index];
+        let child = self.nursery.spawn(Role::Worker, model.index.0, place.node, None)?;
         model.seat.sit(child, Instant::now());
         self.dispatch.worker_started(model.index);
         let (near, far) = data_pair().map_err(Error::Channel)?;

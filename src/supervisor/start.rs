@@ -24,7 +24,7 @@ use super::operators::missing_protections;
 use super::serve::{Served, Supervisor, gateway_seat, now};
 use super::swap;
 use crate::audit::principal_keys::hex;
-use crate::audit::record::{MissingCause, ModelFacts, StartFacts};
+use crate::audit::record::{KeyRole, MissingCause, ModelFacts, StartFacts};
 use crate::audit::{Event, Found, Log, PrincipalKeys};
 use crate::ipc::Channel;
 use crate::ipc::message::{Digest, KvFormat, ListenerKind, ModelIndex};
@@ -232,20 +232,31 @@ fn open_each(
     ledger: &mut Ledger,
 ) -> Result<(Vec<(Served, Digest)>, usize), Error> {
     let mut served = Vec::new();
-    let mut unwraps_count = 0;
+    let unwraps_count = Cell::new(0);
     for (index, (file, place)) in models.into_iter().zip(places).enumerate() {
         let index = ModelIndex(u16::try_from(index).unwrap_or(u16::MAX));
         let model = &config.models[usize::from(index.0)];
         let terminal = Terminal::new(&model.name, has_terminal, manager);
         let kv = config.worker.kv.format();
-        match open_model((model, kv, place), file, identity, (nursery, signals), &terminal)? {
+        match open_model(
+            (model, kv, place),
+            file,
+            (identity, &unwraps_count),
+            (nursery, signals),
+            &terminal,
+        )? {
             Ok((opened, facts)) => {
-                unwraps_count += opened.unwraps_count;
                 ledger.append(Event::ModelOpened { observed: facts.clone() });
                 served.push((Served::new(index, facts, opened.image, now().wall_s), opened.digest));
             }
             Err(fault) => {
                 let check = fault.to_string();
+                if unwraps_count.get() > 0 {
+                    ledger.append(Event::KeyUsed {
+                        key: KeyRole::ModelIdentity,
+                        count: unwraps_count.get() as u64,
+                    });
+                }
                 ledger.append(Event::ModelRefused { model: model.name.clone(), check });
                 ledger.append(Event::Stop {});
                 let audit = |error| Error::Audit(config.audit_folder.clone(), error);
@@ -254,14 +265,14 @@ fn open_each(
             }
         }
     }
-    Ok((served, unwraps_count))
+    Ok((served, unwraps_count.get()))
 }
 
 /// Opens one model through an opener and a loader of its own.
 fn open_model(
     (model, kv, place): (&Model, KvFormat, &Place),
     file: ModelFile,
-    identity: Option<&Identity>,
+    (identity, unwraps_count): (Option<&Identity>, &Cell<usize>),
     (nursery, signals): (&mut Nursery, &SignalFd),
     terminal: &Terminal<'_>,
 ) -> Result<Result<(Opened, ModelFacts), ModelFault>, Error> {
@@ -270,17 +281,19 @@ fn open_model(
         Err(error) => return Ok(Err(ModelFault::Signature(error))),
     };
     let statement = statement.as_ref();
-    let opener = nursery.spawn(Role::Opener, 0, None, signals.as_fd())?;
-    let loader = nursery.spawn(Role::Loader, 0, place.node, signals.as_fd())?;
+    let opener = nursery.spawn(Role::Opener, 0, None, Some(signals.as_fd()))?;
+    let loader = nursery.spawn(Role::Loader, 0, place.node, Some(signals.as_fd()))?;
     let opening = Opening {
         opener: &opener.channel,
         loader: &loader.channel,
         signals: signals.as_fd(),
         progress: &|step| terminal.show(step),
+        unwraps_count: Cell::new(0),
     };
     let is_encrypted = model.is_encrypted();
     let job = Job { file: &file.file, is_encrypted, statement, identity, kv };
     let opened = opening.run(&job);
+    unwraps_count.set(unwraps_count.get() + opening.unwraps_count.get());
     terminal.end();
     // They have done their work or are not believed any more.
     nursery.kill(opener.id)?;

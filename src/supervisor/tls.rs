@@ -11,6 +11,7 @@ use pki_types::{CertificateDer, PrivateKeyDer};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
 
+use crate::ipc::message::{CERTIFICATE_LEN_MAX_BYTES, CERTIFICATES_COUNT_MAX};
 use crate::secret::Secret;
 
 /// TLS `SignatureScheme` `ecdsa_secp256r1_sha256`.
@@ -31,6 +32,8 @@ pub(super) enum Error {
     Key,
     /// The certificate file holds no certificate, or something else.
     Certificate,
+    /// The chain is longer than a handshake should show.
+    TooLong,
     /// The certificate is not of this key.
     Mismatch,
 }
@@ -40,6 +43,11 @@ impl fmt::Display for Error {
         match self {
             Self::Key => write!(f, "not a P-256 private key in PKCS#8 PEM"),
             Self::Certificate => write!(f, "not a chain of certificates in PEM"),
+            Self::TooLong => write!(
+                f,
+                "more than {CERTIFICATES_COUNT_MAX} certificates, or one over \
+                 {CERTIFICATE_LEN_MAX_BYTES} bytes; leave out the root and what is not of the chain"
+            ),
             Self::Mismatch => write!(f, "the certificate is not of this key"),
         }
     }
@@ -58,6 +66,10 @@ impl TlsKey {
     pub(super) fn read(key: &Secret, chain_pem: &[u8]) -> Result<(Self, Vec<Vec<u8>>), Error> {
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain_pem).collect();
         let chain = chain.map_err(|_| Error::Certificate)?;
+        let is_long = chain.iter().any(|one| one.as_ref().len() > CERTIFICATE_LEN_MAX_BYTES);
+        if is_long || chain.len() > CERTIFICATES_COUNT_MAX {
+            return Err(Error::TooLong);
+        }
         let leaf = chain.first().ok_or(Error::Certificate)?;
         let der = PrivateKeyDer::from_pem_slice(key.expose()).map_err(|_| Error::Key)?;
         let PrivateKeyDer::Pkcs8(der) = der else { return Err(Error::Key) };

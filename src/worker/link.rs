@@ -22,6 +22,8 @@ use crate::ipc::message::{
 };
 use crate::ipc::{Channel, DataChannel, Error, Event};
 
+/// Frames of the gateway that are read before its answers are written.
+const FRAMES_PER_TURN: usize = 64;
 /// Most bytes of answers that wait for the gateway to read them.
 const UNREAD_LEN_MAX_BYTES: usize = 16 << 20;
 
@@ -203,8 +205,9 @@ impl Link {
         }
     }
 
+    /// Takes some frames; for more it comes back after it has spoken.
     fn hear_gateway(&mut self, state: &mut State) -> Result<(), Ended> {
-        loop {
+        for _ in 0..FRAMES_PER_TURN {
             match self.data.read()? {
                 Event::Message(ToWorker::Generate(generate)) => self.judge(generate, state)?,
                 Event::Message(ToWorker::Cancel { request }) => {
@@ -214,6 +217,7 @@ impl Link {
                 Event::Closed => return Err(Ended::Closed),
             }
         }
+        Ok(())
     }
 
     /// Passes a request on if it has a ticket; refuses and reports it otherwise.

@@ -98,6 +98,10 @@ const ATTACKS: &[Attack] = &[
     Attack("socket-pair", LetIt, Works),
     Attack("vsock-socket", LetIt, NoControl),
     Attack("ioctl-tiocsti", LetIt, NoControl),
+    Attack("fast-open:OWN", LetIt, Works),
+    Attack("fast-send:OWN", LetIt, NoControl),
+    Attack("stop-listening:OWN", LetIt, Works),
+    Attack("pass-descriptor:OWN", LetIt, Works),
 ];
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -174,6 +178,10 @@ fn every_attack_kills_the_attacker() {
         }
         for Attack(attack, ..) in ATTACKS {
             for role in ROLES {
+                // The image is a descriptor; it goes to the supervisor, who checks its seals.
+                if role == "loader" && attack.starts_with("pass-descriptor") {
+                    continue;
+                }
                 let outcome = probe(user, &["jail", role, "full", attack]);
                 assert_eq!(outcome, "Signal(31)\n", "{user:?} {role} {attack}");
             }
@@ -320,8 +328,8 @@ fn the_filters_have_grown_by_nothing_unseen() {
     let counts: BTreeMap<&str, usize> =
         filters.iter().map(|filter| (filter.process.as_str(), filter.calls)).collect();
     let want = [
-        ("gateway", 39),
-        ("loader", 32),
+        ("gateway", 37),
+        ("loader", 33),
         ("opener", 32),
         ("supervisor", 52),
         ("supervisor_threads", 1),
@@ -347,7 +355,7 @@ fn every_filter_does_what_its_policy_says() {
 }
 
 /// Each call of the worker that a child survives with all arguments 0; the others are answered by
-/// death, those with checked arguments among them.
+/// death, most of those with checked arguments among them.
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn no_other_system_call_number_is_answered() {
@@ -356,7 +364,7 @@ fn no_other_system_call_number_is_answered() {
         SYS_read,
         SYS_write,
         SYS_recvmsg,
-        SYS_sendmsg,
+        SYS_sendto,
         SYS_poll,
         SYS_close,
         SYS_brk,

@@ -1,8 +1,10 @@
 //! The forbidden things, one function each; `ok` when it worked.
 
 use std::ffi::CStr;
+use std::io::IoSlice;
 use std::mem;
-use std::os::fd::AsRawFd;
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -10,10 +12,14 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, UnixAddr, bind, connect, socket,
+    AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, SockaddrIn, UnixAddr,
+    bind, connect, send, sendmsg, shutdown, socket,
 };
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, chdir, execve, setgid, setuid};
+
+/// `MSG_FASTOPEN`: send, and connect on the way.
+const FAST_OPEN: MsgFlags = MsgFlags::from_bits_retain(0x2000_0000);
 
 /// Tries what `attempt` names (`name` or `name:argument`) and says how it went.
 pub(crate) fn run(attempt: &str) -> String {
@@ -63,6 +69,10 @@ fn by_name(name: &str, argument: &str) -> Result<(), Errno> {
         }
         "unshare-user" => unshare(CloneFlags::CLONE_NEWUSER),
         "unshare-net" => unshare(CloneFlags::CLONE_NEWNET),
+        "fast-open" => fast_open(argument),
+        "fast-send" => fast_send(argument),
+        "stop-listening" => stop_listening(argument),
+        "pass-descriptor" => pass_descriptor(argument),
         "leave-root" => chdir("..").and_then(|()| list_root()),
         "panic" => panic!("{argument}"),
         "abort" => std::process::abort(),
@@ -149,7 +159,7 @@ fn family(family: AddressFamily) -> Result<(), Errno> {
 }
 
 fn inet_connect() -> Result<(), Errno> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0");
+    let listener = TcpListener::bind("127.0.0.1:0");
     let port = listener.as_ref().map_or(9, |listener| listener.local_addr().unwrap().port());
     let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None)?;
     connect(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, port))
@@ -158,6 +168,52 @@ fn inet_connect() -> Result<(), Errno> {
 fn inet_bind() -> Result<(), Errno> {
     let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None)?;
     bind(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0))
+}
+
+/// The socket that an attack is on: a child's control channel, or a fresh listener.
+fn own_socket(own: &str) -> Result<OwnedFd, Errno> {
+    match own {
+        // SAFETY: the attempt is the last thing that this process does with it.
+        "3" => Ok(unsafe { OwnedFd::from_raw_fd(3) }),
+        _ => Ok(TcpListener::bind("127.0.0.1:0").map_err(|_| Errno::EADDRINUSE)?.into()),
+    }
+}
+
+/// Turns a listener into a socket of its address, and connects that past landlock: it sees no `connect`.
+fn fast_open(own: &str) -> Result<(), Errno> {
+    let fd = own_socket(own)?;
+    let bytes = [IoSlice::new(b"x")];
+    if own == "3" {
+        return sendmsg::<()>(3, &bytes, &[], FAST_OPEN, None).map(drop);
+    }
+    let target = TcpListener::bind("127.0.0.1:0").map_err(|_| Errno::EADDRINUSE)?;
+    let port = target.local_addr().map_err(|_| Errno::EINVAL)?.port();
+    shutdown(fd.as_raw_fd(), Shutdown::Read)?;
+    let address = SockaddrIn::new(127, 0, 0, 1, port);
+    sendmsg(fd.as_raw_fd(), &bytes, &[], FAST_OPEN, Some(&address)).map(drop)?;
+    target.accept().map_or_else(from_io, |_| Ok(()))
+}
+
+/// The same by `send`, which names no address; there is nothing that it would reach outside.
+fn fast_send(own: &str) -> Result<(), Errno> {
+    send(own_socket(own)?.as_raw_fd(), b"x", FAST_OPEN).map(drop)
+}
+
+/// Ends listening for everybody who holds the listener.
+fn stop_listening(own: &str) -> Result<(), Errno> {
+    shutdown(own_socket(own)?.as_raw_fd(), Shutdown::Read)
+}
+
+/// Gives a descriptor away.
+fn pass_descriptor(own: &str) -> Result<(), Errno> {
+    let fds = [0];
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let bytes = [IoSlice::new(b"x")];
+    if own == "3" {
+        return sendmsg::<()>(3, &bytes, &rights, MsgFlags::empty(), None).map(drop);
+    }
+    let (near, _far) = std::os::unix::net::UnixStream::pair().map_err(|_| Errno::EMFILE)?;
+    sendmsg::<()>(near.as_raw_fd(), &bytes, &rights, MsgFlags::empty(), None).map(drop)
 }
 
 fn unix_connect(address: UnixAddr) -> Result<(), Errno> {

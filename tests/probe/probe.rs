@@ -136,12 +136,13 @@ impl Folder {
         Self { path, _listeners: [by_path, abstract_one] }
     }
 
-    /// Fills in what an attempt aims at: `SOCKET`, `ABSTRACT`, `PID`.
-    fn aim(&self, attempt: &str, pid: u32) -> String {
+    /// Fills in what an attempt aims at: `SOCKET`, `ABSTRACT`, `PID`, `OWN`.
+    fn aim(&self, attempt: &str, pid: u32, own: &str) -> String {
         attempt
             .replace("SOCKET", self.path.join("control.sock").to_str().unwrap())
             .replace("ABSTRACT", self.path.file_name().unwrap().to_str().unwrap())
             .replace("PID", &pid.to_string())
+            .replace("OWN", own)
     }
 }
 
@@ -193,7 +194,7 @@ impl Jail {
     /// Has a new child try `attempt`; the child is gone afterwards.
     fn attempt(&self, role: Role, walls: &str, attempt: &str) -> String {
         let inmate = self.admit(role, walls);
-        let attempt = self.folder.aim(attempt, std::process::id());
+        let attempt = self.folder.aim(attempt, std::process::id(), "3");
         inmate.control.send(&text(attempt), &[]).unwrap();
         let outcome = receive(&inmate.control);
         let exit = self.exit();
@@ -215,7 +216,7 @@ fn free(attempt: &str) -> String {
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
     }
     let mut victim = Command::new("sleep").arg("60").spawn().unwrap();
-    let attempt = folder.aim(attempt, victim.id());
+    let attempt = folder.aim(attempt, victim.id(), "new");
     let outcome = attempts::run(&attempt);
     victim.kill().unwrap();
     victim.wait().unwrap();

@@ -1,8 +1,6 @@
 //! What changes while requests run: the token table, the TLS key.
 
-use super::{
-    Dispatch, END_GRACE, Effect, Ledger, ModelIndex, Now, Phase, TlsKey, TokenTable, revoke,
-};
+use super::{Dispatch, Effect, Ledger, ModelIndex, Now, Phase, TlsKey, TokenTable, revoke};
 use crate::audit::Event;
 use crate::ipc::message::ToWorkerControl;
 
@@ -18,10 +16,10 @@ impl Dispatch {
     ) {
         let before = std::mem::replace(&mut self.tokens, tokens);
         self.record_tokens(ledger, now);
-        let tokens = &self.tokens;
+        let (tokens, grace) = (&self.tokens, self.end_grace());
         for (id, request) in &mut self.requests {
             if !request.is_stopping && !tokens.is_valid_name(&request.principal, now.wall_s) {
-                revoke(*id, request, END_GRACE, now, &mut self.effects);
+                revoke(*id, request, grace, now, &mut self.effects);
             }
         }
         // After the revocations, so that what they end is forgotten too.

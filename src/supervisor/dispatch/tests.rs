@@ -427,7 +427,8 @@ fn a_request_past_its_deadline_is_revoked_then_given_up_with_its_worker() {
     it.now.instant += Duration::from_secs(61);
     let effects = it.turn();
     assert!(matches!(effects[..], [Effect::Worker(MODEL, ToWorkerControl::Revoke { .. })]));
-    it.now.instant += Duration::from_secs(9);
+    // A step of the engine may take as long as a part that hangs is given.
+    it.now.instant += it.dispatch.limits.hang() - Duration::from_secs(1);
     assert!(it.turn().is_empty());
     it.now.instant += Duration::from_secs(2);
     let effects = it.turn();
@@ -479,7 +480,8 @@ fn a_request_without_a_ticket_is_recorded() {
     it.worker(MODEL, WorkerReport::NoTicket { request: RequestId([5; 16]) }).unwrap();
     it.turn();
     let text = journal(&it.folder);
-    assert!(text.contains("\"ticket_missing\"") && text.contains(&"05".repeat(16)), "{text}");
+    assert!(text.contains("\"ticket_missing\""), "{text}");
+    assert!(!text.contains(&"05".repeat(16)), "a name of the worker's choice: {text}");
 }
 
 #[test]
