@@ -5,6 +5,7 @@
 
 use zeroize::Zeroizing;
 
+pub use super::sampling::Sampling;
 use crate::engine::KvType;
 
 /// Longest frame on a control channel (supervisor to anyone), in bytes.
@@ -260,29 +261,6 @@ pub enum Prompt {
     },
     /// Plain text, continued as it stands.
     Text(String),
-}
-
-/// How tokens are chosen. Values are checked by the gateway and again by the worker.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Sampling {
-    /// 0 is greedy.
-    pub temperature: f32,
-    /// 0 is off.
-    pub top_k: u32,
-    /// 1 is off.
-    pub top_p: f32,
-    /// 0 is off.
-    pub min_p: f32,
-    /// 1 is off.
-    pub repeat_penalty: f32,
-    /// 0 is off.
-    pub presence_penalty: f32,
-    /// 0 is off.
-    pub frequency_penalty: f32,
-    /// Added to the logits of single tokens.
-    pub logit_bias: Vec<(u32, f32)>,
-    /// Same seed, same text. `None` draws one.
-    pub seed: Option<u64>,
 }
 
 /// Worker to gateway, on the data channel.

@@ -15,6 +15,7 @@ pub mod codec;
 pub mod frames;
 pub mod message;
 mod redacted;
+mod sampling;
 mod wire;
 
 use std::fmt;

@@ -91,17 +91,7 @@ mod tests {
             },
         ];
         for prompt in prompts {
-            let sampling = Sampling {
-                temperature: 1.0,
-                top_k: 0,
-                top_p: 1.0,
-                min_p: 0.0,
-                repeat_penalty: 1.0,
-                presence_penalty: 0.0,
-                frequency_penalty: 0.0,
-                logit_bias: Vec::new(),
-                seed: None,
-            };
+            let sampling = Sampling { temperature: 1.0, ..Sampling::greedy() };
             let stop = vec![CANARY.to_owned()];
             let work = Generate { request, prompt, sampling, stop, max_tokens: 1 };
             let shown = format!("{:?}", ToWorker::Generate(Box::new(work)));

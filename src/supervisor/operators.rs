@@ -79,6 +79,8 @@ impl Supervisor {
             let is_serving = self.dispatch.engine(model.index).is_some();
             children.push(child(&model.seat, is_serving));
         }
+        let models = self.models.iter().zip(&self.places);
+        let models: Vec<_> = models.map(|(model, place)| self.model(model, place)).collect();
         json!({
             "state": self.state(),
             "version": env!("CARGO_PKG_VERSION"),
@@ -86,7 +88,7 @@ impl Supervisor {
             "profile": self.config.profile.name(),
             "uptime_s": now.instant.saturating_duration_since(self.started).as_secs(),
             "listen": listen,
-            "models": self.models.iter().zip(&self.places).map(|(model, place)| self.model(model, place)).collect::<Vec<_>>(),
+            "models": models,
             "children": children,
             "requests_open": self.dispatch.open_count(),
             "tokens_valid": self.dispatch.tokens_valid_count(now),

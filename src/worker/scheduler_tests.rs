@@ -113,20 +113,6 @@ fn prepared(id: u8, tokens: Vec<u32>, sampling: Sampling, domain: Option<[u8; 16
     }
 }
 
-fn greedy() -> Sampling {
-    Sampling {
-        temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repeat_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        logit_bias: Vec::new(),
-        seed: None,
-    }
-}
-
 /// Prompts that repeat themselves and others, each with another way of choosing tokens.
 fn requests(text: &Text) -> Vec<Prepared> {
     let prompts = [
@@ -134,15 +120,20 @@ fn requests(text: &Text) -> Vec<Prepared> {
         "let a = b + c; let d = b + c; let e = b + c; let f = b +",
         "Once upon a time there was",
     ];
-    let seeded =
-        |seed| Sampling { temperature: 0.9, top_k: 40, top_p: 0.95, seed: Some(seed), ..greedy() };
+    let seeded = |seed| Sampling {
+        temperature: 0.9,
+        top_k: 40,
+        top_p: 0.95,
+        seed: Some(seed),
+        ..Sampling::greedy()
+    };
     let punished = Sampling {
         repeat_penalty: 1.1,
         frequency_penalty: 0.3,
         presence_penalty: 0.2,
         ..seeded(2)
     };
-    let samplings = [greedy(), seeded(1), punished];
+    let samplings = [Sampling::greedy(), seeded(1), punished];
     let pairs = prompts.iter().flat_map(|prompt| samplings.iter().map(move |one| (prompt, one)));
     (0..)
         .zip(pairs)
@@ -201,7 +192,7 @@ fn prefixes_change_no_answer_and_end_when_they_must() {
     let whole = u32::try_from((prompt.len() - 1) / 32 * 32).unwrap();
     let ask = |served: &mut Served<'_>, domain: Option<u8>| {
         let domain = domain.map(|number| [number; 16]);
-        served.answer(prepared(1, prompt.clone(), greedy(), domain))
+        served.answer(prepared(1, prompt.clone(), Sampling::greedy(), domain))
     };
     for guess in [0, 8] {
         let mut served = Served::new(&model, &text, Duration::from_secs(600), guess);
@@ -214,7 +205,7 @@ fn prefixes_change_no_answer_and_end_when_they_must() {
         // What a cancelled request had read is kept too.
         let long = text.prompt_tokens(&"A wolf watches them. ".repeat(60));
         let read = |served: &mut Served<'_>| {
-            let asked = prepared(2, long.clone(), greedy(), Some([1; 16]));
+            let asked = prepared(2, long.clone(), Sampling::greedy(), Some([1; 16]));
             served.sender.send(Heard::Start(Box::new(asked))).unwrap();
             assert!(served.scheduler.turn(&served.heard));
             served.sender.send(Heard::Cancel(RequestId([2; 16]))).unwrap();
@@ -222,7 +213,7 @@ fn prefixes_change_no_answer_and_end_when_they_must() {
         };
         read(&mut served);
         while served.said.take().is_some() {}
-        let again = served.answer(prepared(3, long.clone(), greedy(), Some([1; 16])));
+        let again = served.answer(prepared(3, long.clone(), Sampling::greedy(), Some([1; 16])));
         assert!(again.cached_tokens > 0);
         served.sender.send(Heard::Forget(CacheDomain([1; 16]))).unwrap();
         assert_eq!(ask(&mut served, Some(1)), cold, "forgotten");

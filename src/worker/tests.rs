@@ -47,17 +47,7 @@ fn generate(request: u8) -> ToWorker {
     ToWorker::Generate(Box::new(Generate {
         request: RequestId([request; 16]),
         prompt: Prompt::Text("hello".into()),
-        sampling: Sampling {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repeat_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
-            seed: None,
-        },
+        sampling: Sampling::greedy(),
         stop: Vec::new(),
         max_tokens: 1,
     }))

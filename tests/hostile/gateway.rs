@@ -166,17 +166,7 @@ impl Gateway<'_> {
     /// Asks the worker and counts what it answers.
     fn generate(&mut self, request: RequestId, max_tokens: u32) -> Value {
         let worker = self.worker.as_mut().unwrap();
-        let sampling = Sampling {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repeat_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            logit_bias: Vec::new(),
-            seed: None,
-        };
+        let sampling = Sampling::greedy();
         let prompt = Prompt::Text("abc".to_owned());
         let generate = Generate { request, prompt, sampling, stop: Vec::new(), max_tokens };
         worker.push(&ToWorker::Generate(Box::new(generate))).unwrap();

@@ -19,6 +19,7 @@ mod live_memory;
 mod long_log;
 mod memory;
 mod node;
+mod swap;
 
 /// As whom an appliance is started.
 #[derive(Clone, Copy, PartialEq, Debug)]

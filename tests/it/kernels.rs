@@ -69,9 +69,9 @@ impl Drop for Booted {
 /// Boots a kernel and runs a script that finds the programs, the tests and their data.
 fn boot(name: &str, arguments: &str, script: &str) -> Option<Booted> {
     let kernel = kernels()?.join(format!("vmlinuz-{name}"));
-    let number = arguments.len();
+    let kind = if arguments.is_empty() { "plain" } else { "changed" };
     let folder = PathBuf::from("/var/tmp")
-        .join(format!("cloister-kernel-{}-{name}-{number}", std::process::id()));
+        .join(format!("cloister-kernel-{}-{name}-{kind}", std::process::id()));
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).unwrap();
     let (script_file, probe) = (folder.join("script"), jail::built_probe());

@@ -46,17 +46,7 @@ fn a_bare_chat_has_openai_defaults() {
     assert_eq!(request.model, "");
     assert_eq!((request.max_tokens, request.stream), (0, None));
     assert!(request.stop.is_empty());
-    let sampling = Sampling {
-        temperature: 1.0,
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        repeat_penalty: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        logit_bias: Vec::new(),
-        seed: None,
-    };
+    let sampling = Sampling { temperature: 1.0, ..Sampling::greedy() };
     assert_eq!(request.sampling, sampling);
     assert_eq!(completion(&json!({})).unwrap().max_tokens, 16);
 }
