@@ -279,7 +279,7 @@ pub(crate) fn run_units(
         if input.tokens < LONG_UNIT_TOKENS {
             tasks.for_each(|(task, next)| run(task, next, &mut memory));
         } else {
-            tasks.one_by_one(pool.threads(), |task, next| run(task, next, &mut memory));
+            tasks.one_by_one(|task, next| run(task, next, &mut memory));
         }
     });
 }

@@ -6,6 +6,7 @@
 
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
@@ -64,35 +65,51 @@ pub struct Pool {
     workers: Vec<JoinHandle<()>>,
 }
 
-/// The tasks that come to one thread; iterated, each with the one that will come after it: a task
-/// is taken while the one before it still runs, which is for many short tasks.
+/// Most tasks that a thread takes at once: neighbours, whose memory it then reads in one stream.
+const RUN_TASKS_MAX: usize = 8;
+/// The share of what is left that a thread takes at once, so that all end together.
+const RUNS_A_THREAD: usize = 8;
+
+/// The tasks that come to one thread; iterated, each with the one that will come after it: tasks
+/// are taken while the one before them still runs, several neighbours at a time, which is for
+/// many short tasks.
 pub(crate) struct Tasks<'a> {
     counter: &'a AtomicUsize,
     n_tasks: usize,
-    taken: Option<usize>,
+    threads: usize,
+    taken: Range<usize>,
 }
 
 impl<'a> Tasks<'a> {
-    fn new(counter: &'a AtomicUsize, n_tasks: usize) -> Self {
-        let mut tasks = Self { counter, n_tasks, taken: None };
-        tasks.taken = tasks.claim();
-        tasks
+    fn new(counter: &'a AtomicUsize, n_tasks: usize, threads: usize) -> Self {
+        Self { counter, n_tasks, threads, taken: 0..0 }
     }
 
     /// Calls `task` for each, taken only when the one before it has returned: where tasks are few
     /// and long, a thread that took two would leave another idle. With each comes the one that
-    /// will follow it if `threads` take turns.
-    pub(crate) fn one_by_one(mut self, threads: usize, mut task: impl FnMut(usize, Option<usize>)) {
-        while let Some(index) = self.taken {
-            let next = index + threads;
+    /// will follow it if all threads take turns.
+    pub(crate) fn one_by_one(self, mut task: impl FnMut(usize, Option<usize>)) {
+        let claim = || self.counter.fetch_add(1, Ordering::Relaxed);
+        for index in core::iter::repeat_with(claim).take_while(|index| *index < self.n_tasks) {
+            let next = index + self.threads;
             task(index, (next < self.n_tasks).then_some(next));
-            self.taken = self.claim();
         }
     }
 
-    fn claim(&self) -> Option<usize> {
-        let index = self.counter.fetch_add(1, Ordering::Relaxed);
-        (index < self.n_tasks).then_some(index)
+    /// Takes some of what is left.
+    fn claim(&self) -> Range<usize> {
+        let mut first = self.counter.load(Ordering::Relaxed);
+        loop {
+            let left = self.n_tasks.saturating_sub(first);
+            let len = (left / (self.threads * RUNS_A_THREAD)).clamp(1, RUN_TASKS_MAX).min(left);
+            let end = first + len;
+            let claimed =
+                self.counter.compare_exchange(first, end, Ordering::Relaxed, Ordering::Relaxed);
+            match claimed {
+                Ok(_) => return first..end,
+                Err(now) => first = now,
+            }
+        }
     }
 }
 
@@ -100,9 +117,14 @@ impl Iterator for Tasks<'_> {
     type Item = (usize, Option<usize>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let task = self.taken?;
-        self.taken = self.claim();
-        Some((task, self.taken))
+        if self.taken.is_empty() {
+            self.taken = self.claim();
+        }
+        let task = self.taken.next()?;
+        if self.taken.is_empty() {
+            self.taken = self.claim();
+        }
+        Some((task, self.taken.clone().next()))
     }
 }
 
@@ -172,7 +194,7 @@ impl Pool {
     ///
     /// Panics if a task panics, after all threads have left the region.
     pub fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        self.run_each(n_tasks, &|tasks| tasks.one_by_one(1, |index, _| task(index)));
+        self.run_each(n_tasks, &|tasks| tasks.one_by_one(|index, _| task(index)));
     }
 
     /// As [`Pool::run`], but `work` is called once by each thread that takes part, with the
@@ -183,11 +205,12 @@ impl Pool {
     /// Panics if a call panics, after all threads have left the region.
     pub(crate) fn run_each(&self, n_tasks: usize, work: &(dyn Fn(Tasks<'_>) + Sync)) {
         if self.workers.is_empty() || n_tasks <= 1 {
-            return work(Tasks::new(&AtomicUsize::new(0), n_tasks));
+            return work(Tasks::new(&AtomicUsize::new(0), n_tasks, 1));
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.open(n_tasks, work);
-        let mine = catch_unwind(AssertUnwindSafe(|| work(Tasks::new(&self.shared.next, n_tasks))));
+        let tasks = Tasks::new(&self.shared.next, n_tasks, self.threads());
+        let mine = catch_unwind(AssertUnwindSafe(|| work(tasks)));
         self.close();
         if let Err(cause) = mine {
             resume_unwind(cause);
@@ -290,7 +313,8 @@ fn work(shared: &Shared, index: usize) {
         if let Some(job) = job {
             // SAFETY: the caller of `run` keeps the closure alive until this thread has left.
             let task = unsafe { &*job.task };
-            let run = AssertUnwindSafe(|| task(Tasks::new(&shared.next, job.n_tasks)));
+            let tasks = Tasks::new(&shared.next, job.n_tasks, shared.parked.len() + 1);
+            let run = AssertUnwindSafe(|| task(tasks));
             if catch_unwind(run).is_err() {
                 shared.panicked.store(true, Ordering::Relaxed);
             }
@@ -370,6 +394,24 @@ mod tests {
                 });
                 assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
             }
+        }
+    }
+
+    #[test]
+    fn runs_of_tasks_are_taken_once_and_tell_what_follows() {
+        for (threads, n_tasks) in [(1, 0), (1, 300), (2, 5), (2, 300), (3, 97), (5, 1000)] {
+            let pool = Pool::new(threads);
+            let counts: Vec<AtomicU32> = (0..n_tasks).map(|_| AtomicU32::new(0)).collect();
+            pool.run_each(n_tasks, &|tasks| {
+                let mut expected = None;
+                for (task, following) in tasks {
+                    assert!(expected.is_none_or(|expected| expected == task));
+                    counts[task].fetch_add(1, Ordering::Relaxed);
+                    expected = following;
+                }
+                assert_eq!(expected, None, "what was said to follow came");
+            });
+            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
         }
     }
 
