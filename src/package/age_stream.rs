@@ -1,4 +1,4 @@
-//! The payload of an age v1 file, decrypted by several threads and written in order.
+//! The payload of an age v1 file, decrypted by several threads and written in order by one of them.
 //!
 //! `key = HKDF-SHA-256(nonce, "payload", file key)`; then chunks of 64 KiB plaintext,
 //! `ChaCha20-Poly1305(key, counter (11 bytes, big endian) || last flag)`.
@@ -13,11 +13,13 @@
 //! later chunk fails is authentic but incomplete: the caller must not use it before the end.
 //! Source: C2SP age v1.
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
@@ -169,42 +171,89 @@ struct Batch {
     lens: Result<Vec<usize>, Error>,
 }
 
-/// Threads that decrypt; made before a sandbox forbids new ones.
+/// Batches that wait to be decrypted, by whichever thread is free.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    batches: VecDeque<Batch>,
+    is_closed: bool,
+}
+
+impl Queue {
+    fn push(&self, batch: Batch) {
+        self.lock().batches.push_back(batch);
+        self.changed.notify_one();
+    }
+
+    /// Takes the first batch, if there is one.
+    fn take(&self) -> Option<Batch> {
+        self.lock().batches.pop_front()
+    }
+
+    /// Waits for a batch; `None` when no more will come.
+    fn wait(&self) -> Option<Batch> {
+        let mut waiting = self.lock();
+        loop {
+            if let Some(batch) = waiting.batches.pop_front() {
+                return Some(batch);
+            }
+            if waiting.is_closed {
+                return None;
+            }
+            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn close(&self) {
+        self.lock().is_closed = true;
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Threads that decrypt beside the caller's; made before a sandbox forbids new ones.
 #[derive(Debug)]
 pub struct Decryptor {
-    jobs: Option<Sender<Batch>>,
+    queue: Arc<Queue>,
     done: Receiver<Batch>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Decryptor {
-    /// Starts `threads_count` threads (at least one); returns when all of them run.
+    /// Starts threads that decrypt beside the one that calls [`Decryptor::decrypt`]; returns when all of
+    /// them run. Without any, the caller does it all.
     ///
     /// # Errors
     ///
     /// [`Error::Stream`] when a thread cannot be started.
-    pub fn new(threads_count: usize) -> Result<Self, Error> {
-        let (jobs_tx, jobs_rx) = channel::<Batch>();
+    pub fn new(helpers_count: usize) -> Result<Self, Error> {
+        let queue = Arc::new(Queue::default());
         let (done_tx, done_rx) = channel::<Batch>();
-        let jobs_rx = Arc::new(Mutex::new(jobs_rx));
-        let threads_count = threads_count.max(1);
         // The start of a thread makes system calls that a seccomp filter may forbid afterwards.
-        let started = Arc::new(Barrier::new(threads_count + 1));
+        let started = Arc::new(Barrier::new(helpers_count + 1));
         let mut threads = Vec::new();
-        for _ in 0..threads_count {
-            let (jobs, done) = (Arc::clone(&jobs_rx), done_tx.clone());
+        for _ in 0..helpers_count {
+            let (queue, done) = (Arc::clone(&queue), done_tx.clone());
             let started = Arc::clone(&started);
             let thread = thread::Builder::new().name("decrypt".to_owned());
             let thread = thread
                 .spawn(move || {
                     started.wait();
-                    work(&jobs, &done);
+                    work(&queue, &done);
                 })
                 .map_err(|source| Error::Stream { action: "start a thread", source })?;
             threads.push(thread);
         }
         started.wait();
-        Ok(Self { jobs: Some(jobs_tx), done: done_rx, threads })
+        Ok(Self { queue, done: done_rx, threads })
     }
 
     /// Decrypts the payload behind `header` and writes it in order; returns its length.
@@ -240,21 +289,20 @@ impl Decryptor {
         writer: &mut impl Write,
         progress: &mut dyn FnMut(u64),
     ) -> Result<u64, Error> {
-        let jobs = self.jobs.as_ref().expect("the threads live as long as this value");
         let mut firsts = (0..payload.layout.chunks_count).step_by(BATCH_COUNT);
         let mut under_way = 0;
-        for first in firsts.by_ref().take(self.threads.len() * BATCHES_PER_THREAD) {
+        for first in firsts.by_ref().take((self.threads.len() + 1) * BATCHES_PER_THREAD) {
             let buffer = Zeroizing::new(vec![0; BATCH_COUNT * SEALED_LEN_BYTES]);
             let payload = Arc::clone(payload);
-            let batch = Batch { payload, first, buffer, lens: Ok(Vec::new()) };
-            jobs.send(batch).expect("the threads wait for jobs");
+            self.queue.push(Batch { payload, first, buffer, lens: Ok(Vec::new()) });
             under_way += 1;
         }
         let mut waiting: Vec<Batch> = Vec::new();
         let mut next = 0;
         let mut written = Ok(0);
         while under_way > 0 {
-            waiting.push(self.done.recv().expect("the threads give every batch back"));
+            waiting.push(self.next_done());
+            waiting.extend(self.done.try_iter());
             while let Some(place) = waiting.iter().position(|batch| batch.first == next) {
                 let mut batch = waiting.swap_remove(place);
                 under_way -= 1;
@@ -266,18 +314,31 @@ impl Decryptor {
                 progress(written_bytes);
                 if let Some(first) = firsts.next() {
                     batch.first = first;
-                    jobs.send(batch).expect("the threads wait for jobs");
+                    self.queue.push(batch);
                     under_way += 1;
                 }
             }
         }
         written
     }
+
+    /// Returns a decrypted batch: one that a thread has done, or else one that is done here, so that the
+    /// thread that writes never waits while there is something to decrypt.
+    fn next_done(&self) -> Batch {
+        if let Ok(batch) = self.done.try_recv() {
+            return batch;
+        }
+        if let Some(mut batch) = self.queue.take() {
+            batch.decrypt();
+            return batch;
+        }
+        self.done.recv().expect("the threads give every batch back")
+    }
 }
 
 impl Drop for Decryptor {
     fn drop(&mut self) {
-        self.jobs = None;
+        self.queue.close();
         for thread in self.threads.drain(..) {
             // A thread that panicked has said so; there is nothing to add.
             let _ = thread.join();
@@ -286,6 +347,10 @@ impl Drop for Decryptor {
 }
 
 impl Batch {
+    fn decrypt(&mut self) {
+        self.lens = self.payload.decrypt_batch(self.first, &mut self.buffer);
+    }
+
     /// Writes the plaintext; returns its length.
     fn write(&mut self, writer: &mut impl Write) -> Result<u64, Error> {
         let lens = std::mem::replace(&mut self.lens, Ok(Vec::new()))?;
@@ -299,14 +364,16 @@ impl Batch {
     }
 }
 
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Batch({})", self.first)
+    }
+}
+
 /// A thread's life: decrypt batches until there are no more.
-fn work(jobs: &Mutex<Receiver<Batch>>, done: &Sender<Batch>) {
-    loop {
-        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(mut batch) = job else {
-            return;
-        };
-        batch.lens = batch.payload.decrypt_batch(batch.first, &mut batch.buffer);
+fn work(queue: &Queue, done: &Sender<Batch>) {
+    while let Some(mut batch) = queue.wait() {
+        batch.decrypt();
         if done.send(batch).is_err() {
             return;
         }
