@@ -69,6 +69,27 @@ fn check_file(name: &str, text: &str, faults: &mut Vec<String>) {
     }
 }
 
+/// A promise whose test was renamed or removed is none.
+#[test]
+fn every_test_that_the_security_page_names_is_there() {
+    let page = fs::read_to_string("SECURITY.md").unwrap();
+    let mut tests: String = files_below(&["tests/it", "src"])
+        .iter()
+        .map(|path| fs::read_to_string(path).unwrap())
+        .collect();
+    tests.push('\n');
+    let names = page.split('`').skip(1).step_by(2).filter(|name| name.contains("::"));
+    let mut count = 0;
+    for name in names {
+        let last = name.rsplit("::").next().unwrap();
+        let is_there =
+            tests.contains(&format!("fn {last}(")) || tests.contains(&format!("mod {last};"));
+        assert!(is_there, "SECURITY.md names {name}, which is not there");
+        count += 1;
+    }
+    assert!(count >= 20, "{count}");
+}
+
 #[test]
 fn every_seccomp_rule_says_why() {
     for entry in fs::read_dir("policy/seccomp").unwrap() {
@@ -81,8 +102,12 @@ fn every_seccomp_rule_says_why() {
 }
 
 fn source_files() -> Vec<PathBuf> {
+    files_below(&["src", "kernels/src"])
+}
+
+fn files_below(folders: &[&str]) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let mut folders = vec![PathBuf::from("src"), PathBuf::from("kernels/src")];
+    let mut folders: Vec<_> = folders.iter().map(PathBuf::from).collect();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();

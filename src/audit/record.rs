@@ -171,6 +171,9 @@ pub struct ModelFacts {
     pub signer: String,
     /// Whether the file was encrypted.
     pub sealed: bool,
+    /// When it was first admitted, in seconds since 1970, if its signer's certificate has expired since.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub admitted_s: Option<u64>,
 }
 
 /// Facts of a request that the supervisor looked up.

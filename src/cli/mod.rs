@@ -13,8 +13,12 @@ pub mod golden;
 pub mod http_client;
 pub mod keygen;
 pub mod model;
+mod model_checks;
 pub mod model_distance;
+pub mod model_explain;
 pub mod model_inspect;
+mod model_package;
+pub mod model_quarantine;
 mod model_report;
 pub mod model_seal;
 pub mod model_sign;
@@ -88,7 +92,7 @@ enum Command {
     /// Make keys: for signing, opening, the audit log, TLS.
     #[command(subcommand)]
     Keygen(keygen::Command),
-    /// Inspect, sign, seal and verify model files.
+    /// Inspect, sign, seal, verify, explain and quarantine model files.
     #[command(subcommand)]
     Model(model::Command),
     /// Have the running supervisor take changed tokens and a changed certificate.

@@ -2,7 +2,10 @@
 
 use clap::Subcommand;
 
-use super::{Outcome, golden, model_distance, model_inspect, model_seal, model_sign, model_verify};
+use super::{
+    Outcome, golden, model_distance, model_explain, model_inspect, model_quarantine, model_seal,
+    model_sign, model_verify,
+};
 
 /// Subcommands of `cloister model`.
 #[derive(Subcommand, Debug)]
@@ -15,6 +18,11 @@ pub enum Command {
     Seal(model_seal::Arguments),
     /// Check signature and encryption of a model file, without loading it.
     Verify(model_verify::Arguments),
+    /// Say why a model is refused, check by check, and what to do.
+    Explain(model_explain::Arguments),
+    /// Put a refused model where nothing is loaded from, list what lies there, take it back.
+    #[command(subcommand)]
+    Quarantine(model_quarantine::Command),
     /// Hold the engine against golden lines.
     Golden(golden::Arguments),
     /// Measure the fast mode against the exact mode on a text.
@@ -32,6 +40,8 @@ pub fn run(command: &Command) -> Outcome {
         Command::Sign(arguments) => model_sign::run(arguments),
         Command::Seal(arguments) => model_seal::run(arguments),
         Command::Verify(arguments) => model_verify::run(arguments),
+        Command::Explain(arguments) => model_explain::run(arguments),
+        Command::Quarantine(command) => model_quarantine::run(command),
         Command::Golden(arguments) => golden::run(arguments),
         Command::Distance(arguments) => model_distance::run(arguments),
     }

@@ -6,9 +6,9 @@ use clap::Args;
 
 use super::model_report::{fail, progress_bar, with_suffix};
 use super::{Outcome, Verdict, print};
-use crate::package::Error;
 use crate::package::files::{NewFile, Overwrite, open_regular};
 use crate::package::seal::{WRITE, parse_recipient, seal};
+use crate::package::{Error, quarantine};
 
 /// Arguments of `cloister model seal`.
 #[derive(Args, Debug)]
@@ -61,6 +61,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
 fn seal_file(arguments: &Arguments, out: &Path) -> Result<u64, Error> {
     let recipients = arguments.recipient.iter().map(|text| parse_recipient(text));
     let recipients = recipients.collect::<Result<Vec<_>, _>>()?;
+    quarantine::check(&arguments.file)?;
     let mut file = open_regular(&arguments.file)?;
     let overwrite = if arguments.force { Overwrite::Force } else { Overwrite::No };
     let mut sealed = NewFile::create(out, 0o644, overwrite)?;

@@ -10,7 +10,7 @@ use super::{Outcome, Verdict, print};
 use crate::package::digest::hash_through;
 use crate::package::files::{Overwrite, open_regular, write_new};
 use crate::package::keys::SigningKey;
-use crate::package::{Error, hex, signature};
+use crate::package::{Error, hex, quarantine, signature};
 
 /// Arguments of `cloister model sign`.
 #[derive(Args, Debug)]
@@ -61,6 +61,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
 
 /// Returns the file's digest and the key's hint.
 fn sign(arguments: &Arguments, out: &Path) -> Result<(String, String), Error> {
+    quarantine::check(&arguments.file)?;
     let overwrite = if arguments.force { Overwrite::Force } else { Overwrite::No };
     if overwrite == Overwrite::No && out.symlink_metadata().is_ok() {
         return Err(Error::Exists { path: out.to_owned() });

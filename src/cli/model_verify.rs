@@ -1,48 +1,29 @@
 //! `cloister model verify`: the checks that admit a model, without loading it.
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use std::thread;
+use std::path::Path;
 use std::time::{Instant, SystemTime};
 
 use clap::Args;
-use nix::unistd::geteuid;
-use ring::digest::{Context, SHA256};
 
-use super::model_report::{Counted, fail, progress_bar, with_suffix};
+use super::model_package::ModelPackage;
+use super::model_report::fail;
 use super::opening_limits::OpeningLimits;
 use super::{Outcome, Verdict, print};
-use crate::ipc::message::Digest;
-use crate::package::age_stream::Decryptor;
-use crate::package::bundle::BUNDLE_LEN_MAX_BYTES;
-use crate::package::digest::hash_through;
-use crate::package::files::{Ownership, open_regular, read_small};
-use crate::package::keys::Identity;
-use crate::package::open::{is_age, open_age};
-use crate::package::signature::{Verified, verify};
+use crate::package::files::open_regular;
+use crate::package::open::is_age;
+use crate::package::signature::verify;
 use crate::package::statement::Statement;
-use crate::package::trust::TrustStore;
-use crate::package::{Error, hex};
+use crate::package::{Error, hex, quarantine};
 
 /// Arguments of `cloister model verify`.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  \
     cloister model verify model.gguf --trust /etc/cloister/trust\n  \
-    cloister model verify model.gguf.age --trust trust --identity identity.txt --timing")]
+    cloister model verify model.gguf.age --trust trust --identity identity.txt --timing\n\n\
+    Why a model is refused, check by check: cloister model explain.")]
 pub struct Arguments {
-    /// The model, encrypted (age) or not.
-    #[arg(value_name = "FILE")]
-    file: PathBuf,
-    /// The signature [default: FILE without .age, plus .sig].
-    #[arg(long, value_name = "FILE")]
-    signature: Option<PathBuf>,
-    /// Folder of public keys and roots (PEM) whose signatures count.
-    #[arg(long, value_name = "DIR", default_value = "/etc/cloister/trust")]
-    trust: PathBuf,
-    /// age identity that opens an encrypted model.
-    #[arg(long, value_name = "FILE")]
-    identity: Option<PathBuf>,
+    #[command(flatten)]
+    package: ModelPackage,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -57,85 +38,33 @@ pub struct Arguments {
 ///
 /// A file that cannot be read, a missing identity.
 pub fn run(arguments: &Arguments) -> Outcome {
-    let signature = arguments.signature.clone().unwrap_or_else(|| {
-        let plain = arguments.file.with_extension("");
-        let encrypted = arguments.file.extension().is_some_and(|extension| extension == "age");
-        with_suffix(if encrypted { &plain } else { &arguments.file }, ".sig")
-    });
-    let ownership = Ownership::of(&[geteuid().as_raw()]);
-    let trust = match TrustStore::open(&arguments.trust, &ownership) {
+    let package = &arguments.package;
+    let trust = match package.trust_store() {
         Ok(trust) => trust,
-        Err(error) => return fail(&arguments.trust, &error, arguments.json),
+        Err(error) => return fail(&package.trust, &error, arguments.json),
     };
-    let statement = match verify_signature(&trust, &signature) {
+    let verified = quarantine::check(&package.file)
+        .and_then(|()| package.bundle())
+        .and_then(|bundle| verify(&bundle, &trust, None, SystemTime::now()));
+    let statement = match verified {
         Ok(statement) => statement,
-        Err(error) => return fail(&signature, &error, arguments.json),
+        Err(error) => return fail(&package.signature(), &error, arguments.json),
     };
     let start = Instant::now();
-    match hash_plaintext(arguments).and_then(|(digest, len_bytes)| {
+    match package.hash().and_then(|(digest, len_bytes)| {
         statement.check(&digest)?;
         Ok(len_bytes)
     }) {
         Ok(len_bytes) => {
             let seconds = start.elapsed().as_secs_f64();
             let limits = match arguments.timing {
-                true => Some(limits(&arguments.file)?),
+                true => Some(limits(&package.file)?),
                 false => None,
             };
             show(arguments, &statement, len_bytes, seconds, limits);
             Ok(Verdict::Holds)
         }
-        Err(error) => fail(&arguments.file, &error, arguments.json),
-    }
-}
-
-fn verify_signature(trust: &TrustStore, path: &Path) -> Result<Verified<Statement>, Error> {
-    let bundle = read_small(path, "signature bundle", BUNDLE_LEN_MAX_BYTES as u64)?;
-    verify(&bundle, trust, None, SystemTime::now())
-}
-
-/// Returns digest and length of the plaintext.
-fn hash_plaintext(arguments: &Arguments) -> Result<(Digest, u64), Error> {
-    let file = open_regular(&arguments.file)?;
-    let bar = progress_bar("verifying", file.metadata().map_or(0, |metadata| metadata.len()));
-    let outcome = if is_age(&file)? {
-        hash_encrypted(arguments, file, &mut |n| bar.set_position(n))
-    } else {
-        hash_through(&mut Counted { file: &file, bar: bar.clone() }, &mut io::sink())
-    };
-    bar.finish_and_clear();
-    outcome
-}
-
-fn hash_encrypted(
-    arguments: &Arguments,
-    file: File,
-    progress: &mut dyn FnMut(u64),
-) -> Result<(Digest, u64), Error> {
-    let Some(path) = &arguments.identity else {
-        return Err(Error::IdentityMissing);
-    };
-    let identity = Identity::open(path)?;
-    // One processor hashes.
-    let processors = thread::available_parallelism().map_or(1, usize::from);
-    let mut decryptor = Decryptor::new(processors.saturating_sub(1).max(1))?;
-    let mut hash = Hash(Context::new(&SHA256));
-    let len_bytes = open_age(file, &mut &identity, &mut decryptor, &mut hash, progress)?;
-    let digest = hash.0.finish();
-    Ok((Digest(digest.as_ref().try_into().expect("SHA-256 is 32 bytes")), len_bytes))
-}
-
-/// Hashes what is written, while other threads decrypt what comes next.
-struct Hash(Context);
-
-impl Write for Hash {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        Err(error) => fail(&package.file, &error, arguments.json),
     }
 }
 
@@ -157,7 +86,7 @@ fn show(
     let digest = hex(&statement.digest.0);
     if arguments.json {
         let mut report = serde_json::json!({
-            "verdict": "VERIFIED", "file": arguments.file, "sha256": digest,
+            "verdict": "VERIFIED", "file": arguments.package.file, "sha256": digest,
             "signer": statement.signer, "signed_as": statement.subject, "len_bytes": len_bytes,
         });
         if let Some(limits) = limits {
@@ -172,7 +101,7 @@ fn show(
         print(&report.to_string());
         return;
     }
-    print(&format!("VERIFIED: {}", arguments.file.display()));
+    print(&format!("VERIFIED: {}", arguments.package.file.display()));
     print(&format!("  signer    {}", statement.signer));
     print(&format!("  signed as {}", statement.subject.escape_debug()));
     print(&format!("  sha256    {digest}"));

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::model_inspect::read_header;
 use crate::engine::ImageLayout;
+use crate::package::quarantine;
 use crate::sys::memory::{SealedMemory, UnsealedMemory};
 
 /// How long a model took to load.
@@ -45,6 +46,7 @@ impl PackedFile {
     /// Fails if the file cannot be read, or the engine refuses the model.
     pub fn read_telling(path: &Path, tell: impl Fn(u64, u64)) -> Result<Self, Box<dyn Error>> {
         let named = |error: io::Error| format!("{}: {error}", path.display());
+        quarantine::check(path)?;
         let start = Instant::now();
         let (header, file_len) = read_header(path)?;
         let file = File::open(path).map_err(named)?;

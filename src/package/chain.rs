@@ -20,12 +20,12 @@ const CODE_SIGNING: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x03];
 
 /// Verifies that `chain` (DER, leaf first) ends at one of `roots` at the time `now`.
 ///
-/// Returns the root's label and the leaf's key.
+/// Returns the root and the leaf's key.
 pub(super) fn verify<'r>(
     chain: &[Vec<u8>],
     roots: &'r [Root],
     now: SystemTime,
-) -> Result<(&'r str, PublicKey), Error> {
+) -> Result<(&'r Root, PublicKey), Error> {
     let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO));
     let ders: Vec<CertificateDer<'_>> =
         chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
@@ -57,7 +57,7 @@ pub(super) fn verify<'r>(
             None,
         );
         match verdict {
-            Ok(_) => return Ok((&root.label, key)),
+            Ok(_) => return Ok((root, key)),
             Err(webpki::Error::UnknownIssuer) => {}
             Err(error) => fault = chain_fault(&error),
         }

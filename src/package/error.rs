@@ -4,6 +4,10 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::digest_lists::Revocable;
+use super::hex;
+use crate::ipc::message::Digest;
+
 /// What is wrong with one field of a bundle, of its payload or of a key file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
@@ -141,6 +145,40 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// A line of a list of digests is none.
+    DigestList {
+        /// The list.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+    },
+    /// What was kept of an admission does not parse.
+    Admission {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A note of the quarantine does not parse.
+    Note {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The model lies in quarantine.
+    Quarantined {
+        /// The note beside it.
+        note: PathBuf,
+    },
+    /// The signer or the model is revoked.
+    Revoked {
+        /// What of it.
+        what: Revocable,
+        /// The remark of the list's line, or its digest.
+        entry: String,
+    },
+    /// There is a list of allowed models, and this one is not on it.
+    NotAllowed {
+        /// SHA-256 of the model.
+        digest: Digest,
+    },
     /// A JSON text does not parse.
     Json {
         /// Which text.
@@ -234,6 +272,9 @@ impl Error {
                 | Self::IdentityMissing
                 | Self::TrustNotFolder { .. }
                 | Self::TrustEmpty { .. }
+                | Self::DigestList { .. }
+                | Self::Admission { .. }
+                | Self::Note { .. }
                 | Self::TrustTooMany { .. }
                 | Self::NotX25519 { .. }
                 | Self::Generate { .. }
@@ -251,7 +292,11 @@ impl Error {
             | Self::Key { path, .. }
             | Self::KeyExposed { path, .. }
             | Self::TrustNotFolder { path }
-            | Self::TrustEmpty { path } => Some(path),
+            | Self::TrustEmpty { path }
+            | Self::Admission { path }
+            | Self::Note { path }
+            | Self::Quarantined { note: path }
+            | Self::DigestList { path, .. } => Some(path),
             _ => None,
         }
     }
@@ -275,6 +320,22 @@ impl Error {
             }
             Self::TrustEmpty { .. } | Self::UnknownKey => {
                 "put the signer's public key (PEM) into the trust folder, if you trust it"
+            }
+            Self::DigestList { .. } => {
+                "write lines as sha256sum does: 64 hexadecimal digits, two spaces, a printable remark"
+            }
+            Self::Admission { .. } => {
+                "remove it, and have the model signed with a valid certificate"
+            }
+            Self::Quarantined { .. } => {
+                "see why: cloister model quarantine list; take it out: cloister model quarantine release"
+            }
+            Self::Revoked { .. } => {
+                "take a model that is not revoked, from a signer that is not; the list is \
+                 revoked.sha256 in the trust folder"
+            }
+            Self::NotAllowed { .. } => {
+                "if you allow it: sha256sum MODEL.gguf >> allowed.sha256, in the trust folder"
             }
             Self::CurveUnsupported { .. } => "have it signed with a P-256 or P-384 key",
             Self::Chain(ChainFault::UnknownIssuer) => {
@@ -357,6 +418,7 @@ impl fmt::Display for HeaderFault {
 }
 
 impl fmt::Display for Error {
+    #[expect(clippy::too_many_lines, reason = "a table: what each error says")]
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Io { action, path, source } => write!(f, "{action} {}: {source}", path.display()),
@@ -385,6 +447,23 @@ impl fmt::Display for Error {
                 write!(f, "{} is not a folder of trusted keys", path.display())
             }
             Self::TrustEmpty { path } => write!(f, "{} holds no public key", path.display()),
+            Self::DigestList { path, line } => {
+                write!(f, "{}, line {line}: no SHA-256 and remark", path.display())
+            }
+            Self::Admission { path } => write!(f, "{} is no admission", path.display()),
+            Self::Note { path } => write!(f, "{} is no note of a quarantine", path.display()),
+            Self::Quarantined { note } => write!(f, "quarantined: {}", note.display()),
+            Self::Revoked { what, entry } => {
+                let what = match what {
+                    Revocable::Key => "the signer's key",
+                    Revocable::Certificate => "a certificate of the signer",
+                    Revocable::Model => "the model",
+                };
+                write!(f, "{what} is revoked: {entry}")
+            }
+            Self::NotAllowed { digest } => {
+                write!(f, "the model is not on the list of allowed ones: {}", hex(&digest.0))
+            }
             Self::Json { part, line, column } => {
                 write!(f, "the {part} is not JSON at line {line}, column {column}")
             }

@@ -2,8 +2,10 @@
 //!
 //! 1. Parse the bundle's form. Nothing in it is trusted.
 //! 2. Find the signer in the trust folder: by key hint, or by certificate chain at the given time.
-//! 3. Verify `ECDSA(PAE(payloadType, payload))` over the bytes received.
-//! 4. Only then parse the payload: one file, SHA-256, the root digest recomputed.
+//! 3. Refuse a revoked key or certificate.
+//! 4. Verify `ECDSA(PAE(payloadType, payload))` over the bytes received.
+//! 5. Only then parse the payload: one file, SHA-256, the root digest recomputed.
+//! 6. Hold the digest against the lists of the trust folder: not revoked, and allowed.
 //!
 //! The old pre-authentication encoding that the reference tool falls back to is not accepted.
 
@@ -43,21 +45,51 @@ pub fn verify(
     now: SystemTime,
 ) -> Result<Verified<Statement>, Error> {
     let bundle = Bundle::parse(bundle)?;
-    let from_chain: PublicKey;
-    let (signer, key) = match &bundle.material {
-        Material::KeyHint(hint) => trust.key(hint).ok_or(Error::UnknownKey)?,
-        Material::Chain(ders) => {
-            let (label, key) = chain::verify(ders, trust.roots(), now)?;
-            from_chain = key;
-            (label, &from_chain)
-        }
-    };
+    let (signer, key) = signer(&bundle.material, trust, now)?;
     key.verify(&pre_authentication_encoding(&bundle.payload), &bundle.signature)?;
-    let statement = statement::parse(&bundle.payload, signer.to_owned())?;
+    let has_chain = matches!(bundle.material, Material::Chain(_));
+    let statement = statement::parse(&bundle.payload, (signer, has_chain))?;
+    trust.lists().check_model(&statement.digest)?;
     if name.is_some_and(|name| name != statement.subject) {
         return Err(Error::SubjectName);
     }
     Ok(Verified(statement))
+}
+
+/// Returns label and key of the signer, if trusted at `now` and not revoked.
+fn signer(
+    material: &Material,
+    trust: &TrustStore,
+    now: SystemTime,
+) -> Result<(String, PublicKey), Error> {
+    let lists = trust.lists();
+    let (label, key) = match material {
+        Material::KeyHint(hint) => {
+            let (label, key) = trust.key(hint).ok_or(Error::UnknownKey)?;
+            (label.to_owned(), key.clone())
+        }
+        Material::Chain(ders) => {
+            let (root, key) = chain::verify(ders, trust.roots(), now)?;
+            ders.iter().try_for_each(|der| lists.check_certificate(der))?;
+            lists.check_certificate(&root.certificate)?;
+            (root.label.clone(), key)
+        }
+    };
+    lists.check_key(&key.to_pem())?;
+    Ok((label, key))
+}
+
+/// Returns what a bundle claims, whoever signed it: for explanations, never for a decision.
+///
+/// # Errors
+///
+/// When bundle or payload have the wrong form.
+pub fn claimed(bundle: &[u8]) -> Result<Statement, Error> {
+    let bundle = Bundle::parse(bundle)?;
+    statement::parse(
+        &bundle.payload,
+        (String::new(), matches!(bundle.material, Material::Chain(_))),
+    )
 }
 
 /// Signs the digest of a file called `name`; returns the bundle's text.

@@ -9,7 +9,7 @@ use ring::digest::{SHA256, digest};
 
 use super::error::{FIELD_HASH_TYPE, FIELD_METHOD, FIELD_SYMLINKS};
 use super::json::{self, Json, Object};
-use super::{Error, Fault, hex};
+use super::{Error, Fault, hex, unhex};
 use crate::ipc::message::Digest;
 
 const PART: &str = "signed payload";
@@ -39,6 +39,8 @@ pub struct Statement {
     pub digest: Digest,
     /// Who signed: the label of the key or root in the trust folder.
     pub signer: String,
+    /// Whether a certificate chain says so, which holds for a time only.
+    pub has_chain: bool,
 }
 
 impl Statement {
@@ -52,8 +54,11 @@ impl Statement {
     }
 }
 
-/// Parses a payload whose signature has been verified; `signer` is who signed.
-pub(super) fn parse(payload: &[u8], signer: String) -> Result<Statement, Error> {
+/// Parses a payload whose signature has been verified; `signer` is who signed, and whether by a chain.
+pub(super) fn parse(
+    payload: &[u8],
+    (signer, has_chain): (String, bool),
+) -> Result<Statement, Error> {
     let mut statement = json::parse(PART, payload)?.object("payload")?;
     statement.expect_text("_type", "_type", STATEMENT_TYPE)?;
     statement.expect_text("predicateType", "predicateType", PREDICATE_TYPE)?;
@@ -71,7 +76,7 @@ pub(super) fn parse(payload: &[u8], signer: String) -> Result<Statement, Error> 
     if root_digest(&digest) != root {
         return Err(Error::RootDigest);
     }
-    Ok(Statement { subject, digest, signer })
+    Ok(Statement { subject, digest, signer, has_chain })
 }
 
 /// Writes the payload that states `digest` of a file called `name`.
@@ -130,17 +135,6 @@ fn parse_predicate(mut predicate: Object) -> Result<(String, Digest), Error> {
 }
 
 fn parse_digest(text: &str, field: &'static str) -> Result<Digest, Error> {
-    let wrong = Error::Field { field, fault: Fault::NotHex };
-    if text.len() != 64 || !text.is_ascii() {
-        return Err(wrong);
-    }
-    let mut bytes = [0; 32];
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        let digit = |c: u8| char::from(c).to_digit(16);
-        let (Some(high), Some(low)) = (digit(pair[0]), digit(pair[1])) else {
-            return Err(wrong);
-        };
-        *byte = u8::try_from(high << 4 | low).expect("two hexadecimal digits are one byte");
-    }
+    let bytes = unhex(text.as_bytes()).ok_or(Error::Field { field, fault: Fault::NotHex })?;
     Ok(Digest(bytes))
 }

@@ -1,7 +1,8 @@
 //! The trust folder: whose signatures count.
 //!
 //! Each file holds one PEM block: a public key (`PUBLIC KEY`) or the root of certificate chains
-//! (`CERTIFICATE`). Its name is the label that records and commands show.
+//! (`CERTIFICATE`). Its name is the label that records and commands show. Two files may stand beside them
+//! that say which models are allowed and what is revoked: `digest_lists.rs`.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -11,6 +12,7 @@ use pki_types::pem::{PemObject as _, SectionKind};
 use ring::digest::{SHA256, digest};
 use ring::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P384_SHA384_ASN1, UnparsedPublicKey};
 
+use super::digest_lists::{DigestLists, LIST_LEN_MAX_BYTES};
 use super::files::{Ownership, io_error, open_regular, read_small_open};
 use super::{Error, hex, keys};
 
@@ -115,6 +117,7 @@ pub(super) struct Root {
 pub struct TrustStore {
     keys: Vec<(String, PublicKey)>,
     roots: Vec<Root>,
+    lists: DigestLists,
 }
 
 impl TrustStore {
@@ -123,7 +126,7 @@ impl TrustStore {
     /// # Errors
     ///
     /// No folder, a folder or file that another user could have changed, a file that is no regular
-    /// file or holds no key, more files than [`TRUST_COUNT_MAX`], or none.
+    /// file or holds no key, a list with a line that is none, more files than [`TRUST_COUNT_MAX`], or no key.
     pub fn open(folder: &Path, ownership: &Ownership) -> Result<Self, Error> {
         let opened = File::open(folder).map_err(io_error("open", folder))?;
         if !opened.metadata().map_err(io_error("read", folder))?.is_dir() {
@@ -165,6 +168,17 @@ impl TrustStore {
         keys.chain(self.roots.iter().map(|root| (root.label.as_str(), None)))
     }
 
+    /// Returns label and DER of each root.
+    pub fn root_certificates(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.roots.iter().map(|root| (root.label.as_str(), root.certificate.as_ref()))
+    }
+
+    /// Returns which models are allowed and what is revoked.
+    #[must_use]
+    pub fn lists(&self) -> &DigestLists {
+        &self.lists
+    }
+
     pub(super) fn key(&self, hint: &str) -> Option<(&str, &PublicKey)> {
         let found = self.keys.iter().find(|(_, key)| key.hint == hint);
         found.map(|(label, key)| (label.as_str(), key))
@@ -178,6 +192,10 @@ impl TrustStore {
         const WHAT: &str = "EC public key (P-256, P-384) or certificate in PEM";
         let file = open_regular(path)?;
         ownership.check(&file, path)?;
+        if DigestLists::is_list(&label) {
+            let text = read_small_open(&file, path, "list of digests", LIST_LEN_MAX_BYTES)?;
+            return self.lists.read(path, &label, &text);
+        }
         let text = read_small_open(&file, path, "key file", FILE_LEN_MAX_BYTES)?;
         let wrong = || Error::Key { path: path.to_owned(), what: WHAT };
         let mut sections = <(SectionKind, Vec<u8>)>::pem_slice_iter(&text);

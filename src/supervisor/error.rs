@@ -112,7 +112,9 @@ impl fmt::Display for Error {
             Self::Spawner(error) => write!(f, "spawner: {error}"),
             Self::Spawn(role, failed) => write!(f, "{role}: {failed}"),
             Self::Channel(error) => write!(f, "channel: {error}"),
-            Self::Model(name, fault) => write!(f, "model {name} is refused: {fault}"),
+            Self::Model(name, fault) => {
+                write!(f, "model {name} is refused: {fault}; every check: cloister model explain")
+            }
             Self::Node(misplaced) => write!(f, "worker.numa_node: {misplaced}"),
             Self::Swap => write!(f, "sandbox.swap = \"refuse\": {}", super::swap::MISSING),
             Self::NotReady(part) => write!(f, "the {part} did not come up"),

@@ -1,7 +1,7 @@
 //! What is opened by name while the supervisor still may: keys, models, signatures, listeners.
 //!
 //! Everything here runs before the powers are dropped and parses nothing that a client or a model
-//! author wrote but signature bundles and certificates of the operator's own folders.
+//! author wrote.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,7 +10,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+
+use zeroize::Zeroizing;
 
 use super::config::{Config, Listen, Model, Profile};
 use super::error::Error;
@@ -20,16 +21,14 @@ use super::tls::TlsKey;
 use super::tokens::TokenTable;
 use crate::audit::Signer;
 use crate::ipc::message::ListenerKind;
+use crate::package::bundle::BUNDLE_LEN_MAX_BYTES;
 use crate::package::files::{Ownership, open_regular, read_small};
 use crate::package::keys::Identity;
-use crate::package::signature::{Verified, verify};
-use crate::package::statement::Statement;
+use crate::package::quarantine;
 use crate::package::trust::TrustStore;
 
 /// Longest key or certificate file, in bytes.
 pub(super) const KEY_LEN_MAX_BYTES: usize = 64 << 10;
-/// Longest signature bundle, in bytes.
-const BUNDLE_LEN_MAX_BYTES: u64 = 1 << 20;
 
 /// Long-term keys and tables.
 pub(super) struct Keys {
@@ -44,9 +43,9 @@ pub(super) struct Keys {
 /// A model that is about to be opened.
 pub(super) struct ModelFile {
     pub(super) file: File,
-    /// What its signature states; `None` when it is served unsigned. An error is a refusal that
-    /// is recorded once there is a log.
-    pub(super) statement: Result<Option<Verified<Statement>>, crate::package::Error>,
+    /// Its signature, not verified; `None` when it is served unsigned. An error is a refusal that is
+    /// recorded once there is a log.
+    pub(super) bundle: Result<Option<Zeroizing<Vec<u8>>>, crate::package::Error>,
 }
 
 /// Reads the keys; their files must belong to root or to whom the supervisor was started by.
@@ -93,8 +92,8 @@ fn read_identity(path: &Path, owner_uid: u32) -> Result<Identity, Error> {
     Identity::parse(text.expose()).ok_or_else(|| Error::Identity(path.to_owned()))
 }
 
-/// Opens the model files and verifies their signatures.
-pub(super) fn open_models(config: &Config) -> Result<Vec<ModelFile>, Error> {
+/// Opens the trust folder and the model files, and reads their signatures.
+pub(super) fn open_models(config: &Config) -> Result<(Option<TrustStore>, Vec<ModelFile>), Error> {
     let ownership = Ownership::of(&[owner_uid(config.profile)]);
     let needs_trust = config.models.iter().any(|model| !model.allow_unsigned);
     let has_trust = config.keys.trust_folder.is_dir();
@@ -107,25 +106,22 @@ pub(super) fn open_models(config: &Config) -> Result<Vec<ModelFile>, Error> {
     let mut files = Vec::new();
     for model in &config.models {
         let file = open_regular(&model.file).map_err(Error::Package)?;
-        let statement = match &trust {
-            Some(trust) => verify_bundle(model, trust),
+        let bundle = match &trust {
+            Some(_) => read_bundle(model),
             None => Ok(None),
         };
-        files.push(ModelFile { file, statement });
+        let bundle = quarantine::check(&model.file).and(bundle);
+        files.push(ModelFile { file, bundle });
     }
-    Ok(files)
+    Ok((trust, files))
 }
 
-/// Verifies a model's bundle; the override takes a bundle that is not there, never a wrong one.
-fn verify_bundle(
-    model: &Model,
-    trust: &TrustStore,
-) -> Result<Option<Verified<Statement>>, crate::package::Error> {
+/// Reads a model's bundle; the override takes a bundle that is not there, never a wrong one.
+fn read_bundle(model: &Model) -> Result<Option<Zeroizing<Vec<u8>>>, crate::package::Error> {
     if model.allow_unsigned && fs::symlink_metadata(&model.signature).is_err() {
         return Ok(None);
     }
-    let bundle = read_small(&model.signature, "signature", BUNDLE_LEN_MAX_BYTES)?;
-    verify(&bundle, trust, None, SystemTime::now()).map(Some)
+    read_small(&model.signature, "signature", BUNDLE_LEN_MAX_BYTES as u64).map(Some)
 }
 
 /// Binds the listeners, in order, but for those that the service manager hands down.
@@ -184,9 +180,9 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 
 /// Makes the folders that the supervisor writes to, as its own user's.
 pub(super) fn make_folders(config: &Config) -> Result<(), Error> {
-    let folders = [Some(config.audit_folder.as_path()), Some(&principals_folder(config))];
-    for folder in folders.into_iter().flatten() {
-        let fault = |source| Error::Folder(folder.to_owned(), source);
+    let folders = [&config.audit_folder, &principals_folder(config), &admissions_folder(config)];
+    for folder in folders {
+        let fault = |source| Error::Folder(folder.clone(), source);
         fs::create_dir_all(folder).map_err(fault)?;
         // A service that was given ready folders needs no power to make them so.
         let facts = fs::metadata(folder).map_err(fault)?;
@@ -204,6 +200,14 @@ pub(super) fn make_folders(config: &Config) -> Result<(), Error> {
 
 /// Where the principals' keys are: beside the log, not in it.
 pub(super) fn principals_folder(config: &Config) -> PathBuf {
-    let parent = config.audit_folder.parent().unwrap_or(Path::new("."));
-    parent.join("principals")
+    beside_the_log(config, "principals")
+}
+
+/// Where admissions are kept.
+pub(super) fn admissions_folder(config: &Config) -> PathBuf {
+    beside_the_log(config, "admissions")
+}
+
+fn beside_the_log(config: &Config, name: &str) -> PathBuf {
+    config.audit_folder.parent().unwrap_or(Path::new(".")).join(name)
 }

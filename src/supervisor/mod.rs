@@ -4,10 +4,10 @@
 //!
 //! 1. Read the configuration, and what the service manager says.
 //! 2. Fork the spawner, while there is one thread and no key in memory.
-//! 3. Bind the listeners and the control socket; read keys; open models, verify their signatures.
+//! 3. Bind the listeners and the control socket; read keys; open models, read their signatures.
 //! 4. Give up every power: own user, no capabilities, landlock, seccomp, no dump.
 //! 5. Open the audit log; record the start and what the last run left open.
-//! 6. Open each model through opener and loader; record it, or refuse to start.
+//! 6. Verify each model's signature, open it through opener and loader; record it, or refuse to start.
 //! 7. Start workers and gateway, and serve.
 
 mod cache_domains;
@@ -17,6 +17,7 @@ pub mod config;
 pub mod control;
 mod dispatch;
 mod error;
+mod intake;
 mod ledger;
 mod manager;
 mod material;

@@ -19,6 +19,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::pipe2;
 
+use super::intake::Intake;
 use super::records::is_plain;
 use crate::ipc::message::{
     Digest, FromLoader, FromOpener, KvFormat, OpenCheck, ToLoader, ToOpener,
@@ -45,6 +46,8 @@ pub(super) struct Job<'a> {
     pub(super) is_encrypted: bool,
     /// What the signature states; `None` when the operator serves it unsigned.
     pub(super) statement: Option<&'a Verified<Statement>>,
+    /// What an unsigned model's digest is held against.
+    pub(super) intake: &'a Intake,
     /// The identity that opens age files.
     pub(super) identity: Option<&'a Identity>,
     /// How its worker will keep keys and values.
@@ -67,6 +70,8 @@ pub(super) enum Refusal {
     Opener(OpenCheck),
     /// The bytes are not the signed ones.
     Digest,
+    /// The model is revoked, or not on the list of allowed ones.
+    Listed(crate::package::Error),
     /// The loader's check, in its words.
     Loader(String),
     /// The image is not sealed, or not of the length that was said.
@@ -99,6 +104,7 @@ impl fmt::Display for Refusal {
                 OpenCheck::Io => "the file cannot be read",
             }),
             Self::Digest => write!(f, "the model is not the one that was signed (SHA-256 differs)"),
+            Self::Listed(error) => write!(f, "{error}"),
             Self::Loader(check) => write!(f, "{check}"),
             Self::Seals => write!(f, "the loader's image is not sealed"),
             Self::NoIdentity => write!(f, "the file is sealed, and keys.identity is not there"),
@@ -152,8 +158,9 @@ impl Opening<'_> {
             FromOpener::Refused { check } => return Err(Refusal::Opener(check)),
             _ => return Err(Refusal::Protocol("opener")),
         }
-        if let Some(statement) = job.statement {
-            statement.check(&digest).map_err(|_| Refusal::Digest)?;
+        match job.statement {
+            Some(statement) => statement.check(&digest).map_err(|_| Refusal::Digest)?,
+            None => job.intake.check(&digest).map_err(Refusal::Listed)?,
         }
         match self.hear_loader()? {
             (FromLoader::Received { len_bytes: said }, _) if said == len_bytes => {}

@@ -15,6 +15,7 @@ use super::config::{Config, Model, Profile, Swap};
 use super::control::ControlSocket;
 use super::dispatch::Dispatch;
 use super::error::{Error, ModelFault};
+use super::intake::Intake;
 use super::ledger::Ledger;
 use super::manager::Manager;
 use super::material::{self, Keys, ModelFile};
@@ -30,6 +31,7 @@ use crate::ipc::Channel;
 use crate::ipc::message::{Digest, KvFormat, ListenerKind, ModelIndex};
 use crate::package::age_stream::Decryptor;
 use crate::package::keys::Identity;
+use crate::package::trust::TrustStore;
 use crate::sandbox::{self, Access, Allow, Ids, Role, Sandboxed};
 use crate::sys::memory::file_len;
 use crate::sys::process::inherited_descriptor;
@@ -48,6 +50,7 @@ pub(super) struct OpenedAll {
     signals: SignalFd,
     keys: Keys,
     models: Vec<ModelFile>,
+    trust: Option<TrustStore>,
     config_digest: String,
     /// Of each model.
     places: Vec<Place>,
@@ -69,7 +72,7 @@ pub(super) fn open_all(config: &Config, mut manager: Manager) -> Result<OpenedAl
         .map_err(|source| Error::Control(control_path.clone(), source))?;
     let listeners = material::bind_listeners(config, &mut manager)?;
     let keys = material::read_keys(config)?;
-    let models = material::open_models(config)?;
+    let (trust, models) = material::open_models(config)?;
     let lens_bytes: Result<Vec<u64>, _> =
         models.iter().map(|model| file_len(&model.file)).collect();
     let lens_bytes = lens_bytes.map_err(|errno| Error::System("look at a model", errno))?;
@@ -87,6 +90,7 @@ pub(super) fn open_all(config: &Config, mut manager: Manager) -> Result<OpenedAl
         signals,
         keys,
         models,
+        trust,
         config_digest: hex(digest(&SHA256, &text).as_ref()),
         places,
         missing: missing_protections(config.profile),
@@ -102,12 +106,14 @@ pub(super) fn give_up_powers(config: &Config) -> Result<Sandboxed, Error> {
         sandbox::assume(Ids { uid, gid: uid }, true).map_err(Error::Sandbox)?;
     }
     let principals = material::principals_folder(config);
+    let admissions = material::admissions_folder(config);
     let parent = |path: &std::path::Path| path.parent().map(ToOwned::to_owned).unwrap_or_default();
     let (tokens, control) = (parent(&config.tokens_file), parent(&config.control_socket));
     let allow = |path, access| Allow { path, access };
     let allowed = [
         allow(config.audit_folder.as_path(), Access::Write),
         allow(principals.as_path(), Access::Write),
+        allow(admissions.as_path(), Access::Write),
         allow(control.as_path(), Access::Write),
         allow(tokens.as_path(), Access::Read),
         allow(std::path::Path::new("/proc/self/fdinfo"), Access::Read),
@@ -138,6 +144,7 @@ pub(super) fn begin(
         signals,
         keys,
         models,
+        trust,
         config_digest,
         places,
         manager,
@@ -154,11 +161,12 @@ pub(super) fn begin(
     let mut ledger = Ledger::new(log, principals);
     record_start(&config, config_digest, &found, sandboxed, &mut ledger);
     ledger.commit().map_err(audit)?;
-    // 6. Open each model.
+    // 6. Verify and open each model.
+    let intake = Intake::new(trust, &material::admissions_folder(&config));
     let (served, unwraps_count) = open_each(
         &config,
         (models, &places),
-        keys.identity.as_ref(),
+        (&intake, keys.identity.as_ref()),
         (&mut nursery, &signals),
         (has_terminal, &manager),
         &mut ledger,
@@ -226,7 +234,7 @@ fn policy_digest() -> String {
 fn open_each(
     config: &Config,
     (models, places): (Vec<ModelFile>, &[Place]),
-    identity: Option<&Identity>,
+    (intake, identity): (&Intake, Option<&Identity>),
     (nursery, signals): (&mut Nursery, &SignalFd),
     (has_terminal, manager): (bool, &Manager),
     ledger: &mut Ledger,
@@ -241,7 +249,7 @@ fn open_each(
         match open_model(
             (model, kv, place),
             file,
-            (identity, &unwraps_count),
+            (intake, identity, &unwraps_count),
             (nursery, signals),
             &terminal,
         )? {
@@ -272,15 +280,18 @@ fn open_each(
 fn open_model(
     (model, kv, place): (&Model, KvFormat, &Place),
     file: ModelFile,
-    (identity, unwraps_count): (Option<&Identity>, &Cell<usize>),
+    (intake, identity, unwraps_count): (&Intake, Option<&Identity>, &Cell<usize>),
     (nursery, signals): (&mut Nursery, &SignalFd),
     terminal: &Terminal<'_>,
 ) -> Result<Result<(Opened, ModelFacts), ModelFault>, Error> {
-    let statement = match file.statement {
-        Ok(statement) => statement,
+    let admitted = file
+        .bundle
+        .and_then(|bundle| intake.verify(bundle.as_ref().map(|bundle| bundle.as_slice())));
+    let admitted = match admitted {
+        Ok(admitted) => admitted,
         Err(error) => return Ok(Err(ModelFault::Signature(error))),
     };
-    let statement = statement.as_ref();
+    let statement = admitted.as_ref().map(|admitted| &admitted.statement);
     let opener = nursery.spawn(Role::Opener, 0, None, Some(signals.as_fd()))?;
     let loader = nursery.spawn(Role::Loader, 0, place.node, Some(signals.as_fd()))?;
     let opening = Opening {
@@ -291,7 +302,7 @@ fn open_model(
         unwraps_count: Cell::new(0),
     };
     let is_encrypted = model.is_encrypted();
-    let job = Job { file: &file.file, is_encrypted, statement, identity, kv };
+    let job = Job { file: &file.file, is_encrypted, statement, intake, identity, kv };
     let opened = opening.run(&job);
     unwraps_count.set(unwraps_count.get() + opening.unwraps_count.get());
     terminal.end();
@@ -300,12 +311,16 @@ fn open_model(
     nursery.kill(loader.id)?;
     Ok(match opened {
         Ok(opened) => {
+            if let Some(admitted) = &admitted {
+                intake.keep(admitted).map_err(Error::Package)?;
+            }
             let signer = statement.map_or("nobody (allow_unsigned)", |it| it.signer.as_str());
             let facts = ModelFacts {
                 model: model.name.clone(),
                 digest: hex(&opened.digest.0),
                 signer: signer.to_owned(),
                 sealed: model.is_encrypted(),
+                admitted_s: admitted.as_ref().and_then(|admitted| admitted.since_s),
             };
             Ok((opened, facts))
         }
@@ -366,7 +381,8 @@ pub(super) fn opener() -> ExitCode {
     let channel = Channel::new(channel);
     let Ok(begun) = sandbox::begin(Role::Opener, &channel) else { return ExitCode::from(3) };
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let Ok(mut decryptor) = Decryptor::new(threads.min(OPENER_THREADS_MAX)) else {
+    // The main thread decrypts too, while the pipe takes no more.
+    let Ok(mut decryptor) = Decryptor::new((threads - 1).min(OPENER_THREADS_MAX)) else {
         return ExitCode::from(4);
     };
     if begun.seal().is_err() {

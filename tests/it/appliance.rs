@@ -21,6 +21,8 @@ mod memory;
 mod node;
 mod swap;
 
+pub(crate) use live_memory::found_in;
+
 /// As whom an appliance is started.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum As {

@@ -1,8 +1,11 @@
 //! The model package: only the signed bytes, from the right file, opened with the right key.
 
+mod admission;
 mod age_files;
 mod bundles;
+pub(crate) mod chains;
 mod commands;
+mod explain;
 mod opener;
 mod peers;
 mod trust;

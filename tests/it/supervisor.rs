@@ -10,6 +10,8 @@ use serde_json::Value;
 
 use crate::support;
 
+mod intake;
+
 /// Longest wait for a step of the appliance on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// The user that a test under root drops to.
@@ -296,6 +298,8 @@ fn an_unsigned_model_is_served_only_by_an_override_that_is_recorded() {
     fs::remove_file(site.path("tiny.gguf.sig")).unwrap();
     site.configure("tiny.gguf.age", "allow_unsigned = true");
     site.start();
+    let status = site.status().unwrap();
+    assert_eq!(status["models"][0]["observed"]["signer"], "nobody (allow_unsigned)", "{status}");
     let events = site.stop();
     let text = format!("{events:?}");
     assert!(has(&events, "model_opened") && text.contains("allow_unsigned"), "{text}");

@@ -10,7 +10,7 @@ use super::*;
 const STRETCH: usize = 4 << 20;
 
 /// Where a process's memory holds a text: the names of the mappings.
-fn found_in(pid: i32, text: &[u8]) -> Vec<String> {
+pub(crate) fn found_in(pid: i32, text: &[u8]) -> Vec<String> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
     let memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
     let mut found = Vec::new();
