@@ -78,6 +78,25 @@ pub enum Error {
     },
     /// The log could not be written since the last good commit.
     Unavailable,
+    /// The oldest records are gone, and no record says that they were pruned.
+    RecordsGone {
+        /// How many are gone.
+        gone: u64,
+        /// How many of them the log says were pruned.
+        recorded: u64,
+    },
+    /// A copy of the log was left behind and is being brought up to date.
+    CopyBehind {
+        /// Its folder.
+        path: PathBuf,
+    },
+    /// Two copies of the log hold different records.
+    CopiesDiffer {
+        /// The folder of the shorter one.
+        path: PathBuf,
+        /// Its records.
+        size: u64,
+    },
     /// A record is not of the known schema.
     RecordMalformed {
         /// Index of the record.
@@ -140,6 +159,20 @@ impl fmt::Display for Error {
                 write!(f, "record {index} of the journal does not match the signed tree")
             }
             Self::Unavailable => f.write_str("the audit log cannot be written"),
+            Self::RecordsGone { gone, recorded } => write!(
+                f,
+                "records 0 to {} are gone, and by the log {recorded} were pruned",
+                gone.saturating_sub(1)
+            ),
+            Self::CopyBehind { path } => {
+                write!(f, "the copy in {} is being brought up to date", path.display())
+            }
+            Self::CopiesDiffer { path, size } => write!(
+                f,
+                "the {size} records of the copy in {} are not the first of the other copy: keep \
+                 both, and start with one that you trust",
+                path.display()
+            ),
             Self::RecordMalformed { index } => {
                 write!(f, "record {index} is not of the known schema")
             }

@@ -52,7 +52,7 @@ pub fn empty_root() -> Hash {
 }
 
 /// A full tile that an append completed.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FullTile {
     /// Tile level; level 0 holds leaf hashes.
     pub level: u8,
@@ -60,6 +60,15 @@ pub struct FullTile {
     pub index: u64,
     /// Its 256 hashes.
     pub hashes: Vec<Hash>,
+}
+
+impl FullTile {
+    /// Leaves of the tree when it became full.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        let span = (TILE_WIDTH as u64).saturating_pow(u32::from(self.level) + 1);
+        (self.index + 1).saturating_mul(span)
+    }
 }
 
 /// The right edge of the tree: of each tile level, the hashes of the tile that is not full.
@@ -79,6 +88,12 @@ impl Edge {
         Self { levels, size }
     }
 
+    /// Returns the edge of a tree of `size` leaves, whose open tiles, from level 0 on, hold `levels`.
+    #[must_use]
+    pub fn of_open_tiles(size: u64, levels: Vec<Vec<Hash>>) -> Self {
+        Self { levels, size }
+    }
+
     /// Leaves in the tree.
     #[must_use]
     pub fn size(&self) -> u64 {
@@ -94,10 +109,29 @@ impl Edge {
     /// Appends a leaf; returns the tiles that it completed, lowest level first.
     pub fn push(&mut self, leaf: Hash) -> Vec<FullTile> {
         self.size += 1;
+        self.carry(leaf, 0)
+    }
+
+    /// Appends 256 leaves, whose root is known, behind full tiles; returns the tiles that they
+    /// completed, their own first.
+    pub fn push_tile(&mut self, leaves: Vec<Hash>, root: Hash) -> Vec<FullTile> {
+        debug_assert!(leaves.len() == TILE_WIDTH && self.size.is_multiple_of(TILE_WIDTH as u64));
+        self.size += TILE_WIDTH as u64;
+        if self.levels.is_empty() {
+            self.levels.push(Vec::new());
+        }
+        let index = self.size / TILE_WIDTH as u64 - 1;
+        let mut full = vec![FullTile { level: 0, index, hashes: leaves }];
+        full.extend(self.carry(root, 1));
+        full
+    }
+
+    /// Adds a node to a level, and what it completes to those above.
+    fn carry(&mut self, node: Hash, from: u8) -> Vec<FullTile> {
         let mut full = Vec::new();
-        let mut carry = leaf;
-        let mut span = TILE_WIDTH as u64;
-        for level in 0_u8.. {
+        let mut carry = node;
+        let mut span = (TILE_WIDTH as u64).saturating_pow(u32::from(from) + 1);
+        for level in from.. {
             let at = usize::from(level);
             if self.levels.len() == at {
                 self.levels.push(Vec::with_capacity(TILE_WIDTH));
@@ -158,6 +192,19 @@ mod tests {
         for (i, leaf) in leaves.iter().enumerate() {
             edge.push(*leaf);
             assert_eq!(edge.root(), definition(&leaves[..=i]), "size {}", i + 1);
+        }
+    }
+
+    #[test]
+    fn whole_tiles_are_appended_like_their_leaves() {
+        let (mut one, mut other) = (Edge::default(), Edge::default());
+        for tile in 0..300_u32 {
+            let leaves: Vec<Hash> =
+                (0..256_u32).map(|i| leaf_hash(&(tile * 256 + i).to_le_bytes())).collect();
+            let full: Vec<_> = leaves.iter().flat_map(|leaf| one.push(*leaf)).collect();
+            let root = perfect_root(&leaves);
+            assert_eq!(other.push_tile(leaves, root), full);
+            assert_eq!((other.size(), other.root()), (one.size(), one.root()));
         }
     }
 

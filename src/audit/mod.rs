@@ -4,21 +4,33 @@
 //! prompt, an answer, a token or a key; digests are keyed, so that they are useless without a
 //! principal's key, and destroying that key erases them.
 
+mod bundles;
+mod carried;
+mod copies;
+mod copy;
+mod disk;
 mod error;
 mod journal;
 pub mod log;
 pub mod merkle;
 pub mod note;
 pub mod principal_keys;
+pub mod reader;
 pub mod record;
+pub mod retention;
+mod settle;
+mod tail;
 pub mod tiles;
 pub mod verify;
 
 #[cfg(test)]
 mod tests;
 
+pub use copies::{CopyState, Mode};
 pub use error::Error;
 pub use log::{Found, Log};
-pub use note::{Checkpoint, Signer, Verifier};
+pub use note::{Checkpoint, Signer, Verifier, Witness};
 pub use principal_keys::{PrincipalKey, PrincipalKeys};
+pub use reader::Reader;
 pub use record::{Event, Record};
+pub use retention::Retention;

@@ -2,7 +2,7 @@
 //!
 //! A note is text, a blank line, and lines `— NAME BASE64(KEYID || SIGNATURE)`. A checkpoint
 //! is a note of three lines: origin, size in decimal, root in base64.
-//! Source: C2SP signed-note, tlog-checkpoint.
+//! Source: C2SP signed-note, tlog-checkpoint, tlog-cosignature.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -18,6 +18,8 @@ use super::merkle::Hash;
 pub const NOTE_LEN_MAX_BYTES: usize = 64 << 10;
 /// Ed25519 in the signed-note registry.
 const ALGORITHM_ED25519: u8 = 0x01;
+/// Cosignatures with a time, by Ed25519.
+const ALGORITHM_COSIGNATURE: u8 = 0x04;
 
 /// Signs checkpoints under one name.
 pub struct Signer {
@@ -52,52 +54,54 @@ impl Signer {
     pub fn verifier(&self) -> Verifier {
         let mut public = [0; 32];
         public.copy_from_slice(self.key.public_key().as_ref());
-        Verifier { name: self.name.clone(), public }
+        Verifier { name: self.name.clone(), keys: vec![public] }
     }
 
     /// Signs `text`, which ends in a newline.
     #[must_use]
     pub fn sign(&self, text: &str) -> String {
-        let mut signed = self.verifier().key_id().to_vec();
+        let mut public = [0; 32];
+        public.copy_from_slice(self.key.public_key().as_ref());
+        let mut signed = key_id(&self.name, ALGORITHM_ED25519, &public).to_vec();
         signed.extend_from_slice(self.key.sign(text.as_bytes()).as_ref());
         format!("{text}\n\u{2014} {} {}\n", self.name, STANDARD.encode(signed))
     }
 }
 
-/// Verifies checkpoints of one name and key.
+/// Verifies checkpoints of one name by its key, and older ones by the keys before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verifier {
     name: String,
-    public: [u8; 32],
+    /// The newest first.
+    keys: Vec<[u8; 32]>,
 }
 
 impl Verifier {
-    /// Parses `NAME+KEYID+BASE64`.
+    /// Parses lines of `NAME+KEYID+BASE64`: the log's key, and below it those that it had before.
     ///
     /// # Errors
     ///
-    /// [`Error::VerifierKeyMalformed`] for anything else, also when the key id is wrong.
+    /// [`Error::VerifierKeyMalformed`] for anything else, also when a key id is wrong or the names
+    /// differ.
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let malformed = || Error::VerifierKeyMalformed;
-        let (name, rest) = text.trim().split_once('+').ok_or_else(malformed)?;
-        let (id, key) = rest.split_once('+').ok_or_else(malformed)?;
-        let key = STANDARD.decode(key).map_err(|_| malformed())?;
-        let (&algorithm, public) = key.split_first().ok_or_else(malformed)?;
-        let public = <[u8; 32]>::try_from(public).map_err(|_| malformed())?;
-        let verifier = Self { name: name.to_owned(), public };
-        let right = algorithm == ALGORITHM_ED25519
-            && name_is_valid(name)
-            && id == format!("{:08x}", u32::from_be_bytes(verifier.key_id()));
-        right.then_some(verifier).ok_or_else(malformed)
+        let mut lines = text.trim().lines();
+        let (name, key) = parse_key(lines.next().unwrap_or_default(), ALGORITHM_ED25519)?;
+        let mut keys = vec![key];
+        for line in lines {
+            let (other, key) = parse_key(line, ALGORITHM_ED25519)?;
+            if other != name {
+                return Err(Error::VerifierKeyMalformed);
+            }
+            keys.push(key);
+        }
+        Ok(Self { name, keys })
     }
 
     /// The text that [`Verifier::parse`] reads; for the auditor.
     #[must_use]
     pub fn to_text(&self) -> String {
-        let mut key = vec![ALGORITHM_ED25519];
-        key.extend_from_slice(&self.public);
-        let id = u32::from_be_bytes(self.key_id());
-        format!("{}+{id:08x}+{}", self.name, STANDARD.encode(key))
+        let lines = self.keys.iter().map(|key| key_text(&self.name, ALGORITHM_ED25519, key));
+        lines.collect::<Vec<_>>().join("\n")
     }
 
     /// The log's origin.
@@ -106,51 +110,149 @@ impl Verifier {
         &self.name
     }
 
-    /// `SHA-256(name || 0x0A || 0x01 || key)[..4]`.
-    fn key_id(&self) -> [u8; 4] {
-        let mut text = self.name.clone().into_bytes();
-        text.extend_from_slice(&[0x0a, ALGORITHM_ED25519]);
-        text.extend_from_slice(&self.public);
-        let full = digest(&SHA256, &text);
-        let mut id = [0; 4];
-        id.copy_from_slice(&full.as_ref()[..4]);
-        id
-    }
-
-    /// Returns the text of a note that this key signed.
+    /// Returns the text of a note that the newest key signed.
     ///
     /// # Errors
     ///
     /// A malformed note, none of our signature, or a wrong one.
     pub fn open<'n>(&self, note: &'n [u8]) -> Result<&'n str, Error> {
-        if note.len() > NOTE_LEN_MAX_BYTES {
-            return Err(Error::NoteMalformed);
-        }
-        let note = std::str::from_utf8(note).map_err(|_| Error::NoteMalformed)?;
-        if note.chars().any(|c| c.is_control() && c != '\n') {
-            return Err(Error::NoteMalformed);
-        }
-        let split = note.rfind("\n\n").ok_or(Error::NoteMalformed)?;
-        let (text, signatures) = (&note[..=split], &note[split + 2..]);
-        if !signatures.ends_with('\n') {
-            return Err(Error::NoteMalformed);
-        }
-        let mut ours = None;
-        for line in signatures.lines() {
-            let rest = line.strip_prefix("\u{2014} ").ok_or(Error::NoteMalformed)?;
-            let (name, value) = rest.split_once(' ').ok_or(Error::NoteMalformed)?;
-            let value = STANDARD.decode(value).map_err(|_| Error::NoteMalformed)?;
-            let (id, signature) = value.split_at_checked(4).ok_or(Error::NoteMalformed)?;
-            if name == self.name && id == self.key_id() {
-                ours = Some(signature.to_vec());
-            }
-        }
-        let signature = ours.ok_or(Error::NoteUnsigned)?;
-        UnparsedPublicKey::new(&ED25519, self.public)
-            .verify(text.as_bytes(), &signature)
-            .map_err(|_| Error::NoteSignature)?;
-        Ok(text)
+        self.open_by(&self.keys[..1], note)
     }
+
+    /// Returns the text of a note that the newest key or one before it signed: of a checkpoint that
+    /// was kept.
+    ///
+    /// # Errors
+    ///
+    /// As [`Verifier::open`].
+    pub fn open_kept<'n>(&self, note: &'n [u8]) -> Result<&'n str, Error> {
+        self.open_by(&self.keys, note)
+    }
+
+    fn open_by<'n>(&self, keys: &[[u8; 32]], note: &'n [u8]) -> Result<&'n str, Error> {
+        let (text, signatures) = split(note)?;
+        let mut is_signed = false;
+        for signature in signatures {
+            let key = keys.iter().find(|key| {
+                signature.name == self.name
+                    && signature.id == key_id(&self.name, ALGORITHM_ED25519, key)
+            });
+            let Some(key) = key else { continue };
+            UnparsedPublicKey::new(&ED25519, key)
+                .verify(text.as_bytes(), &signature.bytes)
+                .map_err(|_| Error::NoteSignature)?;
+            is_signed = true;
+        }
+        if is_signed { Ok(text) } else { Err(Error::NoteUnsigned) }
+    }
+}
+
+/// Verifies the cosignatures of a witness: that it saw a checkpoint, and when. Source: C2SP
+/// tlog-cosignature.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Witness {
+    name: String,
+    key: [u8; 32],
+}
+
+impl Witness {
+    /// Parses `NAME+KEYID+BASE64` of a witness.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::VerifierKeyMalformed`] for anything else.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let (name, key) = parse_key(text.trim(), ALGORITHM_COSIGNATURE)?;
+        Ok(Self { name, key })
+    }
+
+    /// The witness's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns when this witness saw the checkpoint, in seconds since 1970.
+    ///
+    /// # Errors
+    ///
+    /// A malformed note, none of its cosignature, or a wrong one.
+    pub fn seen_s(&self, note: &[u8]) -> Result<u64, Error> {
+        let (text, signatures) = split(note)?;
+        let id = key_id(&self.name, ALGORITHM_COSIGNATURE, &self.key);
+        let ours = signatures.iter().find(|one| one.name == self.name && one.id == id);
+        let ours = ours.ok_or(Error::NoteUnsigned)?;
+        let (time, signature) = ours.bytes.split_first_chunk::<8>().ok_or(Error::NoteSignature)?;
+        let time_s = u64::from_be_bytes(*time);
+        let signed = format!("cosignature/v1\ntime {time_s}\n{text}");
+        UnparsedPublicKey::new(&ED25519, &self.key)
+            .verify(signed.as_bytes(), signature)
+            .map_err(|_| Error::NoteSignature)?;
+        Ok(time_s)
+    }
+}
+
+/// A line of signature.
+struct Signature<'n> {
+    name: &'n str,
+    id: [u8; 4],
+    bytes: Vec<u8>,
+}
+
+/// Splits a note into its text and its signatures, which nobody has verified yet.
+fn split(note: &[u8]) -> Result<(&str, Vec<Signature<'_>>), Error> {
+    if note.len() > NOTE_LEN_MAX_BYTES {
+        return Err(Error::NoteMalformed);
+    }
+    let note = std::str::from_utf8(note).map_err(|_| Error::NoteMalformed)?;
+    if note.chars().any(|c| c.is_control() && c != '\n') {
+        return Err(Error::NoteMalformed);
+    }
+    let at = note.rfind("\n\n").ok_or(Error::NoteMalformed)?;
+    let (text, lines) = (&note[..=at], &note[at + 2..]);
+    if !lines.ends_with('\n') {
+        return Err(Error::NoteMalformed);
+    }
+    let mut signatures = Vec::new();
+    for line in lines.lines() {
+        let rest = line.strip_prefix("\u{2014} ").ok_or(Error::NoteMalformed)?;
+        let (name, value) = rest.split_once(' ').ok_or(Error::NoteMalformed)?;
+        let value = STANDARD.decode(value).map_err(|_| Error::NoteMalformed)?;
+        let (id, bytes) = value.split_first_chunk::<4>().ok_or(Error::NoteMalformed)?;
+        signatures.push(Signature { name, id: *id, bytes: bytes.to_vec() });
+    }
+    Ok((text, signatures))
+}
+
+fn parse_key(text: &str, want: u8) -> Result<(String, [u8; 32]), Error> {
+    let malformed = || Error::VerifierKeyMalformed;
+    let (name, rest) = text.trim().split_once('+').ok_or_else(malformed)?;
+    let (id, key) = rest.split_once('+').ok_or_else(malformed)?;
+    let key = STANDARD.decode(key).map_err(|_| malformed())?;
+    let (&algorithm, key) = key.split_first().ok_or_else(malformed)?;
+    let key = <[u8; 32]>::try_from(key).map_err(|_| malformed())?;
+    let is_right = algorithm == want
+        && name_is_valid(name)
+        && id == format!("{:08x}", u32::from_be_bytes(key_id(name, algorithm, &key)));
+    if is_right { Ok((name.to_owned(), key)) } else { Err(malformed()) }
+}
+
+fn key_text(name: &str, algorithm: u8, key: &[u8; 32]) -> String {
+    let mut bytes = vec![algorithm];
+    bytes.extend_from_slice(key);
+    let id = u32::from_be_bytes(key_id(name, algorithm, key));
+    format!("{name}+{id:08x}+{}", STANDARD.encode(bytes))
+}
+
+/// `SHA-256(name || 0x0A || algorithm || key)[..4]`.
+fn key_id(name: &str, algorithm: u8, key: &[u8; 32]) -> [u8; 4] {
+    let mut text = name.as_bytes().to_vec();
+    text.extend_from_slice(&[0x0a, algorithm]);
+    text.extend_from_slice(key);
+    let full = digest(&SHA256, &text);
+    let mut id = [0; 4];
+    id.copy_from_slice(&full.as_ref()[..4]);
+    id
 }
 
 /// Note names hold no space, no plus sign and no control character.
@@ -213,6 +315,10 @@ mod tests {
         let verifier = Verifier::parse(vkey).unwrap();
         assert!(verifier.open(note.as_bytes()).is_ok());
         assert_eq!(verifier.to_text(), vkey);
+        let two = Verifier::parse(&format!("{vkey}\n{vkey}")).unwrap();
+        assert_eq!(two.to_text().lines().count(), 2);
+        let other = vkey.replace("PeterNeumann", "Someone");
+        assert!(Verifier::parse(&format!("{vkey}\n{other}")).is_err());
         let forged = note.replace("answer", "anwser");
         assert!(matches!(verifier.open(forged.as_bytes()), Err(Error::NoteSignature)));
     }

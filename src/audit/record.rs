@@ -136,6 +136,15 @@ pub enum Event {
         /// Why, as far as the supervisor saw.
         cause: String,
     },
+    /// The oldest records were removed; their hashes stay.
+    Pruned {
+        /// All records before this index.
+        before: u64,
+        /// How old the youngest of them was at least, in seconds.
+        older_than_s: u64,
+        /// Whether the operator overrode the shortest time that is allowed.
+        forced: bool,
+    },
     /// The log was read or checked through Cloister.
     LogRead {
         /// Who, by uid.
@@ -294,6 +303,7 @@ impl Event {
             Self::CertificateLoaded { .. } => "certificate_loaded",
             Self::ChildStarted { .. } => "child_started",
             Self::ChildDied { .. } => "child_died",
+            Self::Pruned { .. } => "pruned",
             Self::LogRead { .. } => "log_read",
         }
     }

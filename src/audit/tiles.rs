@@ -4,8 +4,8 @@
 //! big-endian 16-bit length. `N` is written in groups of three digits, all but the last led by
 //! `x`. Source: C2SP tlog-tiles.
 
-use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use super::Error;
@@ -44,34 +44,6 @@ pub fn tile_path(folder: &Path, kind: Kind, index: u64, width: usize) -> PathBuf
         path = PathBuf::from(name).join(width.to_string());
     }
     path
-}
-
-/// Writes a file of the tree whole. With `log`, the log's folder, its bytes and its name are on the
-/// disk on return.
-pub(super) fn write_file(path: &Path, bytes: &[u8], log: Option<&Path>) -> Result<(), Error> {
-    if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
-    }
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let fresh = PathBuf::from(name);
-    let mut file = File::create(&fresh).map_err(Error::io("create", &fresh))?;
-    file.write_all(bytes).map_err(Error::io("write", &fresh))?;
-    if log.is_some() {
-        file.sync_all().map_err(Error::io("sync", &fresh))?;
-    }
-    fs::rename(&fresh, path).map_err(Error::io("rename", path))?;
-    log.map_or(Ok(()), |log| sync_folders(path, log))
-}
-
-/// Makes the names on the way from `log` to `path` durable, and no other: what lies above the log
-/// cannot be opened.
-fn sync_folders(path: &Path, log: &Path) -> Result<(), Error> {
-    for folder in path.ancestors().skip(1).take_while(|folder| folder.starts_with(log)) {
-        let file = File::open(folder).map_err(Error::io("open", folder))?;
-        file.sync_all().map_err(Error::io("sync", folder))?;
-    }
-    Ok(())
 }
 
 /// Reads the hashes of a tile of `width` hashes.

@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use super::Error;
+use super::bundles::{Bundle, read_in_order};
 use super::journal::Journal;
-use super::merkle::{Edge, TILE_WIDTH, leaf_hash};
+use super::merkle::{Edge, TILE_WIDTH};
 use super::note::{Checkpoint, NOTE_LEN_MAX_BYTES, Verifier};
-use super::record::{Event, Record, SCHEMA_VERSION};
-use super::tiles::{read_bounded, read_entries, read_hashes};
+use super::record::{Event, Record};
+use super::tiles::{Kind, read_bounded, read_hashes, tile_path};
 
 /// What a whole log shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -35,8 +36,14 @@ pub struct Report {
     pub unmatched_ends: u64,
     /// Records whose clock stands before the record before them.
     pub clock_steps_back: u64,
+    /// Index of the first of them.
+    pub clock_step_back_first: Option<u64>,
     /// Size of the older checkpoint that the log was held against.
     pub anchored_at: Option<u64>,
+    /// Time of the last record under that checkpoint, in seconds since 1970.
+    pub anchored_time_s: Option<u64>,
+    /// Records at the beginning that were pruned, on the record: their hashes alone are there.
+    pub pruned: u64,
 }
 
 /// Most walks over a log that is being written: each starts over with the newest checkpoint.
@@ -46,7 +53,7 @@ const WALKS_COUNT_MAX: usize = 20;
 /// elsewhere that this log must extend.
 ///
 /// A log that grows meanwhile replaces its open tiles; the walk then starts over, and `visit`
-/// sees record 0 again.
+/// sees the first record again.
 ///
 /// # Errors
 ///
@@ -86,83 +93,114 @@ fn verify_at(
     if signed.origin != verifier.name() {
         return Err(Error::CheckpointOrigin);
     }
-    let mut walk = Walk::new(anchor);
-    let mut index = 0;
-    while index < signed.size {
-        let width = TILE_WIDTH.min(usize::try_from(signed.size - index).unwrap_or(TILE_WIDTH));
-        let bundle = index / TILE_WIDTH as u64;
-        let hashes = read_hashes(folder, 0, bundle, width)?;
-        for (entry, hash) in read_entries(folder, bundle, width)?.iter().zip(&hashes) {
-            if leaf_hash(entry) != *hash {
-                return Err(Error::TileMismatch { level: 0, index });
-            }
-            let record = parse(entry, index)?;
-            visit(index, &record);
-            for tile in walk.push(entry, &record)? {
-                if tile.level > 0 {
-                    compare(folder, tile.level, tile.index, &tile.hashes)?;
-                }
-            }
-            index += 1;
-        }
-    }
+    let mut walk = Walk::new(folder, anchor);
+    read_in_order(folder, signed.size, |bundle| walk.push(bundle, visit))?;
     compare_open_tiles(folder, &walk.edge)?;
     if walk.edge.root() != signed.root {
         return Err(Error::RootMismatch { size: signed.size });
     }
-    walk.finish(folder, &signed)
+    walk.finish(&signed)
 }
 
 struct Walk<'a> {
+    folder: &'a Path,
     edge: Edge,
     report: Report,
     began: HashSet<String>,
-    ended: HashSet<String>,
+    /// Records that may be gone, as the log says.
+    pruned_recorded: u64,
     anchor: Option<&'a Checkpoint>,
 }
 
 impl<'a> Walk<'a> {
-    fn new(anchor: Option<&'a Checkpoint>) -> Self {
+    fn new(folder: &'a Path, anchor: Option<&'a Checkpoint>) -> Self {
         Self {
+            folder,
             edge: Edge::default(),
             report: Report::default(),
             began: HashSet::new(),
-            ended: HashSet::new(),
+            pruned_recorded: 0,
             anchor,
         }
     }
 
-    fn push(
-        &mut self,
-        entry: &[u8],
-        record: &Record,
-    ) -> Result<Vec<super::merkle::FullTile>, Error> {
+    fn push(&mut self, bundle: Bundle, visit: &mut dyn FnMut(u64, &Record)) -> Result<(), Error> {
+        let Bundle { first, leaves, root, records } = bundle;
+        let end = first + leaves.len() as u64;
+        match records {
+            Some(records) => {
+                for (index, record) in (first..).zip(&records) {
+                    visit(index, record);
+                    self.note(index, record);
+                }
+            }
+            None if first == self.report.pruned => self.report.pruned = end,
+            None => {
+                let index = first / TILE_WIDTH as u64;
+                let path = tile_path(self.folder, Kind::Entries, index, leaves.len());
+                return Err(Error::TileMissing { path });
+            }
+        }
+        let has_anchor = self.anchor.is_some_and(|one| (first + 1..end).contains(&one.size));
+        let mut full = Vec::new();
+        match root {
+            Some(root) if !has_anchor => full = self.edge.push_tile(leaves, root),
+            _ => {
+                for leaf in leaves {
+                    full.extend(self.edge.push(leaf));
+                    self.check_anchor()?;
+                }
+            }
+        }
+        self.check_anchor()?;
+        for tile in full.iter().filter(|tile| tile.level > 0) {
+            compare(self.folder, tile.level, tile.index, &tile.hashes)?;
+        }
+        Ok(())
+    }
+
+    /// Counts a record.
+    fn note(&mut self, index: u64, record: &Record) {
         let report = &mut self.report;
         *report.events.entry(record.event.name()).or_default() += 1;
         let (first, last) = report.time_s.unwrap_or((record.time_s, record.time_s));
-        report.clock_steps_back += u64::from(record.time_s < last);
+        if record.time_s < last {
+            report.clock_steps_back += 1;
+            report.clock_step_back_first.get_or_insert(index);
+        }
         report.time_s = Some((first, record.time_s));
         match &record.event {
             Event::Begin { request, .. } => {
                 self.began.insert(request.clone());
             }
             Event::End { request, .. } | Event::EndMissing { request, .. } => {
-                let matched = self.began.remove(request) && self.ended.insert(request.clone());
-                report.unmatched_ends += u64::from(!matched);
+                // Its begin may have been pruned.
+                let is_matched = self.began.remove(request) || report.pruned > 0;
+                report.unmatched_ends += u64::from(!is_matched);
+            }
+            Event::Pruned { before, .. } => {
+                self.pruned_recorded = self.pruned_recorded.max(*before);
             }
             _ => {}
         }
-        let tiles = self.edge.push(leaf_hash(entry));
-        if let Some(anchor) = self.anchor.filter(|anchor| anchor.size == self.edge.size()) {
-            if anchor.root != self.edge.root() {
-                return Err(Error::RootMismatch { size: anchor.size });
-            }
-            report.anchored_at = Some(anchor.size);
+        if self.anchor.is_some_and(|anchor| anchor.size == index + 1) {
+            report.anchored_time_s = Some(record.time_s);
         }
-        Ok(tiles)
     }
 
-    fn finish(mut self, folder: &Path, signed: &Checkpoint) -> Result<Report, Error> {
+    /// Holds the tree against the anchor, once it has its size.
+    fn check_anchor(&mut self) -> Result<(), Error> {
+        let Some(anchor) = self.anchor.filter(|anchor| anchor.size == self.edge.size()) else {
+            return Ok(());
+        };
+        if anchor.root != self.edge.root() {
+            return Err(Error::RootMismatch { size: anchor.size });
+        }
+        self.report.anchored_at = Some(anchor.size);
+        Ok(())
+    }
+
+    fn finish(mut self, signed: &Checkpoint) -> Result<Report, Error> {
         if let Some(anchor) = self.anchor {
             if anchor.origin != signed.origin {
                 return Err(Error::CheckpointOrigin);
@@ -171,7 +209,11 @@ impl<'a> Walk<'a> {
                 return Err(Error::Truncated { signed: anchor.size, found: signed.size });
             }
         }
-        if let Some(journal) = Journal::read(&folder.join("journal"))? {
+        if self.report.pruned > self.pruned_recorded {
+            let (gone, recorded) = (self.report.pruned, self.pruned_recorded);
+            return Err(Error::RecordsGone { gone, recorded });
+        }
+        if let Some(journal) = Journal::read(&self.folder.join("journal"))? {
             let held = journal.base + journal.records.len() as u64;
             if held < signed.size {
                 return Err(Error::Truncated { signed: signed.size, found: held });
@@ -184,13 +226,6 @@ impl<'a> Walk<'a> {
         self.report.open_requests = self.began.len() as u64;
         Ok(self.report)
     }
-}
-
-fn parse(entry: &[u8], index: u64) -> Result<Record, Error> {
-    serde_json::from_slice::<Record>(entry)
-        .ok()
-        .filter(|record| record.v == SCHEMA_VERSION)
-        .ok_or(Error::RecordMalformed { index })
 }
 
 fn compare(folder: &Path, level: u8, tile: u64, want: &[[u8; 32]]) -> Result<(), Error> {

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 
-use super::{Outcome, Verdict, print, tell};
+use super::{Outcome, Verdict, audit_checkpoint, audit_prune, audit_witness, print, tell};
 use crate::audit::verify::{Report, verify};
-use crate::audit::{Checkpoint, Error, Record, Verifier};
+use crate::audit::{Checkpoint, Error, Record, Verifier, Witness};
 
 /// Subcommands of `cloister audit`.
 #[derive(Subcommand, Debug)]
@@ -20,6 +20,12 @@ pub enum Command {
     #[command(after_help = "Examples:\n  cloister audit list LOG --event begin\n  \
         cloister audit list LOG --request 6a0f… --json")]
     List(ListArguments),
+    /// Print the newest checkpoint, to keep off this machine.
+    Checkpoint(audit_checkpoint::Arguments),
+    /// Have a witness elsewhere sign that it saw the newest checkpoint.
+    Witness(audit_witness::Arguments),
+    /// Have the running supervisor remove old records; their hashes stay.
+    Prune(audit_prune::Arguments),
 }
 
 /// Which log, and what it must be signed with.
@@ -47,6 +53,9 @@ pub struct VerifyArguments {
     /// A checkpoint kept off this machine, which the log must extend.
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
+    /// The key of a witness that must have signed that checkpoint.
+    #[arg(long, value_name = "FILE", requires = "checkpoint")]
+    witness_key: Option<PathBuf>,
 }
 
 /// Arguments of `cloister audit list`.
@@ -71,6 +80,9 @@ pub fn run(command: Command) -> Outcome {
     match command {
         Command::Verify(arguments) => run_verify(&arguments),
         Command::List(arguments) => run_list(&arguments),
+        Command::Checkpoint(arguments) => audit_checkpoint::run(&arguments),
+        Command::Witness(arguments) => audit_witness::run(&arguments),
+        Command::Prune(arguments) => audit_prune::run(&arguments),
     }
 }
 
@@ -81,13 +93,28 @@ fn run_verify(arguments: &VerifyArguments) -> Outcome {
         Some(path) => Some(read_checkpoint(path, &verifier)?),
         None => None,
     };
+    let by = match (&arguments.checkpoint, &arguments.witness_key) {
+        (Some(path), Some(key)) => read_witness(path, key)?,
+        (Some(path), None) => path.display().to_string(),
+        (None, _) => String::new(),
+    };
     match verify(&log.folder, &verifier, anchor.as_ref(), &mut |_, _| {}) {
         Ok(report) => {
-            show(log, &report, arguments.checkpoint.as_deref())?;
+            show(log, &report, &by)?;
             Ok(Verdict::Holds)
         }
         Err(error) => refuse(log, &error),
     }
+}
+
+/// Which witness signed the checkpoint in `path`, and when.
+fn read_witness(path: &Path, key: &Path) -> Result<String, Box<dyn std::error::Error>> {
+    let fault = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let text = fs::read_to_string(key).map_err(|error| fault(key, &error))?;
+    let witness = Witness::parse(&text).map_err(|error| fault(key, &error))?;
+    let note = fs::read(path).map_err(|error| fault(path, &error))?;
+    let seen_s = witness.seen_s(&note).map_err(|error| fault(path, &error))?;
+    Ok(format!("witness {} (seen {})", witness.name(), time_text(seen_s)))
 }
 
 /// Says which check failed; files that cannot be read are a fault, not a verdict.
@@ -100,14 +127,13 @@ fn refuse(log: &Log, error: &Error) -> Outcome {
     Ok(Verdict::Refused)
 }
 
-fn show(
-    log: &Log,
-    report: &Report,
-    anchor: Option<&Path>,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let anchored = match (report.anchored_at, anchor) {
-        (Some(size), Some(path)) => format!("ANCHORED by {} at {size} records", path.display()),
-        _ => "UNANCHORED".to_owned(),
+fn show(log: &Log, report: &Report, by: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let anchored = match report.anchored_at {
+        Some(size) => {
+            let time = report.anchored_time_s.map(|time_s| format!(", {}", time_text(time_s)));
+            format!("ANCHORED by {by} at {size} records{}", time.unwrap_or_default())
+        }
+        None => "UNANCHORED".to_owned(),
     };
     if log.json {
         let mut value = serde_json::to_value(report)?;
@@ -117,6 +143,12 @@ fn show(
         return Ok(());
     }
     print(&format!("INTACT: {} records of {}, {anchored}", report.size, report.origin));
+    if report.pruned > 0 {
+        print(&format!(
+            "  pruned                entries 0..{}; their hashes are proven",
+            report.pruned
+        ));
+    }
     print(&format!("  root of the tree      {}", report.root));
     if let Some((first, last)) = report.time_s {
         print(&format!("  from, to              {} {}", time_text(first), time_text(last)));
@@ -134,6 +166,9 @@ fn show(
             print(&format!("  {name:<21} {count}"));
         }
     }
+    if let Some(index) = report.clock_step_back_first {
+        print(&format!("  the first clock step back is at record {index}"));
+    }
     if report.anchored_at.is_none() {
         print(
             "  No checkpoint from elsewhere was given: that nobody put back an older state of \
@@ -147,9 +182,10 @@ fn show(
 fn run_list(arguments: &ListArguments) -> Outcome {
     let log = &arguments.log;
     let verifier = read_verifier(log)?;
-    let mut lines = Vec::new();
+    let (mut lines, mut last) = (Vec::new(), None);
     let checked = verify(&log.folder, &verifier, None, &mut |index, record| {
-        if index == 0 {
+        // A walk that started over.
+        if last.replace(index).is_some_and(|last| index <= last) {
             lines.clear();
         }
         if wanted(arguments, record) {
@@ -207,7 +243,7 @@ fn read_checkpoint(
 ) -> Result<Checkpoint, Box<dyn std::error::Error>> {
     let fault = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let note = fs::read(path).map_err(|error| fault(&error))?;
-    let text = verifier.open(&note).map_err(|error| fault(&error))?;
+    let text = verifier.open_kept(&note).map_err(|error| fault(&error))?;
     Ok(Checkpoint::parse(text).map_err(|error| fault(&error))?)
 }
 

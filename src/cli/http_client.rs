@@ -1,4 +1,4 @@
-//! A small client of the OpenAI API, for `cloister chat` and `cloister demo`.
+//! A small client of the OpenAI API, for `cloister chat` and `cloister demo`, and of witnesses.
 //!
 //! One connection a request, over TLS, a Unix socket, or plain TCP to this machine only: a key is
 //! never sent in the clear over a network.
@@ -200,6 +200,22 @@ impl Client {
         run(self.whole("POST", path, Some(body)))
     }
 
+    /// Posts plain text; returns status and text of the answer, whatever it is.
+    ///
+    /// # Errors
+    ///
+    /// Every way of having no answer; one that is not UTF-8.
+    pub fn post_text(&self, path: &str, text: String) -> Result<(u16, String), Error> {
+        run(async {
+            let request = self.request("POST", path, Some(Bytes::from(text)), "text/plain")?;
+            let response = self.exchange(request).await?;
+            let status = response.status().as_u16();
+            let bytes = read_whole(response.into_body()).await?;
+            let text = String::from_utf8(bytes).map_err(|_| Error::Answer("is not text"))?;
+            Ok((status, text))
+        })
+    }
+
     /// Posts a JSON object and shows each event of the answer, as it comes, until its end or a
     /// `Break`, which leaves: the server then stops generating.
     ///
@@ -248,7 +264,11 @@ impl Client {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Response<Incoming>, Error> {
-        let request = self.request(method, path, body)?;
+        let body = body.map(|body| Bytes::from(body.to_string()));
+        self.exchange(self.request(method, path, body, "application/json")?).await
+    }
+
+    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Error> {
         let connect = async {
             match &self.address {
                 Address::Unix(path) => {
@@ -278,7 +298,8 @@ impl Client {
         &self,
         method: &str,
         path: &str,
-        body: Option<&Value>,
+        body: Option<Bytes>,
+        content_type: &str,
     ) -> Result<Request<Full<Bytes>>, Error> {
         let host = match &self.address {
             Address::Tls { host, port } | Address::Plain { host, port } if host.contains(':') => {
@@ -296,10 +317,9 @@ impl Client {
             request = request.header("authorization", value);
         }
         if body.is_some() {
-            request = request.header("content-type", "application/json");
+            request = request.header("content-type", content_type);
         }
-        let bytes = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
-        request.body(Full::new(bytes)).map_err(|_| Error::Address)
+        request.body(Full::new(body.unwrap_or_default())).map_err(|_| Error::Address)
     }
 }
 

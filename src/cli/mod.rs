@@ -4,6 +4,9 @@
 //! runs in a jailed process. Exit codes: 0 done or holds, 1 refused, 2 usage or a fault.
 
 pub mod audit;
+pub mod audit_checkpoint;
+pub mod audit_prune;
+pub mod audit_witness;
 pub mod bench;
 pub mod chat;
 pub mod demo;

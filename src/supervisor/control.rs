@@ -46,6 +46,14 @@ pub enum Command {
         #[serde(default)]
         certificate: bool,
     },
+    /// Remove old records of the audit log, some at a time.
+    Prune {
+        /// How old they must be, in seconds.
+        older_than_s: u64,
+        /// Whether the shortest allowed time is overridden.
+        #[serde(default)]
+        force: bool,
+    },
     /// Stop in order.
     Stop {},
 }

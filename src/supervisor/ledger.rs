@@ -4,9 +4,10 @@
 //! kept and written with the next commit that succeeds.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use crate::audit::record::{KeyedDigest, MissingCause};
-use crate::audit::{Error, Event, Log, PrincipalKeys};
+use crate::audit::{CopyState, Error, Event, Log, PrincipalKeys};
 use crate::ipc::message::{Digest, RequestId};
 
 /// Most events that wait for a log that cannot be written; ends of requests are always kept, and
@@ -20,25 +21,26 @@ pub(super) struct Ledger {
     batch: VecDeque<Event>,
     /// Why the last commit failed.
     failure: Option<String>,
+    /// When old records are looked for next.
+    pub(super) pruning_due: Option<Instant>,
 }
 
 impl Ledger {
     /// Uses an open log.
     pub(super) fn new(log: Log, keys: PrincipalKeys) -> Self {
-        Self { log, keys, batch: VecDeque::new(), failure: None }
+        Self { log, keys, batch: VecDeque::new(), failure: None, pruning_due: None }
     }
 
     /// Adds an event to the next commit.
     pub(super) fn append(&mut self, event: Event) {
-        let is_end = matches!(event, Event::End { .. } | Event::EndMissing { .. });
-        if is_end || self.batch.len() < BACKLOG_COUNT_MAX {
+        if is_end(&event) || self.batch.len() < BACKLOG_COUNT_MAX {
             self.batch.push_back(event);
         }
     }
 
-    /// Whether a commit has anything to do.
+    /// Whether a commit has anything to do: also whether it works again.
     pub(super) fn is_pending(&self) -> bool {
-        !self.batch.is_empty()
+        !self.batch.is_empty() || self.is_failing()
     }
 
     /// Whether the last commit failed.
@@ -55,38 +57,56 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// What the log says; then no begin of this batch counts, and all else waits.
+    /// What the log says; then no begin of this batch counts, and all else waits, but for ends: the log
+    /// has room for the end of every request that began, also on a full disk.
     pub(super) fn commit(&mut self) -> Result<(), Error> {
-        let before = self.log.size();
-        let written = self.write();
+        let written = self.write(|_| true);
         self.failure = written.as_ref().err().map(ToString::to_string);
-        if written.is_ok() {
-            self.batch.clear();
-            return written;
+        if written.is_err() {
+            self.batch.retain(|event| !matches!(event, Event::Begin { .. }));
+            if self.batch.iter().any(is_end) {
+                let _ = self.write(is_end);
+            }
         }
-        // A failure may come after the first records, or all, became durable.
-        let durable_count = usize::try_from(self.log.size() - before).unwrap_or(usize::MAX);
-        let rest = self.batch.split_off(durable_count.min(self.batch.len()));
-        for event in std::mem::replace(&mut self.batch, rest) {
-            if let Event::Begin { request, .. } = event {
+        written
+    }
+
+    /// Writes the events of a kind and forgets those that became durable. A begin that did although
+    /// the commit failed is followed by its end.
+    fn write(&mut self, is_it: impl Fn(&Event) -> bool) -> Result<(), Error> {
+        let before = self.log.size();
+        for event in self.batch.iter().filter(|event| is_it(event)) {
+            self.log.append(event.clone())?;
+        }
+        let written = self.log.commit();
+        let mut durable_count = self.log.size() - before;
+        for event in std::mem::take(&mut self.batch) {
+            if durable_count == 0 || !is_it(&event) {
+                self.batch.push_back(event);
+                continue;
+            }
+            durable_count -= 1;
+            if let (Err(_), Event::Begin { request, .. }) = (&written, event) {
                 let cause = MissingCause::LogUnavailable;
                 self.batch.push_front(Event::EndMissing { request, cause });
             }
         }
-        self.batch.retain(|event| !matches!(event, Event::Begin { .. }));
         written
-    }
-
-    fn write(&mut self) -> Result<(), Error> {
-        for event in &self.batch {
-            self.log.append(event.clone())?;
-        }
-        self.log.commit()
     }
 
     /// Records in the log.
     pub(super) fn size(&self) -> u64 {
         self.log.size()
+    }
+
+    /// Removes records that are older than `keep_s`; returns how many, and whether there may be more.
+    pub(super) fn prune(&mut self, keep_s: u64, is_forced: bool) -> Result<(u64, bool), Error> {
+        self.log.prune(keep_s, is_forced)
+    }
+
+    /// How each copy of the log is.
+    pub(super) fn copies(&self) -> Vec<CopyState> {
+        self.log.copies()
     }
 
     /// The principal's name in the log.
@@ -98,6 +118,10 @@ impl Ledger {
     pub(super) fn keyed(&mut self, principal: &str, digest: &Digest) -> Result<KeyedDigest, Error> {
         self.keys.of(principal)?.keyed(&digest.0)
     }
+}
+
+fn is_end(event: &Event) -> bool {
+    matches!(event, Event::End { .. } | Event::EndMissing { .. })
 }
 
 /// A request's name in the log.

@@ -180,8 +180,8 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 
 /// Makes the folders that the supervisor writes to, as its own user's.
 pub(super) fn make_folders(config: &Config) -> Result<(), Error> {
-    let folders = [&config.audit_folder, &principals_folder(config), &admissions_folder(config)];
-    for folder in folders {
+    let own = [&config.audit_folder, &principals_folder(config), &admissions_folder(config)];
+    for folder in own.into_iter().chain(&config.audit_replica) {
         let fault = |source| Error::Folder(folder.clone(), source);
         fs::create_dir_all(folder).map_err(fault)?;
         // A service that was given ready folders needs no power to make them so.

@@ -27,6 +27,7 @@ mod operators;
 mod records;
 mod refusals;
 mod reload;
+mod retention;
 pub mod secret_file;
 mod serve;
 mod start;

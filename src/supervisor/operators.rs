@@ -11,12 +11,14 @@ use super::swap;
 use crate::ipc::message::ListenerKind;
 
 impl Supervisor {
-    /// Answers who asked on the control socket.
+    /// Does the day's work, and answers who asked on the control socket.
     pub(super) fn answer_operators(&mut self) {
+        self.keep_retention(now().instant);
         for mut question in self.control.turn(now().instant) {
             let answer = match question.command {
                 Command::Status {} => self.status(),
                 Command::Reload { certificate } => self.reload(&mut question, certificate),
+                Command::Prune { older_than_s, force } => self.prune(older_than_s, force),
                 Command::Stop {} => {
                     self.begin_stop();
                     json!({ "ok": true })
@@ -96,6 +98,7 @@ impl Supervisor {
                 "folder": self.config.audit_folder,
                 "records": self.ledger.size(),
                 "writable": !self.ledger.is_failing(),
+                "copies": self.ledger.copies(),
             },
             "missing_protections": self.missing,
         })

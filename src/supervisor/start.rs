@@ -110,7 +110,7 @@ pub(super) fn give_up_powers(config: &Config) -> Result<Sandboxed, Error> {
     let parent = |path: &std::path::Path| path.parent().map(ToOwned::to_owned).unwrap_or_default();
     let (tokens, control) = (parent(&config.tokens_file), parent(&config.control_socket));
     let allow = |path, access| Allow { path, access };
-    let allowed = [
+    let mut allowed = vec![
         allow(config.audit_folder.as_path(), Access::Write),
         allow(principals.as_path(), Access::Write),
         allow(admissions.as_path(), Access::Write),
@@ -119,6 +119,7 @@ pub(super) fn give_up_powers(config: &Config) -> Result<Sandboxed, Error> {
         allow(std::path::Path::new("/proc/self/fdinfo"), Access::Read),
         allow(std::path::Path::new("/proc/sys/kernel/random/boot_id"), Access::Read),
     ];
+    allowed.extend(config.audit_replica.iter().map(|path| allow(path.as_path(), Access::Write)));
     let begun = sandbox::begin_supervisor(&allowed).map_err(Error::Sandbox)?;
     // The first thread of all has glibc install a signal handler; the filter allows none later.
     let first = std::thread::Builder::new().spawn(|| {}).map(std::thread::JoinHandle::join);
@@ -156,7 +157,14 @@ pub(super) fn begin(
     }
     // 5. Open the audit log.
     let audit = |error| Error::Audit(config.audit_folder.clone(), error);
-    let (log, found) = Log::open(&config.audit_folder, keys.audit).map_err(audit)?;
+    let (log, found) = match &config.audit_replica {
+        None => Log::open(&config.audit_folder, keys.audit),
+        Some(replica) => {
+            let mode = config.audit_replica_mode;
+            Log::open_copies(&config.audit_folder, replica, mode, keys.audit)
+        }
+    }
+    .map_err(audit)?;
     let principals = PrincipalKeys::open(&material::principals_folder(&config)).map_err(audit)?;
     let mut ledger = Ledger::new(log, principals);
     record_start(&config, config_digest, &found, sandboxed, &mut ledger);

@@ -13,12 +13,15 @@ use serde_json::{Value, json};
 
 use crate::support;
 
+mod full_disk;
 mod hang;
 mod hostile;
 mod live_memory;
 mod long_log;
 mod memory;
 mod node;
+mod replica;
+mod retention;
 mod swap;
 
 pub(crate) use live_memory::found_in;

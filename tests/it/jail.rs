@@ -331,7 +331,7 @@ fn the_filters_have_grown_by_nothing_unseen() {
         ("gateway", 34),
         ("loader", 28),
         ("opener", 27),
-        ("supervisor", 52),
+        ("supervisor", 53),
         ("supervisor_threads", 1),
         ("worker", 27),
     ];

@@ -14,6 +14,7 @@ mod golden;
 mod inspect;
 mod jail;
 mod kernels;
+mod log;
 mod package;
 mod quants;
 mod supervisor;

@@ -183,6 +183,7 @@ syscalls! {
     recvmsg SYS_recvmsg,
     rename SYS_rename,
     restart_syscall SYS_restart_syscall,
+    rmdir SYS_rmdir,
     rseq SYS_rseq,
     rt_sigaction SYS_rt_sigaction,
     rt_sigprocmask SYS_rt_sigprocmask,

@@ -1,19 +1,22 @@
 //! `cloister bench`: how fast this machine runs a plain GGUF, beside what the machine can do at all.
 //!
+//! `cloister bench audit` does so with the log and the disk it is on.
+//!
 //! The engine alone is timed: no jail, no gateway, no sampling. Weights lie in a sealed memfd, as
 //! a worker has them.
 
+mod audit;
 mod measure;
 mod report;
 mod work;
 
 use std::error::Error;
 use std::io::BufRead as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use kernels::limits::{BANDWIDTH_SIZE, int8_peak, read_bandwidth};
 use kernels::{Isa, Pool};
@@ -46,21 +49,32 @@ enum Half {
     Decode,
 }
 
+/// What else is timed.
+#[derive(Subcommand, Debug)]
+enum Other {
+    /// Time the audit log: durable records, verification, opening a long log.
+    Audit(audit::Arguments),
+}
+
 /// Arguments of `cloister bench`.
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 #[command(after_help = "Examples:\n  cloister bench model.gguf\n  \
     cloister bench model.gguf --prompt 512,4096 --depth 128,4096 --batch 1,16 --json\n  \
     cloister bench model.gguf --isa avx2 --only prefill\n  \
     cloister bench model.gguf --kv q8_0 --depth 4096 --only decode\n  \
+    cloister bench audit --folder /var/lib/cloister --records 1000000\n  \
     cloister bench model.gguf --threads 8,16 (twice the cores, as a ratio to the first)\n\n\
     Prefill is held against the peak of the machine's widest 8-bit dot product: multiply-adds of\n\
     the matrices, logits of the last token only, attention not counted. Decode is held against\n\
     the read bandwidth: the file's weights once for all sequences of a batch, of the embedding\n\
     its rows only unless it is the output matrix too, and the keys and values read.")]
 pub struct Arguments {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// The model, plain.
-    #[arg(value_name = "FILE.gguf")]
-    file: PathBuf,
+    #[arg(value_name = "FILE.gguf", required = true)]
+    file: Option<PathBuf>,
     /// Compute threads; of several numbers, each [default: the machine's].
     #[arg(long, value_delimiter = ',', value_name = "N,…",
         value_parser = clap::value_parser!(u32).range(1..=THREADS_MAX))]
@@ -121,6 +135,14 @@ pub struct Arguments {
 ///
 /// A file that cannot be read or is not a model, or does not fit the asked lengths.
 pub fn run(arguments: &Arguments) -> Outcome {
+    match (&arguments.other, &arguments.file) {
+        (Some(Other::Audit(arguments)), _) => audit::run(arguments),
+        (None, Some(file)) => run_model(arguments, file),
+        (None, None) => Err("name a model, or something else to time".into()),
+    }
+}
+
+fn run_model(arguments: &Arguments, file: &Path) -> Outcome {
     let isa = match &arguments.isa {
         Some(name) => Isa::by_name(name).map_err(|error| format!("--isa {name}: {error}"))?,
         None => Isa::detect(),
@@ -131,7 +153,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let rows = rows(arguments, &threads);
     let progress = progress(rows.len() as u64 * u64::from(arguments.rounds));
     progress.set_message("loading");
-    let packed = PackedFile::read_telling(&arguments.file, |done, of| {
+    let packed = PackedFile::read_telling(file, |done, of| {
         progress.set_message(format!("loading {} %", done * 100 / of.max(1)));
     })?;
     let model = Model::from_image(packed.image())?;

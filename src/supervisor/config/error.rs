@@ -62,6 +62,12 @@ pub enum Fault {
     NoCredentials,
     /// A name of a log with other than printable characters or a plus sign.
     Origin,
+    /// How copies are written is said, but there is one.
+    NoReplica,
+    /// No time, or less than six months.
+    Retention,
+    /// Records would be removed sooner than they may be.
+    RetentionOrder,
 }
 
 impl fmt::Display for Fault {
@@ -113,6 +119,15 @@ impl fmt::Display for Fault {
                 f,
                 "systemd passed no credentials; add LoadCredential= to the unit, or give a path"
             ),
+            Self::NoReplica => write!(f, "there is one copy; set audit.replica too"),
+            Self::Retention => write!(
+                f,
+                "give a time of six months or more, as \"6y\", \"18m\" or \"200d\" (less needs \
+                 cloister audit prune --force)"
+            ),
+            Self::RetentionOrder => {
+                write!(f, "shorter than audit.retention_min (\"6y\" unless set); set that lower")
+            }
             Self::Origin => write!(f, "use 1 to 128 letters, digits and . _ - /"),
         }
     }

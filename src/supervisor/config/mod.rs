@@ -10,6 +10,7 @@ use std::{fmt, fs};
 
 use serde::Deserialize;
 
+use crate::audit::{Mode, Retention};
 use crate::ipc::message::KvFormat;
 use crate::sandbox::LANDLOCK_ABI_FLOOR;
 
@@ -117,6 +118,12 @@ pub struct Config {
     pub keys: Keys,
     /// The audit log's folder.
     pub audit_folder: PathBuf,
+    /// Where a second copy of the log is written.
+    pub audit_replica: Option<PathBuf>,
+    /// Which copies must take a record.
+    pub audit_replica_mode: Mode,
+    /// For how long records are kept.
+    pub audit_retention: Retention,
     /// The log's name in its checkpoints.
     pub audit_origin: String,
     /// The token table.

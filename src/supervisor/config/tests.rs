@@ -179,3 +179,27 @@ fn a_missing_or_endless_file_is_named() {
     assert!(error.to_string().contains("/nonexistent/cloister.toml"), "{error}");
     assert!(matches!(error.fault, Fault::Io(_)));
 }
+
+#[test]
+fn retention_is_never_short_by_mistake_and_copies_are_two() {
+    let audit = |text: &str| format!("{SMALLEST}[audit]\n{text}\n");
+    let config = parse(SMALLEST).unwrap();
+    assert_eq!((config.audit_retention, config.audit_replica), (Retention::default(), None));
+    let kept = parse(&audit("retention_min = \"6m\"\nretention_max = \"2y\"")).unwrap();
+    let days = |time_s: u64| time_s / 86_400;
+    assert_eq!(days(kept.audit_retention.min_s), 183);
+    assert_eq!(kept.audit_retention.max_s.map(days), Some(731));
+    refuses(&audit("retention_min = \"181d\""), 4, "audit.retention_min", "--force");
+    refuses(&audit("retention_max = \"soon\""), 4, "audit.retention_max", "18m");
+    refuses(&audit("retention_max = \"5y\""), 4, "audit.retention_max", "shorter than");
+    refuses(&audit("replica_mode = \"one\""), 4, "audit.replica_mode", "audit.replica");
+    refuses(
+        &audit("replica = \"r\"\nreplica_mode = \"any\""),
+        5,
+        "replica_mode",
+        "`one` or `both`",
+    );
+    let two = parse(&audit("replica = \"r\"\nreplica_mode = \"one\"")).unwrap();
+    assert_eq!(two.audit_replica.as_deref(), Some(Path::new("/c/r")));
+    assert_eq!(two.audit_replica_mode, Mode::One);
+}

@@ -11,6 +11,8 @@ use super::{
     Activations, Config, Error, Fault, Keys, Kv, LISTENERS_COUNT_MAX, Limits, Listen,
     MODELS_COUNT_MAX, Model, Profile, Sandbox, Users, Worker,
 };
+use crate::audit::Mode;
+use crate::audit::retention::{RETENTION_FLOOR_S, Retention, parse_time_s};
 use crate::ipc::message::NAME_LEN_MAX_BYTES;
 use crate::sandbox::LANDLOCK_ABI_FLOOR;
 
@@ -68,6 +70,10 @@ struct KeysText {
 struct AuditText {
     folder: Option<String>,
     origin: Option<Spanned<String>>,
+    replica: Option<String>,
+    replica_mode: Option<Spanned<Mode>>,
+    retention_min: Option<Spanned<String>>,
+    retention_max: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -122,6 +128,9 @@ impl Config {
             limits,
             keys,
             audit_folder: reader.path(audit_folder),
+            audit_replica: raw.audit.replica.as_deref().map(|path| reader.path(path)),
+            audit_replica_mode: reader.replica_mode(&raw.audit)?,
+            audit_retention: reader.retention(&raw.audit)?,
             audit_origin: reader.origin(raw.audit.origin.as_ref())?,
             tokens_file: reader.path(tokens_file),
             control_socket: reader.path(socket),
@@ -296,6 +305,33 @@ impl TextReader<'_> {
             return Err(self.error(Some(asked.span()), "audit.origin", Fault::Origin));
         }
         Ok(origin.clone())
+    }
+
+    fn replica_mode(&self, audit: &AuditText) -> Result<Mode, Error> {
+        match (&audit.replica_mode, &audit.replica) {
+            (Some(mode), None) => {
+                Err(self.error(Some(mode.span()), "audit.replica_mode", Fault::NoReplica))
+            }
+            (mode, _) => Ok(mode.as_ref().map_or_else(Mode::default, |mode| *mode.get_ref())),
+        }
+    }
+
+    fn retention(&self, audit: &AuditText) -> Result<Retention, Error> {
+        let time = |asked: &Option<Spanned<String>>, key| match asked {
+            None => Ok(None),
+            Some(text) => match parse_time_s(text.get_ref()) {
+                Some(time_s) if time_s >= RETENTION_FLOOR_S => Ok(Some(time_s)),
+                _ => Err(self.error(Some(text.span()), key, Fault::Retention)),
+            },
+        };
+        let default = Retention::default();
+        let min_s = time(&audit.retention_min, "audit.retention_min")?.unwrap_or(default.min_s);
+        let max_s = time(&audit.retention_max, "audit.retention_max")?;
+        if max_s.is_some_and(|max_s| max_s < min_s) {
+            let at = audit.retention_max.as_ref().map(Spanned::span);
+            return Err(self.error(at, "audit.retention_max", Fault::RetentionOrder));
+        }
+        Ok(Retention { min_s, max_s })
     }
 
     fn limits(&self, asked: Option<Spanned<Limits>>) -> Result<Limits, Error> {

@@ -1,0 +1,71 @@
+//! Go's `golang.org/x/mod/sumdb` reads the log: `note` opens the checkpoint, `tlog` checks the
+//! inclusion of every record and the consistency of sizes.
+
+use super::*;
+use crate::support;
+
+/// Where Debian's `golang-golang-x-mod-dev` puts its sources.
+const GO_PATH: &str = "/usr/share/gocode";
+
+/// Builds a program of `tests/peers` without a network; `None` where Go or the library is missing.
+pub(super) fn build(folder: &Folder, name: &str) -> Option<PathBuf> {
+    let has_library = Path::new(GO_PATH).join("src/golang.org/x/mod/sumdb/tlog").is_dir();
+    let has_go = Command::new("go").arg("version").output().is_ok_and(|done| done.status.success());
+    if !has_library || !has_go {
+        support::skip("Go's tlog library", "no golang-go with golang-golang-x-mod-dev");
+        return None;
+    }
+    let program = folder.0.join(name);
+    let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers");
+    let done = Command::new("go")
+        .args(["build", "-o"])
+        .arg(&program)
+        .arg(peers.join(name).join("main.go"))
+        .envs([("GO111MODULE", "off"), ("GOPATH", GO_PATH), ("GOFLAGS", ""), ("CGO_ENABLED", "0")])
+        .env("GOCACHE", concat!(env!("CARGO_MANIFEST_DIR"), "/target/go-cache"))
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    Some(program)
+}
+
+#[test]
+fn another_implementation_proves_every_record_and_every_older_size() {
+    let folder = Folder::new("go");
+    let Some(program) = build(&folder, "sumdb") else { return };
+    let (mut log, _) = Log::open(&folder.log(), folder.signer()).unwrap();
+    let mut older = Vec::new();
+    // The last has three levels of tiles.
+    for size in [1, 2, 255, 256, 257, 1000, 65_536, 66_000] {
+        let kept = folder.0.join(format!("{size}.txt"));
+        grow(&mut log, &folder.log(), size, &kept);
+        let read = |checkpoints: &[PathBuf]| {
+            let mut command = Command::new(&program);
+            command.arg(folder.log()).arg(folder.0.join("audit.vkey")).args(checkpoints);
+            command.output().unwrap()
+        };
+        let done = read(&older);
+        let told = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success(), "size {size}: {told}");
+        let want =
+            format!("{size} records included, consistent with {} older checkpoints\n", older.len());
+        assert_eq!(String::from_utf8(done.stdout).unwrap(), want);
+        older.push(kept);
+    }
+    // A control: it refuses a checkpoint of another log, and a changed record.
+    let other = Folder::new("go-other");
+    let (mut log, _) = Log::open(&other.log(), folder.signer()).unwrap();
+    log.append(some_event(7)).unwrap();
+    log.commit().unwrap();
+    let reader = |log: &Path, checkpoint: &Path| {
+        let mut command = Command::new(&program);
+        command.arg(log).arg(folder.0.join("audit.vkey")).arg(checkpoint).output().unwrap()
+    };
+    assert!(!reader(&folder.log(), &other.log().join("checkpoint")).status.success());
+    let bundle = folder.log().join("tile/entries/000");
+    let mut bytes = fs::read(&bundle).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&bundle, bytes).unwrap();
+    let refused = reader(&folder.log(), &older[0]);
+    assert!(String::from_utf8_lossy(&refused.stderr).starts_with("record 0: "), "{refused:?}");
+}

@@ -1,0 +1,36 @@
+//! Writes an audit log until it is killed, and says what was acknowledged: for the test that kills it.
+//!
+//! Usage: writer LOG KEY. One line for each commit: the records that are durable now.
+
+#![expect(clippy::unwrap_used, reason = "a program of the tests may panic")]
+
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use cloister::audit::record::{MissingCause, RefusalReason};
+use cloister::audit::{Event, Log, Signer};
+
+fn main() {
+    let arguments: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let [folder, key] = arguments.as_slice() else { panic!("usage: writer LOG KEY") };
+    let signer = Signer::from_pem("test.example/audit", &std::fs::read(key).unwrap()).unwrap();
+    let (mut log, found) = Log::open(folder, signer).unwrap();
+    let mut out = std::io::stdout();
+    if !found.stopped_in_order {
+        log.append(Event::Recovered { dropped_bytes: found.dropped_bytes }).unwrap();
+    }
+    for request in found.open_requests {
+        log.append(Event::EndMissing { request, cause: MissingCause::SupervisorGone }).unwrap();
+    }
+    for commit in 0_u64.. {
+        for count in 0..=commit * 7 % 12 {
+            let reason = RefusalReason::KeyInvalid;
+            log.append(Event::Refused { reason, count, principal: None }).unwrap();
+        }
+        log.commit().unwrap();
+        // A line that nobody reads any more ends the program as well as a signal.
+        if writeln!(out, "{}", log.size()).and_then(|()| out.flush()).is_err() {
+            return;
+        }
+    }
+}
