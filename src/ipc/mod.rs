@@ -16,6 +16,7 @@ pub mod frames;
 pub mod message;
 mod redacted;
 mod sampling;
+pub mod spawner;
 mod wire;
 
 use std::fmt;

@@ -10,8 +10,8 @@
 //! inside it; the empty root is built with the namespace's powers, not with root's.
 
 mod child;
-pub mod message;
-mod serve;
+mod hands;
+pub mod serve;
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,10 +25,13 @@ use nix::sched::CloneFlags;
 use nix::sys::prctl;
 use nix::unistd::{getegid, geteuid, setsid};
 
+use self::hands::Kernel;
+use self::serve::{Offer, Spawner};
+pub use crate::ipc::spawner as message;
 use crate::ipc::{self, Channel};
 use crate::sandbox::{Ids, Role};
 use crate::sys::fork::{ExitStatus, fork_into};
-use crate::sys::process;
+use crate::sys::{numa, process};
 
 /// What the spawner of a root supervisor keeps: `CAP_KILL`, `CAP_SETGID`, `CAP_SETUID`.
 const CAPABILITIES_KEPT: [i32; 3] = [5, 6, 7];
@@ -189,10 +192,8 @@ impl std::error::Error for Error {
 
 /// A program, opened.
 struct Opened {
-    role: Role,
+    offer: Offer,
     file: File,
-    ids: Ids,
-    count: u16,
     nofile: u64,
 }
 
@@ -214,7 +215,9 @@ pub fn start(config: &Config) -> Result<Started, Error> {
     keep.extend(programs.iter().map(|program| program.file.as_fd()));
     let spawner = || match confine(profile) {
         Ok(()) => {
-            serve::Spawner::new(profile, &programs, &null, &theirs).run();
+            let offers = programs.iter().map(|program| program.offer).collect();
+            let kernel = Kernel { profile, programs: &programs, null: &null };
+            Spawner::new(kernel, (profile, offers), numa::nodes(), &theirs).run();
             ExitStatus::SUCCESS
         }
         Err(_) => ExitStatus::FAILURE,
@@ -230,13 +233,14 @@ fn open(program: &Program, profile: Profile) -> Result<Opened, Error> {
         Profile::Full => ids,
         Profile::Evaluation => Ids { uid: geteuid().as_raw(), gid: getegid().as_raw() },
     };
-    if ids.uid == 0 || ids.gid == 0 {
+    // To the kernel, the last number means to stay who one is.
+    if [0, u32::MAX].contains(&ids.uid) || [0, u32::MAX].contains(&ids.gid) {
         return Err(Error::RootChild { role });
     }
     let path = &program.path;
     let file = OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(path);
     let file = file.map_err(|source| Error::Program { path: path.clone(), source })?;
-    Ok(Opened { role, file, ids, count, nofile })
+    Ok(Opened { offer: Offer { role, ids, count }, file, nofile })
 }
 
 /// Gives up what the spawner does not need.

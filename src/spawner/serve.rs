@@ -1,72 +1,125 @@
 //! The spawner's loop: one command after the other, and the ends of children.
+//!
+//! It decides; what a decision does to processes is behind [`Hands`]. So a fuzzer can drive it without a
+//! child being made (`tests/fuzz/targets/spawner.rs`).
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::CloneFlags;
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
-use nix::unistd::Pid;
 
-use super::child::{self, Setup};
+use super::Profile;
 use super::message::{ChildId, Exit, Failed, FromSpawner, Stage, ToSpawner};
-use super::{Opened, Profile};
-use crate::ipc::{self, Channel, Message};
+use crate::ipc::{self, Channel};
 use crate::sandbox::{Ids, Role};
-use crate::sys::fork::fork_into;
-use crate::sys::numa::{self, Node};
-use crate::sys::process;
+use crate::sys::numa::Node;
 
 /// Most children at once.
-const CHILDREN_COUNT_MAX: usize = 64;
+pub const CHILDREN_COUNT_MAX: usize = 64;
+
+/// Makes, kills and reaps children: the kernel's way (`hands.rs`), or a stand-in.
+pub trait Hands {
+    /// Starts a child and waits until its program runs. What is returned can be read from when the child
+    /// has ended.
+    ///
+    /// # Errors
+    ///
+    /// The stage that failed; nothing is left of the child then.
+    fn start(&self, start: &Start<'_>, fds: &[OwnedFd]) -> Result<OwnedFd, Failed>;
+
+    /// Kills a child; one that has just ended is no error.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    fn kill(&self, child: &OwnedFd) -> Result<(), Errno>;
+
+    /// How a child ended; `None` if it has not.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    fn reap(&self, child: &OwnedFd) -> Result<Option<Exit>, Errno>;
+
+    /// Waits until a killed child is gone.
+    fn bury(&self, child: &OwnedFd);
+}
+
+/// A child that may be started.
+#[derive(Clone, Copy, Debug)]
+pub struct Start<'a> {
+    /// Its program.
+    pub role: Role,
+    /// Its user and group, never root's.
+    pub ids: Ids,
+    /// Where it keeps to, if anywhere.
+    pub node: Option<&'a Node>,
+}
+
+/// What may be started: a role has one offer.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    /// Its program.
+    pub role: Role,
+    /// User and group of the first such child.
+    pub ids: Ids,
+    /// How many there are: each index is below.
+    pub count: u16,
+}
 
 /// What the spawner has for as long as it runs.
-pub(super) struct Spawner<'a> {
+pub struct Spawner<'a, H> {
+    hands: H,
     profile: Profile,
-    programs: &'a [Opened],
-    null: &'a File,
-    channel: &'a Channel,
+    offers: Vec<Offer>,
     nodes: Vec<Node>,
+    channel: &'a Channel,
     children: BTreeMap<ChildId, OwnedFd>,
 }
 
-impl<'a> Spawner<'a> {
-    pub(super) fn new(
-        profile: Profile,
-        programs: &'a [Opened],
-        null: &'a File,
+impl<'a, H: Hands> Spawner<'a, H> {
+    /// Has no child yet; `nodes` are those that a child can be kept to.
+    pub fn new(
+        hands: H,
+        (profile, offers): (Profile, Vec<Offer>),
+        nodes: Vec<Node>,
         channel: &'a Channel,
     ) -> Self {
-        Self { profile, programs, null, channel, nodes: numa::nodes(), children: BTreeMap::new() }
+        Self { hands, profile, offers, nodes, channel, children: BTreeMap::new() }
     }
 
     /// Serves until the supervisor's end closes or says something wrong, then kills all children.
-    pub(super) fn run(mut self) {
+    pub fn run(mut self) {
         while self.turn().is_ok() {}
-        for pidfd in self.children.values() {
+        self.end();
+    }
+
+    /// Kills all children and waits until they are gone.
+    pub fn end(self) {
+        for child in self.children.values() {
             // One that just ended is as good as killed.
-            let _ = process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+            let _ = self.hands.kill(child);
         }
-        for pidfd in self.children.values() {
-            let _ = waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED);
-        }
+        self.children.values().for_each(|child| self.hands.bury(child));
     }
 
     /// Waits for a command or an end and answers it.
-    fn turn(&mut self) -> Result<(), ipc::Error> {
+    ///
+    /// # Errors
+    ///
+    /// That the supervisor is gone, or said something wrong: the loop ends.
+    pub fn turn(&mut self) -> Result<(), ipc::Error> {
         let mut ends = vec![PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
-        let pidfds = self.children.values();
-        ends.extend(pidfds.map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)));
+        let children = self.children.values();
+        ends.extend(children.map(|child| PollFd::new(child.as_fd(), PollFlags::POLLIN)));
         match poll(&mut ends, PollTimeout::NONE) {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok(()),
             Err(errno) => return Err(ipc::Error::Io { action: "wait", errno }),
         }
         let is_ready = |end: &PollFd<'_>| end.any().unwrap_or(true);
-        let commanded = is_ready(&ends[0]);
+        let is_commanded = is_ready(&ends[0]);
         let ended: Vec<ChildId> = self
             .children
             .keys()
@@ -77,7 +130,7 @@ impl<'a> Spawner<'a> {
         for child in ended {
             self.reap(child)?;
         }
-        if commanded {
+        if is_commanded {
             let (command, fds) = self.channel.recv()?;
             self.obey(command, &fds)?;
         }
@@ -85,50 +138,46 @@ impl<'a> Spawner<'a> {
     }
 
     fn reap(&mut self, child: ChildId) -> Result<(), ipc::Error> {
-        let Some(pidfd) = self.children.get(&child) else { return Ok(()) };
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
-        let exit = match waitid(Id::PIDFd(pidfd.as_fd()), flags) {
-            Ok(WaitStatus::Exited(_, code)) => Exit::Code(code),
-            Ok(WaitStatus::Signaled(_, signal, _)) => Exit::Signal(signal as i32),
-            Ok(_) | Err(Errno::EINTR) => return Ok(()),
-            Err(errno) => return Err(ipc::Error::Io { action: "reap", errno }),
-        };
-        self.children.remove(&child);
-        self.channel.send(&FromSpawner::Exited { child, exit }, &[])
+        let Some(ended) = self.children.get(&child) else { return Ok(()) };
+        match self.hands.reap(ended) {
+            Ok(None) => Ok(()),
+            Ok(Some(exit)) => {
+                self.children.remove(&child);
+                self.channel.send(&FromSpawner::Exited { child, exit }, &[])
+            }
+            Err(errno) => Err(ipc::Error::Io { action: "reap", errno }),
+        }
     }
 
     fn obey(&mut self, command: ToSpawner, fds: &[OwnedFd]) -> Result<(), ipc::Error> {
         match command {
             ToSpawner::Spawn { child, role, index, node, .. } => {
-                match self.spawn(child, (role, index), node, fds) {
-                    Ok(pidfd) => {
-                        self.channel.send(&FromSpawner::Spawned { child }, &[pidfd.as_fd()])?;
-                        self.children.insert(child, pidfd);
+                let started = self.judge(child, (role, index), node);
+                match started.and_then(|start| self.hands.start(&start, fds)) {
+                    Ok(started) => {
+                        self.channel.send(&FromSpawner::Spawned { child }, &[started.as_fd()])?;
+                        self.children.insert(child, started);
                         Ok(())
                     }
                     Err(failed) => self.channel.send(&FromSpawner::Failed { child, failed }, &[]),
                 }
             }
-            ToSpawner::Kill { child } => {
-                if let Some(pidfd) = self.children.get(&child) {
-                    match process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL) {
-                        Ok(()) | Err(Errno::ESRCH) => {}
-                        Err(errno) => return Err(ipc::Error::Io { action: "kill", errno }),
-                    }
+            ToSpawner::Kill { child } => match self.children.get(&child) {
+                Some(child) => {
+                    self.hands.kill(child).map_err(|errno| ipc::Error::Io { action: "kill", errno })
                 }
-                Ok(())
-            }
+                None => Ok(()),
+            },
         }
     }
 
-    /// Starts a child and waits until its program runs.
-    fn spawn(
+    /// Whether such a child may be started now, and as whom.
+    fn judge(
         &self,
         child: ChildId,
         (role, index): (Role, u16),
         node: Option<u16>,
-        fds: &[OwnedFd],
-    ) -> Result<OwnedFd, Failed> {
+    ) -> Result<Start<'_>, Failed> {
         let refused = |errno| Failed::new(Stage::Command, errno);
         if self.children.contains_key(&child) {
             return Err(refused(Errno::EEXIST));
@@ -136,16 +185,18 @@ impl<'a> Spawner<'a> {
         if self.children.len() >= CHILDREN_COUNT_MAX {
             return Err(refused(Errno::EAGAIN));
         }
-        let program = self.programs.iter().find(|program| program.role == role);
-        let program = program.ok_or(refused(Errno::ENOENT))?;
-        if index >= program.count {
+        let offer = self.offers.iter().find(|offer| offer.role == role);
+        let offer = offer.ok_or(refused(Errno::ENOENT))?;
+        if index >= offer.count {
             return Err(refused(Errno::ERANGE));
         }
         let uid = match self.profile {
-            Profile::Full => program.ids.uid.checked_add(u32::from(index)),
-            Profile::Evaluation => Some(program.ids.uid),
+            Profile::Full => offer.ids.uid.checked_add(u32::from(index)),
+            Profile::Evaluation => Some(offer.ids.uid),
         };
-        let ids = Ids { uid: uid.ok_or(refused(Errno::ERANGE))?, gid: program.ids.gid };
+        // To the kernel, the last number means to stay who one is.
+        let uid = uid.filter(|uid| ![0, u32::MAX].contains(uid)).ok_or(refused(Errno::ERANGE))?;
+        let ids = Ids { uid, gid: offer.ids.gid };
         let node = match node {
             None => None,
             Some(number) => {
@@ -153,89 +204,6 @@ impl<'a> Spawner<'a> {
                 Some(node.ok_or(refused(Errno::ENODEV))?)
             }
         };
-        self.start(program, ids, node, fds)
+        Ok(Start { role, ids, node })
     }
-
-    fn start(
-        &self,
-        program: &Opened,
-        ids: Ids,
-        node: Option<&Node>,
-        fds: &[OwnedFd],
-    ) -> Result<OwnedFd, Failed> {
-        let no_pipe = |error: std::io::Error| {
-            let errno = error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw);
-            Failed::new(Stage::Namespaces, errno)
-        };
-        let (go_reader, go_writer) = pipe().map_err(no_pipe)?;
-        let (report_reader, report_writer) = pipe().map_err(no_pipe)?;
-        let setup = Setup {
-            role: program.role,
-            ids,
-            groups: self.profile == Profile::Full,
-            nofile: program.nofile,
-            node,
-            program: program.file.as_fd(),
-            null: self.null.as_fd(),
-            go: go_reader.as_fd(),
-            report: report_writer.as_fd(),
-            descriptors: fds.iter().map(AsFd::as_fd).collect(),
-        };
-        let mut keep: Vec<BorrowedFd<'_>> = vec![setup.program, setup.null, setup.go, setup.report];
-        keep.extend(&setup.descriptors);
-        let (pid, pidfd) = fork_into(namespaces(), &keep, || child::run(&setup))
-            .map_err(|errno| Failed::new(Stage::Namespaces, errno))?;
-        drop((keep, setup));
-        drop((go_reader, report_writer));
-        match self.finish(pid, ids, go_writer, report_reader) {
-            Ok(()) => Ok(pidfd),
-            Err(failed) => {
-                let _ = process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
-                let _ = waitid(Id::PIDFd(pidfd.as_fd()), WaitPidFlag::WEXITED);
-                Err(failed)
-            }
-        }
-    }
-
-    /// Maps the child's ids, lets it go on and reads what it reports: nothing once it is its
-    /// program, since the pipe closes on exec.
-    fn finish(
-        &self,
-        pid: Pid,
-        ids: Ids,
-        mut go: PipeWriter,
-        mut report: PipeReader,
-    ) -> Result<(), Failed> {
-        let no_map = |errno| Failed::new(Stage::IdMap, errno);
-        self.map_ids(pid, ids).map_err(no_map)?;
-        go.write_all(&[1]).map_err(|_| no_map(Errno::EPIPE))?;
-        let mut bytes = Vec::new();
-        let unread = Failed::new(Stage::Exec, Errno::EIO);
-        report.by_ref().take(64).read_to_end(&mut bytes).map_err(|_| unread)?;
-        if bytes.is_empty() { Ok(()) } else { Err(Failed::decode(&bytes).unwrap_or(unread)) }
-    }
-
-    fn map_ids(&self, pid: Pid, ids: Ids) -> Result<(), Errno> {
-        let write = |file: &str, text: &str| {
-            fs::write(format!("/proc/{pid}/{file}"), text)
-                .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
-        };
-        if self.profile == Profile::Evaluation {
-            // The kernel's condition for a plain user who maps a group.
-            write("setgroups", "deny")?;
-        }
-        write("gid_map", &format!("{0} {0} 1", ids.gid))?;
-        write("uid_map", &format!("{0} {0} 1", ids.uid))
-    }
-}
-
-/// The namespaces of every child.
-fn namespaces() -> CloneFlags {
-    CloneFlags::CLONE_NEWUSER
-        | CloneFlags::CLONE_NEWNS
-        | CloneFlags::CLONE_NEWPID
-        | CloneFlags::CLONE_NEWNET
-        | CloneFlags::CLONE_NEWIPC
-        | CloneFlags::CLONE_NEWUTS
-        | CloneFlags::CLONE_NEWCGROUP
 }

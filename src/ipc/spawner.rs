@@ -4,8 +4,8 @@ use std::fmt;
 
 use nix::errno::Errno;
 
-use crate::ipc::codec::variants;
-use crate::ipc::{DESCRIPTORS_COUNT_MAX, Message};
+use super::codec::{fields, variants};
+use super::{DESCRIPTORS_COUNT_MAX, Message};
 use crate::sandbox::{Role, Step};
 
 /// Longest message, in bytes.
@@ -157,7 +157,7 @@ variants!(FromSpawner {
 
 variants!(Exit { 1 Code(code), 2 Signal(signal) });
 
-crate::ipc::codec::fields!(Failed { stage, errno });
+fields!(Failed { stage, errno });
 
 variants!(Stage {
     1 Command,
@@ -188,6 +188,9 @@ variants!(Step {
     12 Dumpable,
     13 PageMerging,
     14 Seccomp,
+    15 ThreadSeccomp,
+    16 Memory,
+    17 LandlockUdp,
 });
 
 impl Message for ToSpawner {
