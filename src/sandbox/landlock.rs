@@ -1,8 +1,9 @@
 //! Landlock: no file for a child, its own folders for the supervisor; never best effort.
 //!
-//! All rights that kernel and crate know are handled, so that what no rule grants is denied. TCP
-//! and scopes come with newer kernels; the network namespace and seccomp deny the same on older
-//! ones, and `Sandboxed` says what landlock added.
+//! All rights that kernel and crate know are handled, so that what no rule grants is denied: TCP from
+//! ABI 4 on, scopes from 6, sockets by their path from 9. UDP, from 10, is a ruleset of its own, since the
+//! crate ends at 9. The network namespace and seccomp deny the same on older kernels, and `Sandboxed` says
+//! what landlock added.
 
 use std::path::Path;
 
@@ -13,11 +14,14 @@ use landlock::{
 
 use nix::errno::Errno;
 
-use super::{Error, Step};
-use crate::sys::process::landlock_abi;
+use super::{AtStep, Error, Step};
+use crate::sys::process::{deny_udp, landlock_abi};
 
 /// The oldest ABI that is served under (Linux 5.19): files cannot be moved between folders.
 pub const LANDLOCK_ABI_FLOOR: u32 = 2;
+
+/// The first ABI that knows of UDP.
+const LANDLOCK_ABI_UDP: u32 = 10;
 
 /// What the supervisor may do below a path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,6 +46,7 @@ pub struct Allow<'a> {
 pub(super) struct Facts {
     pub(super) abi: u32,
     pub(super) denies_tcp: bool,
+    pub(super) denies_udp: bool,
     pub(super) scopes: bool,
 }
 
@@ -56,7 +61,12 @@ pub(super) fn restrict(allowed: &[Allow<'_>]) -> Result<Facts, Error> {
         return Err(Error::LandlockTooOld { abi: kernel_abi, floor: LANDLOCK_ABI_FLOOR });
     }
     let abi = known_abi(kernel_abi);
-    let facts = Facts { abi: kernel_abi, denies_tcp: abi >= ABI::V4, scopes: abi >= ABI::V6 };
+    let facts = Facts {
+        abi: kernel_abi,
+        denies_tcp: abi >= ABI::V4,
+        denies_udp: kernel_abi >= LANDLOCK_ABI_UDP,
+        scopes: abi >= ABI::V6,
+    };
     let handled = AccessFs::from_all(abi);
     let mut ruleset = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
@@ -79,6 +89,9 @@ pub(super) fn restrict(allowed: &[Allow<'_>]) -> Result<Facts, Error> {
     }
     // Also sets `no_new_privs`.
     created.restrict_self().map_err(Error::Landlock)?;
+    if facts.denies_udp {
+        deny_udp().at(Step::LandlockUdp)?;
+    }
     Ok(facts)
 }
 

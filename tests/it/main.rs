@@ -6,7 +6,10 @@
 mod appliance;
 mod bench;
 mod binaries;
+#[path = "../probe/bpf.rs"]
+mod bpf;
 mod engine;
+mod filters;
 mod gateway;
 mod gguf;
 mod gguf_file;
@@ -22,3 +25,4 @@ mod support;
 mod systemd;
 mod template;
 mod tokenizer;
+mod traps;

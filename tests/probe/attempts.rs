@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, SockaddrIn, UnixAddr,
-    bind, connect, send, sendmsg, shutdown, socket,
+    bind, connect, send, sendmsg, sendto, shutdown, socket,
 };
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, chdir, execve, setgid, setuid};
@@ -44,6 +44,8 @@ fn by_name(name: &str, argument: &str) -> Result<(), Errno> {
         "inet-socket" => family(AddressFamily::Inet),
         "inet-connect" => inet_connect(),
         "inet-bind" => inet_bind(),
+        "udp-bind" => udp_bind(),
+        "udp-send" => udp_send(),
         "netlink-socket" => family(AddressFamily::Netlink),
         "packet-socket" => family(AddressFamily::Packet),
         "vsock-socket" => family(AddressFamily::Vsock),
@@ -73,6 +75,7 @@ fn by_name(name: &str, argument: &str) -> Result<(), Errno> {
         "fast-send" => fast_send(argument),
         "stop-listening" => stop_listening(argument),
         "pass-descriptor" => pass_descriptor(argument),
+        "take-memory" => take_memory(argument),
         "leave-root" => chdir("..").and_then(|()| list_root()),
         "panic" => panic!("{argument}"),
         "abort" => std::process::abort(),
@@ -140,6 +143,56 @@ fn by_number(name: &str, argument: &str) -> Result<(), Errno> {
     }
 }
 
+/// More than a child of the probe may hold, less than any machine has.
+const MUCH_LEN_BYTES: usize = 600 << 20;
+
+/// Takes memory and writes to each page of it, in one of several ways.
+fn take_memory(way: &str) -> Result<(), Errno> {
+    let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let write = libc::PROT_READ | libc::PROT_WRITE;
+    match way {
+        "at-once" => touch(map_pages(MUCH_LEN_BYTES, write, anonymous)?, MUCH_LEN_BYTES),
+        "bit-by-bit" => {
+            for _ in 0..150 {
+                let len = MUCH_LEN_BYTES / 150;
+                touch(map_pages(len, write, anonymous)?, len)?;
+            }
+            Ok(())
+        }
+        "reserved" => {
+            let at = map_pages(MUCH_LEN_BYTES, libc::PROT_NONE, anonymous)?;
+            // SAFETY: the pages were just mapped and nobody else knows of them.
+            Errno::result(unsafe { libc::mprotect(at, MUCH_LEN_BYTES, write) })?;
+            touch(at, MUCH_LEN_BYTES)
+        }
+        "break" => {
+            // SAFETY: 0 asks where the break is.
+            let at = unsafe { libc::sbrk(0) };
+            // SAFETY: the allocator asks for its place each time; nothing above the old break is in use.
+            let end = unsafe { libc::brk(at.wrapping_byte_add(MUCH_LEN_BYTES)) };
+            Errno::result(end)?;
+            touch(at, MUCH_LEN_BYTES)
+        }
+        // What the bound does not count, so that it must not be had.
+        "shared" => {
+            let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+            touch(map_pages(MUCH_LEN_BYTES, write, shared)?, MUCH_LEN_BYTES)
+        }
+        "stack" => map_pages(MUCH_LEN_BYTES, write, anonymous | libc::MAP_GROWSDOWN).map(drop),
+        // Addresses alone: each pair of MiB that is read takes a page of the kernel's tables.
+        "addresses" => map_pages(64 << 30, libc::PROT_READ, anonymous).map(drop),
+        _ => panic!("no such way: {way}"),
+    }
+}
+
+fn touch(at: *mut libc::c_void, len: usize) -> Result<(), Errno> {
+    for page in (0..len).step_by(4096) {
+        // SAFETY: the caller mapped so many bytes for writing.
+        unsafe { at.cast::<u8>().wrapping_add(page).write_volatile(1) };
+    }
+    Ok(())
+}
+
 fn from_io(error: std::io::Error) -> Result<(), Errno> {
     Err(Errno::from_raw(error.raw_os_error().unwrap_or_default()))
 }
@@ -168,6 +221,18 @@ fn inet_connect() -> Result<(), Errno> {
 fn inet_bind() -> Result<(), Errno> {
     let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None)?;
     bind(fd.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, 0))
+}
+
+/// In a network of its own, where nobody is; with every address of it.
+fn udp_bind() -> Result<(), Errno> {
+    let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::empty(), None)?;
+    bind(fd.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, 0))
+}
+
+fn udp_send() -> Result<(), Errno> {
+    let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::empty(), None)?;
+    let there = SockaddrIn::new(127, 0, 0, 1, 9);
+    sendto(fd.as_raw_fd(), b"x", &there, MsgFlags::empty()).map(drop)
 }
 
 /// The socket that an attack is on: a child's control channel, or a fresh listener.
@@ -301,9 +366,12 @@ fn memfd_exec() -> Result<(), Errno> {
 }
 
 fn map(protection: i32) -> Result<*mut libc::c_void, Errno> {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    map_pages(4096, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
+}
+
+fn map_pages(len: usize, protection: i32, flags: i32) -> Result<*mut libc::c_void, Errno> {
     // SAFETY: a new mapping, of nobody's memory.
-    let at = unsafe { libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0) };
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
     if at == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(at) }
 }
 

@@ -5,8 +5,10 @@
 //! probe free ATTEMPT                      in this process; prints the same
 //! probe look ROLE                         a sealed child's status and descriptors, from outside
 //! probe sweep ROLE                        every system call number, each in a child of its own
-//! probe rules ROLE                        the compiled filter alone, against its policy file
+//! probe rules ROLE [THREAD]               the compiled filters alone, against their policy file
+//! probe programs COUNT                    random filters, by the kernel and by the interpreter
 //! probe orphan ROLE                       a sealed child whose spawner is then killed
+//! probe trap NAME                         a trap of the start, in this process
 //! ```
 //!
 //! `full` is the closed sandbox; `begun` is all but seccomp, to see that the other walls stand by
@@ -16,10 +18,14 @@
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a test program")]
 
 mod attempts;
+mod bpf;
+mod programs;
 mod rules;
+mod traps;
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -29,7 +35,7 @@ use std::{env, fs, thread};
 
 use cloister::ipc::message::FromLoader;
 use cloister::ipc::{Channel, Error};
-use cloister::sandbox::{self, Ids, Role};
+use cloister::sandbox::{self, Ids, Memory, Role, Thread};
 use cloister::spawner::message::{FromSpawner, ToSpawner};
 use cloister::spawner::{self, Config, Profile, Program, Started};
 use cloister::sys::process::{inherited_descriptor, pidfd_send_signal};
@@ -40,6 +46,9 @@ use nix::sched::{CloneFlags, unshare};
 const FIRST_UID: u32 = 61_200;
 /// More than the probe needs, fewer than would hide a leak.
 const NOFILE: u64 = 24;
+/// Room for the probe and its attempts, and for nothing like `take-memory`.
+const MEMORY: Memory =
+    Memory { threads: 3, mapped_len_bytes: 0, more_len_bytes: 16 << 20, written_len_bytes: None };
 /// Past the last system call of this year's kernels.
 const CALL_NUMBER_MAX: u32 = 480;
 const ROLES: [Role; 4] = [Role::Gateway, Role::Worker, Role::Loader, Role::Opener];
@@ -54,12 +63,15 @@ fn main() -> ExitCode {
         }
         [_, "free", attempt] => println!("{}", free(attempt)),
         [_, "sweep", role] => sweep(role_of(role)),
-        [_, "rules", role] => {
-            let roles = ROLES.into_iter().chain([Role::Supervisor]);
-            roles.filter(|known| known.name() == role).for_each(rules::check);
+        [_, "rules", role, ref thread @ ..] => {
+            let role = ROLES.into_iter().chain([Role::Supervisor]).find(|it| it.name() == role);
+            let named = |it: &Thread| Some(it.role()) == role && thread == [it.name()];
+            rules::check(role.unwrap(), Thread::ALL.into_iter().find(named));
         }
+        [_, "programs", count] => programs::check(count.parse().unwrap()),
         [_, "look", role] => look(role_of(role)),
         [_, "orphan", role] => orphan(role_of(role)),
+        [_, "trap", name] => traps::show(name),
         _ => return ExitCode::from(2),
     }
     ExitCode::SUCCESS
@@ -84,6 +96,9 @@ fn receive(channel: &Channel) -> Result<String, Error> {
 /// Enters the sandbox as the real children do, then tries what it is told.
 fn child(role: Role) {
     sandbox::report_panics(|_, _| {});
+    // As the spawner left it, before the sandbox sets its own.
+    let death_signal = traps::own_death_signal();
+    let entries = fs::read_dir("/").unwrap().count();
     let control = Channel::new(inherited_descriptor(3).unwrap());
     let begun = sandbox::begin(role, &control).unwrap();
     // Threads as of a worker: each must be under the filter too, and past its start, whose system
@@ -100,9 +115,11 @@ fn child(role: Role) {
     }
     running.wait();
     let walls = receive(&control).unwrap();
-    let sandboxed = (walls == "full").then(|| begun.seal().unwrap());
+    let sandboxed = (walls == "full").then(|| begun.seal(MEMORY).unwrap());
     let abi = sandboxed.as_ref().map_or(0, |sandboxed| sandboxed.landlock_abi);
-    control.send(&text(format!("landlock {abi}")), &[]).unwrap();
+    let found = format!("death signal {death_signal}, root of {entries} entries");
+    let ready = format!("landlock {abi}, {found}");
+    control.send(&text(ready), &[]).unwrap();
     let attempt = receive(&control).unwrap();
     let outcome = attempts::run(&attempt);
     control.send(&text(outcome), &[]).unwrap();
@@ -118,6 +135,8 @@ struct Jail {
 struct Inmate {
     control: Channel,
     pid: i32,
+    /// What it said of itself when its walls stood.
+    ready: String,
 }
 
 /// The supervisor's folder, with sockets that would answer.
@@ -182,7 +201,7 @@ impl Jail {
         control.send(&text(walls), &[]).unwrap();
         let ready = receive(&control).unwrap_or_else(|_| format!("died: {}", self.exit()));
         assert!(ready.starts_with("landlock"), "{ready}");
-        Inmate { control, pid }
+        Inmate { control, pid, ready }
     }
 
     fn exit(&self) -> String {
@@ -241,6 +260,9 @@ fn look(role: Role) {
     let jail = Jail::build();
     let inmate = jail.admit(role, "full");
     let process = format!("/proc/{}", inmate.pid);
+    println!("ready {}", inmate.ready);
+    // Root's, whoever runs it, if it cannot be dumped.
+    println!("owner {}", fs::metadata(format!("{process}/mem")).unwrap().uid());
     for task in fs::read_dir(format!("{process}/task")).unwrap() {
         let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
         println!("thread");
