@@ -197,6 +197,22 @@ impl Pool {
         self.run_each(n_tasks, &|tasks| tasks.one_by_one(|index, _| task(index)));
     }
 
+    /// Calls `task` once on each thread of the pool but the caller's.
+    ///
+    /// # Panics
+    ///
+    /// Panics if a call panics, after all have returned.
+    pub fn on_each_worker(&self, task: &(dyn Fn() + Sync)) {
+        let (all, caller) = (Barrier::new(self.threads()), thread::current().id());
+        self.run(self.threads(), &|_| {
+            // Nobody comes past it with a second task: each thread takes one.
+            all.wait();
+            if thread::current().id() != caller {
+                task();
+            }
+        });
+    }
+
     /// As [`Pool::run`], but `work` is called once by each thread that takes part, with the
     /// tasks that come to this thread.
     ///
@@ -412,6 +428,22 @@ mod tests {
                 assert_eq!(expected, None, "what was said to follow came");
             });
             assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+        }
+    }
+
+    #[test]
+    fn each_worker_is_reached_once_and_the_caller_is_not() {
+        for threads in 1..=5 {
+            let pool = Pool::new(threads);
+            for _ in 0..50 {
+                let seen = Mutex::new(Vec::new());
+                pool.on_each_worker(&|| seen.lock().unwrap().push(thread::current().id()));
+                let mut seen = seen.into_inner().unwrap();
+                assert!(!seen.contains(&thread::current().id()));
+                seen.sort_by_key(|id| format!("{id:?}"));
+                seen.dedup();
+                assert_eq!(seen.len(), threads - 1);
+            }
         }
     }
 

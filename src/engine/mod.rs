@@ -190,6 +190,11 @@ impl<'m> Engine<'m> {
         KvCache::size(config, options).ok_or(Error::BadOption("cache_len"))
     }
 
+    /// Calls `task` once on each compute thread but the caller's.
+    pub fn on_each_thread(&self, task: &(dyn Fn() + Sync)) {
+        self.pool.on_each_worker(task);
+    }
+
     /// Returns the options.
     pub fn options(&self) -> &Options {
         &self.options

@@ -6,14 +6,16 @@
 //! 1. `begin`: parent-death signal, and the parent is still there;
 //! 2. `begin`: landlock, while there is one thread, since it binds the calling thread alone;
 //! 3. the caller makes its threads and its large allocations;
-//! 4. `seal`: no dump, no merging of equal pages, no further thread;
-//! 5. `seal`: seccomp, on every thread.
+//! 4. `seal`: no dump, no merging of equal pages, no further thread, no more memory than it needs;
+//! 5. `seal`: seccomp, on every thread;
+//! 6. `narrow`: each thread adds the filter of its kind.
 //!
 //! `seal` returns the proof `Sandboxed`; what serves takes it by value, so it cannot serve earlier.
 
 mod identity;
 mod landlock;
 mod limits;
+mod memory;
 mod seccomp;
 
 use std::fmt;
@@ -28,6 +30,8 @@ use nix::sys::signal::Signal;
 pub use self::identity::{Ids, assume, reset_signals};
 pub use self::landlock::{Access, Allow, LANDLOCK_ABI_FLOOR};
 pub use self::limits::Limits;
+pub use self::memory::Memory;
+pub use self::seccomp::Thread;
 use crate::ipc::Channel;
 use crate::sys::process;
 
@@ -78,6 +82,8 @@ pub enum Step {
     ParentCheck,
     /// The kernel's landlock ABI.
     LandlockAbi,
+    /// Landlock's denial of UDP.
+    LandlockUdp,
     /// Signals back to their defaults.
     Signals,
     /// Supplementary groups.
@@ -94,12 +100,16 @@ pub enum Step {
     NoNewPrivileges,
     /// A resource limit.
     Limit,
+    /// The bound on memory.
+    Memory,
     /// No core dump, no ptrace by the same user.
     Dumpable,
     /// No merging of equal pages.
     PageMerging,
     /// The seccomp filter.
     Seccomp,
+    /// The seccomp filter of one thread.
+    ThreadSeccomp,
 }
 
 impl Step {
@@ -110,6 +120,7 @@ impl Step {
             Self::ParentDeathSignal => "parent-death signal",
             Self::ParentCheck => "check of the parent",
             Self::LandlockAbi => "landlock version",
+            Self::LandlockUdp => "landlock without UDP",
             Self::Signals => "default signals",
             Self::Groups => "no supplementary groups",
             Self::Group => "own group",
@@ -118,9 +129,11 @@ impl Step {
             Self::Capabilities => "empty capabilities",
             Self::NoNewPrivileges => "no new privileges",
             Self::Limit => "resource limits",
+            Self::Memory => "bound on memory",
             Self::Dumpable => "no dump",
             Self::PageMerging => "no merging of pages",
             Self::Seccomp => "seccomp filter",
+            Self::ThreadSeccomp => "seccomp filter of a thread",
         }
     }
 }
@@ -213,6 +226,8 @@ pub struct Sandboxed {
     pub landlock_abi: u32,
     /// Landlock denies TCP (ABI 4).
     pub landlock_denies_tcp: bool,
+    /// Landlock denies UDP (ABI 10).
+    pub landlock_denies_udp: bool,
     /// Landlock scopes signals and abstract sockets (ABI 6).
     pub landlock_scopes: bool,
 }
@@ -246,12 +261,26 @@ pub fn begin_supervisor(allowed: &[Allow<'_>]) -> Result<Begun, Error> {
 }
 
 impl Begun {
-    /// Closes the sandbox: steps 4 and 5.
+    /// Closes the sandbox of a child, which may hold `memory`: steps 4 and 5.
     ///
     /// # Errors
     ///
     /// The first step that failed.
-    pub fn seal(self) -> Result<Sandboxed, Error> {
+    pub fn seal(self, memory: Memory) -> Result<Sandboxed, Error> {
+        memory::bound(memory)?;
+        self.close()
+    }
+
+    /// Closes the sandbox of the supervisor, whose memory has no bound of its own.
+    ///
+    /// # Errors
+    ///
+    /// The first step that failed.
+    pub fn seal_supervisor(self) -> Result<Sandboxed, Error> {
+        self.close()
+    }
+
+    fn close(self) -> Result<Sandboxed, Error> {
         prctl::set_dumpable(false).at(Step::Dumpable)?;
         process::disable_page_merging().at(Step::PageMerging)?;
         Limits::of(self.role).apply_at_seal()?;
@@ -260,8 +289,23 @@ impl Begun {
             role: self.role,
             landlock_abi: self.facts.abi,
             landlock_denies_tcp: self.facts.denies_tcp,
+            landlock_denies_udp: self.facts.denies_udp,
             landlock_scopes: self.facts.scopes,
         })
+    }
+}
+
+impl Sandboxed {
+    /// Step 6, on the calling thread: from here on it may do what its kind needs.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; `EINVAL` for a thread of another process.
+    pub fn narrow(&self, thread: Thread) -> Result<(), Error> {
+        if thread.role() != self.role {
+            return Err(Error::Step { step: Step::ThreadSeccomp, errno: Errno::EINVAL });
+        }
+        seccomp::narrow(thread)
     }
 }
 
@@ -271,11 +315,17 @@ pub fn filter(role: Role) -> &'static [u8] {
     seccomp::program(role)
 }
 
+/// The compiled filter that a thread adds to that of its role.
+#[must_use]
+pub fn thread_filter(thread: Thread) -> &'static [u8] {
+    seccomp::thread_program(thread)
+}
+
 /// The compiled policy of every role, for its digest in the audit log.
 #[must_use]
 pub fn policy_bytes() -> Vec<u8> {
     let roles = [Role::Gateway, Role::Worker, Role::Loader, Role::Opener, Role::Supervisor];
-    let filters = roles.into_iter().map(filter);
+    let filters = roles.into_iter().map(filter).chain(Thread::ALL.into_iter().map(thread_filter));
     filters.chain([limits::POLICY.as_bytes()]).flatten().copied().collect()
 }
 

@@ -1,24 +1,107 @@
 //! The seccomp filters that `build.rs` compiled from `policy/seccomp`.
+//!
+//! A process's filter is on all of its threads. On top of it, each thread puts the filter of its kind, which
+//! lets less through and no further filter. The kernel takes the stricter of two answers.
 
 use super::{AtStep, Error, Role, Step};
 use crate::sys::process::install_filter;
 
+/// A filter, as the build left it.
+macro_rules! compiled {
+    ($name:literal) => {
+        include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".bpf"))
+    };
+}
+
+/// A kind of thread, with a filter of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Thread {
+    /// The worker's main thread: the scheduler, and a share of the arithmetic.
+    WorkerEngine,
+    /// The worker's other compute threads.
+    WorkerCompute,
+    /// The worker's thread that renders templates and tokenizes.
+    WorkerText,
+    /// The worker's thread that reads and writes its channels.
+    WorkerLink,
+    /// The loader's main thread.
+    LoaderMain,
+    /// The loader's threads that pack.
+    LoaderCompute,
+    /// The supervisor's only thread, once the models are open.
+    SupervisorServing,
+}
+
+impl Thread {
+    /// All kinds.
+    pub const ALL: [Self; 7] = [
+        Self::WorkerEngine,
+        Self::WorkerCompute,
+        Self::WorkerText,
+        Self::WorkerLink,
+        Self::LoaderMain,
+        Self::LoaderCompute,
+        Self::SupervisorServing,
+    ];
+
+    /// Whose it is.
+    #[must_use]
+    pub const fn role(self) -> Role {
+        match self {
+            Self::WorkerEngine | Self::WorkerCompute | Self::WorkerText | Self::WorkerLink => {
+                Role::Worker
+            }
+            Self::LoaderMain | Self::LoaderCompute => Role::Loader,
+            Self::SupervisorServing => Role::Supervisor,
+        }
+    }
+
+    /// The name of its filter, behind that of its process.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WorkerEngine => "engine",
+            Self::WorkerCompute | Self::LoaderCompute => "compute",
+            Self::WorkerText => "text",
+            Self::WorkerLink => "link",
+            Self::LoaderMain => "main",
+            Self::SupervisorServing => "serving",
+        }
+    }
+}
+
 /// Puts the filter of `role` on every thread; what no rule allows kills the process.
 pub(super) fn install(role: Role) -> Result<(), Error> {
     if role == Role::Supervisor {
-        // First, since the filter itself allows no further one.
-        let threads = include_bytes!(concat!(env!("OUT_DIR"), "/supervisor_threads.bpf"));
-        install_filter(threads).at(Step::Seccomp)?;
+        // First, since it answers a call that the next one lets through.
+        install_filter(compiled!("supervisor_threads"), true).at(Step::Seccomp)?;
     }
-    install_filter(program(role)).at(Step::Seccomp)
+    install_filter(program(role), true).at(Step::Seccomp)
+}
+
+/// Puts the filter of its kind on the calling thread.
+pub(super) fn narrow(thread: Thread) -> Result<(), Error> {
+    install_filter(thread_program(thread), false).at(Step::ThreadSeccomp)
 }
 
 pub(super) fn program(role: Role) -> &'static [u8] {
     match role {
-        Role::Gateway => include_bytes!(concat!(env!("OUT_DIR"), "/gateway.bpf")),
-        Role::Worker => include_bytes!(concat!(env!("OUT_DIR"), "/worker.bpf")),
-        Role::Loader => include_bytes!(concat!(env!("OUT_DIR"), "/loader.bpf")),
-        Role::Opener => include_bytes!(concat!(env!("OUT_DIR"), "/opener.bpf")),
-        Role::Supervisor => include_bytes!(concat!(env!("OUT_DIR"), "/supervisor.bpf")),
+        Role::Gateway => compiled!("gateway"),
+        Role::Worker => compiled!("worker"),
+        Role::Loader => compiled!("loader"),
+        Role::Opener => compiled!("opener"),
+        Role::Supervisor => compiled!("supervisor"),
+    }
+}
+
+pub(super) fn thread_program(thread: Thread) -> &'static [u8] {
+    match thread {
+        Thread::WorkerEngine => compiled!("worker.engine"),
+        Thread::WorkerCompute => compiled!("worker.compute"),
+        Thread::WorkerText => compiled!("worker.text"),
+        Thread::WorkerLink => compiled!("worker.link"),
+        Thread::LoaderMain => compiled!("loader.main"),
+        Thread::LoaderCompute => compiled!("loader.compute"),
+        Thread::SupervisorServing => compiled!("supervisor.serving"),
     }
 }

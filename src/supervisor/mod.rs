@@ -45,6 +45,7 @@ use self::config::Config;
 use self::error::Error;
 use self::manager::Manager;
 use self::nursery::Nursery;
+use crate::sandbox::Thread;
 
 /// Runs the program. Under the name `opener` it is that child: the same file, another role.
 pub fn main() -> ExitCode {
@@ -75,7 +76,10 @@ fn run(arguments: &[OsString]) -> Result<(), Error> {
     // 4. Give up every power.
     let sandboxed = start::give_up_powers(&config)?;
     // 5. to 7. From here on nothing is reached but the own folders and the children.
-    start::begin(config, nursery, opened, &sandboxed)?.serve()
+    let supervisor = start::begin(config, nursery, opened, &sandboxed)?;
+    // The models are open: no more threads.
+    sandboxed.narrow(Thread::SupervisorServing).map_err(Error::Sandbox)?;
+    supervisor.serve()
 }
 
 fn config_file(arguments: &[OsString]) -> Result<PathBuf, Error> {

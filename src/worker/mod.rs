@@ -18,10 +18,11 @@ mod text;
 mod tickets;
 mod turns;
 
+use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::sync::{Arc, Barrier};
-use std::thread;
+use std::thread::{self, Scope};
 use std::time::Duration;
 
 use kernels::ops::PAGE_LEN;
@@ -35,13 +36,21 @@ use self::text::Text;
 use crate::engine::{Engine, Model, Options};
 use crate::ipc::message::{ToWorkerControl, WorkerConfig, WorkerReport};
 use crate::ipc::{Channel, DataChannel};
-use crate::sandbox::{self, Role, Sandboxed};
+use crate::sandbox::{self, Memory, Role, Sandboxed, Thread};
 use crate::sys::memory::SealedMemory;
-use crate::sys::process::inherited_descriptor;
+use crate::sys::process::{exit_now, inherited_descriptor};
 use crate::sys::processors::run_on;
 
 /// Where the spawner puts the control channel.
 const CONTROL_DESCRIPTOR: i32 = 3;
+
+/// Threads that do not compute.
+const OTHER_THREADS_COUNT: usize = 2;
+/// How often a request's text is held at once: as it comes, as a frame, as tokens.
+const TEXT_COPIES_COUNT: u64 = 4;
+/// Memory for what is made of one request at a time (parsed messages, a rendered prompt), and for what
+/// waits to be sent, in bytes.
+const WORK_LEN_BYTES: u64 = 512 << 20;
 
 /// A step of the start that failed; told by the exit code alone, since there is nobody to read
 /// a text.
@@ -92,12 +101,14 @@ fn serve() -> Result<(), Failed> {
     report_panics_to(&control);
     // 2. Configuration, image and data channel.
     let (message, mut descriptors) = control.recv().map_err(|_| Failed::Config)?;
-    let (ToWorkerControl::Config(config), Some(data), Some(image)) =
+    let (ToWorkerControl::Config(config), Some(data), Some(memfd)) =
         (message, descriptors.pop(), descriptors.pop())
     else {
         return Err(Failed::Config);
     };
-    let image = SealedMemory::open(std::os::fd::AsFd::as_fd(&image)).map_err(|_| Failed::Image)?;
+    let image = SealedMemory::open(memfd.as_fd()).map_err(|_| Failed::Image)?;
+    // What is mapped needs no descriptor.
+    drop(memfd);
     // 3. Everything that takes memory or makes threads.
     let model = Model::from_image(image.as_ref()).map_err(|_| Failed::Model)?;
     let text = Text::from_metadata(&model.header().metadata).map_err(|error| match error {
@@ -116,13 +127,17 @@ fn serve() -> Result<(), Failed> {
         let (said, woken, mouth) = mouths().map_err(|_| Failed::Engine)?;
         let (heard_sender, heard) = mpsc::channel();
         let (admitted_sender, admitted) = mpsc::channel();
-        let (go, wait) = mpsc::channel::<Sandboxed>();
+        let (link_go, link_wait) = mpsc::channel::<Arc<Sandboxed>>();
+        let (text_go, text_wait) = mpsc::channel::<Arc<Sandboxed>>();
         let engine_sender = heard_sender.clone();
         let [engine_mouth, text_mouth] = mouth;
         let text = &text;
-        scope.spawn(move || {
+        start(scope, "text", move || {
             running.wait();
-            prepare::run(text, context_len_tokens, &admitted, &engine_sender, &text_mouth);
+            if let Ok(sandboxed) = text_wait.recv() {
+                narrow(&sandboxed, Thread::WorkerText);
+                prepare::run(text, context_len_tokens, &admitted, &engine_sender, &text_mouth);
+            }
         });
         let link = Link {
             control: Arc::clone(&control),
@@ -133,23 +148,48 @@ fn serve() -> Result<(), Failed> {
             heard: heard_sender,
         };
         // The link ends the other threads by dropping its ends.
-        scope.spawn(move || {
+        start(scope, "link", move || {
             running.wait();
-            wait.recv().map(|_sandboxed| link.run())
+            if let Ok(sandboxed) = link_wait.recv() {
+                narrow(&sandboxed, Thread::WorkerLink);
+                link.run();
+            }
         });
         running.wait();
         // After the threads that do not compute have started, which may run anywhere.
         keep_to(processors.first());
         // 4. Give up every power, on every thread.
-        let sandboxed = begun.seal().map_err(|_| Failed::Seal)?;
+        let memory = memory(&config, options.threads, image.len());
+        let sandboxed = Arc::new(begun.seal(memory).map_err(|_| Failed::Seal)?);
+        engine.on_each_thread(&|| narrow(&sandboxed, Thread::WorkerCompute));
+        narrow(&sandboxed, Thread::WorkerEngine);
         // 5. Serve.
         control.send(&ready, &[]).map_err(|_| Failed::Ready)?;
-        go.send(sandboxed).map_err(|_| Failed::Ready)?;
+        text_go.send(Arc::clone(&sandboxed)).map_err(|_| Failed::Ready)?;
+        link_go.send(sandboxed).map_err(|_| Failed::Ready)?;
         let keep = Duration::from_secs(config.prefix_keep_s.into());
         let guess_max = config.guess_tokens.into();
         Scheduler::new(engine, text, engine_mouth, (keep, guess_max)).run(&heard);
         Ok(())
     })
+}
+
+/// Starts a thread. Where the system gives none, the process ends: others wait for it.
+fn start<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &str,
+    life: impl FnOnce() + Send + 'scope,
+) {
+    if thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, life).is_err() {
+        exit_now(Failed::Engine as i32);
+    }
+}
+
+/// Puts the filter of its kind on this thread; the process does not go on without.
+fn narrow(sandboxed: &Sandboxed, thread: Thread) {
+    if sandboxed.narrow(thread).is_err() {
+        exit_now(Failed::Seal as i32);
+    }
 }
 
 /// The compute threads, each on a processor of its own if there is one; this thread is the first.
@@ -172,6 +212,17 @@ fn mouths() -> nix::Result<(Arc<link::Sayings>, std::os::fd::OwnedFd, [Mouth; 2]
     let mouth = || Mouth::new(Arc::clone(&said), Arc::clone(&wake));
     let mouths = [mouth(), mouth()];
     Ok((said, woken, mouths))
+}
+
+/// What it may hold. The engine's memory is taken by now; texts come, and what is made of one of them.
+fn memory(config: &WorkerConfig, threads: usize, image_len: usize) -> Memory {
+    let texts = config.texts_len_max_bytes.saturating_mul(TEXT_COPIES_COUNT);
+    Memory {
+        threads: threads + OTHER_THREADS_COUNT,
+        mapped_len_bytes: image_len as u64,
+        more_len_bytes: texts.saturating_add(WORK_LEN_BYTES),
+        written_len_bytes: None,
+    }
 }
 
 /// The cache has room for every sequence at its longest, so an admitted request never waits for

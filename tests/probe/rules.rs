@@ -1,17 +1,20 @@
 //! Holds a compiled filter against its policy file: every call number, every rule, every argument.
 //!
 //! What the policy says decides what is expected; what the kernel does under the compiled filter is
-//! what is seen. Each call is made by a process of its own, which does nothing else.
+//! what is seen. Each call is made by a process of its own, which does nothing else. The interpreter
+//! (`bpf`), which runs the filters of other CPUs in `tests/it/filters.rs`, must see the same.
 
 use std::collections::BTreeMap;
 
 use cloister::cli::doctor::policy::{Filter, Rule, filters};
-use cloister::sandbox::{Role, filter};
+use cloister::sandbox::{Role, Thread, filter, thread_filter};
 use cloister::sys::process::install_filter;
 use nix::sys::prctl::set_no_new_privs;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
+
+use super::bpf::{self, Call, Instruction};
 
 /// Numbers past the last that are tried.
 const NUMBERS_PAST: i64 = 32;
@@ -25,59 +28,95 @@ const UNFILTERED: [i64; 2] = [335, 336];
 #[cfg(not(target_arch = "x86_64"))]
 const UNFILTERED: [i64; 0] = [];
 
+/// `AUDIT_ARCH_*` of this CPU.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const ARCHITECTURE: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+pub(crate) const ARCHITECTURE: u32 = 0xc000_00b7;
+
 type Arguments = [u64; 6];
 
-/// Prints each difference, then what was tried: numbers, rules, changed arguments.
-pub(crate) fn check(role: Role) {
-    let all = filters().unwrap();
-    let policy = all.iter().find(|filter| filter.process == role.name()).unwrap();
-    let numbers = numbers(policy);
+/// The filters that lie on each other, of a process or of a kind of its threads.
+struct Stack {
+    policies: Vec<Filter>,
+    compiled: Vec<&'static [u8]>,
+    interpreted: Vec<Vec<Instruction>>,
+    numbers: BTreeMap<String, i64>,
+}
+
+impl Stack {
+    fn new(role: Role, thread: Option<Thread>) -> Self {
+        let kind = thread.map(Thread::name);
+        let is_its = |filter: &Filter| {
+            filter.process == role.name()
+                && (filter.thread.is_none() || filter.thread.as_deref() == kind)
+        };
+        let policies: Vec<Filter> = filters().unwrap().into_iter().filter(is_its).collect();
+        let compiled: Vec<_> =
+            [filter(role)].into_iter().chain(thread.map(thread_filter)).collect();
+        assert_eq!(policies.len(), compiled.len(), "a filter without a policy");
+        let interpreted = compiled.iter().map(|bytes| program(bytes)).collect();
+        let numbers = policies.iter().flat_map(numbers).collect();
+        Self { policies, compiled, interpreted, numbers }
+    }
+
+    /// Whether every policy of the stack lets a call through.
+    fn says(&self, number: i64, arguments: &Arguments) -> bool {
+        let of_call = |rule: &&Rule| self.numbers[&rule.syscall] == number;
+        let lets = |policy: &Filter| {
+            policy.rules.iter().filter(of_call).any(|rule| matches(rule, arguments))
+        };
+        self.policies.iter().all(lets)
+    }
+}
+
+/// Prints each difference, then what was tried: numbers, rules, changed arguments. On top of the filter of the
+/// process lies that of a kind of its threads, if one is named.
+pub(crate) fn check(role: Role, thread: Option<Thread>) {
+    let stack = Stack::new(role, thread);
     let mut tried = [0; 3];
     let last = SYSCALLS.iter().map(|&(_, number)| number).max().unwrap();
     for number in 0..=last + NUMBERS_PAST {
         for arguments in [[0; 6], [u64::MAX; 6]] {
             tried[0] += 1;
-            compare(role, policy, &numbers, number, arguments);
+            compare(&stack, number, arguments);
         }
         #[cfg(target_arch = "x86_64")]
-        compare(role, policy, &numbers, number | X32, [0; 6]);
+        compare(&stack, number | X32, [0; 6]);
     }
-    for rule in &policy.rules {
-        let number = numbers[rule.syscall.as_str()];
+    for rule in stack.policies.iter().flat_map(|policy| &policy.rules) {
+        let number = stack.numbers[&rule.syscall];
         let mut arguments = [0; 6];
         for condition in &rule.args {
             arguments[condition.index] |= condition.val;
         }
         assert!(matches(rule, &arguments), "{rule:?} contradicts itself");
         tried[1] += 1;
-        compare(role, policy, &numbers, number, arguments);
+        compare(&stack, number, arguments);
         for condition in &rule.args {
             for bit in 0..64 {
                 let mut changed = arguments;
                 changed[condition.index] ^= 1 << bit;
                 tried[2] += 1;
-                compare(role, policy, &numbers, number, changed);
+                compare(&stack, number, changed);
             }
         }
     }
     println!("numbers {} rules {} changed {}", tried[0], tried[1], tried[2]);
 }
 
-fn compare(
-    role: Role,
-    policy: &Filter,
-    numbers: &BTreeMap<&str, i64>,
-    number: i64,
-    arguments: Arguments,
-) {
+fn compare(stack: &Stack, number: i64, arguments: Arguments) {
     if UNFILTERED.contains(&number) {
         return;
     }
-    let of_call = |rule: &&Rule| numbers[rule.syscall.as_str()] == number;
-    let want = policy.rules.iter().filter(of_call).any(|rule| matches(rule, &arguments));
-    let seen = survives(role, number, arguments);
-    if want != seen {
-        println!("{number} {arguments:x?}: the policy says {want}, the kernel {seen}");
+    let want = stack.says(number, &arguments);
+    let seen = survives(stack, number, arguments);
+    let call =
+        Call { number: u32::try_from(number).unwrap(), architecture: ARCHITECTURE, arguments };
+    let run = bpf::verdict(&stack.interpreted, &call) == Ok(bpf::ALLOW);
+    if want != seen || run != seen {
+        let said = format!("the policy says {want}, the kernel {seen}, the interpreter {run}");
+        println!("{number} {arguments:x?}: {said}");
     }
 }
 
@@ -90,7 +129,7 @@ fn matches(rule: &Rule, arguments: &Arguments) -> bool {
 }
 
 /// Has a process under the filter make a call, and returns whether the filter let it.
-fn survives(role: Role, number: i64, arguments: Arguments) -> bool {
+fn survives(stack: &Stack, number: i64, arguments: Arguments) -> bool {
     // SAFETY: the probe has one thread, so the copy is whole.
     match unsafe { fork() }.unwrap() {
         ForkResult::Child => {
@@ -98,7 +137,9 @@ fn survives(role: Role, number: i64, arguments: Arguments) -> bool {
             // Nothing is left that a call could change: number 0 as a descriptor is none.
             // SAFETY: the copy ends without using a descriptor.
             unsafe { libc::close_range(0, libc::c_uint::MAX, 0) };
-            install_filter(filter(role)).unwrap();
+            for filter in &stack.compiled {
+                install_filter(filter, false).unwrap();
+            }
             let [a, b, c, d, e, f] = arguments;
             // SAFETY: pointers are null or past all memory, so nothing of this process is written;
             // what else the call does ends with the process, which does nothing after it.
@@ -112,13 +153,25 @@ fn survives(role: Role, number: i64, arguments: Arguments) -> bool {
     }
 }
 
+/// Reads a compiled filter: eight bytes a step, little-endian.
+fn program(bytes: &[u8]) -> Vec<Instruction> {
+    let (steps, []) = bytes.as_chunks::<8>() else { panic!("{} bytes", bytes.len()) };
+    let read = |&[a, b, jump_true, jump_false, k0, k1, k2, k3]: &[u8; 8]| Instruction {
+        code: u16::from_le_bytes([a, b]),
+        jump_true,
+        jump_false,
+        k: u32::from_le_bytes([k0, k1, k2, k3]),
+    };
+    steps.iter().map(read).collect()
+}
+
 /// The numbers of the calls that a policy names.
-fn numbers(policy: &Filter) -> BTreeMap<&str, i64> {
-    let number = |rule: &'_ Rule| {
+fn numbers(policy: &Filter) -> Vec<(String, i64)> {
+    let number = |rule: &Rule| {
         let found = SYSCALLS.iter().find(|(name, _)| *name == rule.syscall);
         found.unwrap_or_else(|| panic!("{}: add it to SYSCALLS", rule.syscall)).1
     };
-    policy.rules.iter().map(|rule| (rule.syscall.as_str(), number(rule))).collect()
+    policy.rules.iter().map(|rule| (rule.syscall.clone(), number(rule))).collect()
 }
 
 macro_rules! syscalls {
@@ -190,6 +243,7 @@ syscalls! {
     rt_sigreturn SYS_rt_sigreturn,
     sched_getaffinity SYS_sched_getaffinity,
     sched_yield SYS_sched_yield,
+    seccomp SYS_seccomp,
     sendmsg SYS_sendmsg,
     sendto SYS_sendto,
     set_robust_list SYS_set_robust_list,

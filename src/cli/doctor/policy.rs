@@ -21,6 +21,8 @@ const LIMITS: &str = include_str!("../../../policy/limits");
 pub struct Filter {
     /// Whose; `supervisor_threads` is a second one of the supervisor's, which only refuses.
     pub process: String,
+    /// The kind of thread that adds it to that of its process; none for the process's own.
+    pub thread: Option<String>,
     /// How many system calls it lets through, whatever their arguments.
     pub calls: usize,
     /// One for each form of a call.
@@ -77,15 +79,40 @@ impl Condition {
 ///
 /// None, as long as the build checked the same text.
 pub fn filters() -> Result<Vec<Filter>, serde_json::Error> {
-    let policy: Map<String, Value> = serde_json::from_str(SECCOMP)?;
+    parse(SECCOMP)
+}
+
+/// Reads the text of a policy file; those of other CPUs are of interest to tests alone.
+///
+/// # Errors
+///
+/// When it is no policy.
+pub fn parse(text: &str) -> Result<Vec<Filter>, serde_json::Error> {
+    let policy: Map<String, Value> = serde_json::from_str(text)?;
     policy
         .into_iter()
-        .map(|(process, mut filter)| {
+        .map(|(name, mut filter)| {
+            let (process, thread) = match name.split_once('.') {
+                Some((process, thread)) => (process.to_owned(), Some(thread.to_owned())),
+                None => (name, None),
+            };
+            let limits = if thread.is_none() { limits(&process) } else { Vec::new() };
             let rules: Vec<Rule> = serde_json::from_value(filter["filter"].take())?;
             let names: BTreeSet<&str> = rules.iter().map(|rule| rule.syscall.as_str()).collect();
-            Ok(Filter { calls: names.len(), limits: limits(&process), rules, process })
+            Ok(Filter { calls: names.len(), limits, rules, process, thread })
         })
         .collect()
+}
+
+impl Filter {
+    /// The name of its process, and of its thread if it is for one: `worker.compute`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match &self.thread {
+            Some(thread) => format!("{}.{thread}", self.process),
+            None => self.process.clone(),
+        }
+    }
 }
 
 fn limits(process: &str) -> Vec<(String, u64)> {
@@ -107,7 +134,7 @@ pub(super) fn show(json: bool) -> Result<(), Box<dyn Error>> {
     }
     for filter in &filters {
         let (calls, forms) = (filter.calls, filter.rules.len());
-        print(&format!("{}: {calls} system calls in {forms} forms", filter.process));
+        print(&format!("{}: {calls} system calls in {forms} forms", filter.name()));
         for rule in &filter.rules {
             let conditions: Vec<String> = rule.args.iter().map(Condition::text).collect();
             let conditions = conditions.join(", ");

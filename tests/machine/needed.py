@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""Finds rules of the seccomp policies that nothing needs: runs tests under strace and holds what every process
+and thread called, once its filter was on, against the filters that are compiled in.
+
+    tests/machine/needed.py [--calls] [TEST...]
+
+TEST: names of integration tests (default: those of the appliance). --calls also lists what each kind of thread
+called. Needs strace and, to see all of it, root. A rule that is reported is not proven to be needless: its
+comment says what needs it (the end of a process after a panic, a clock without vDSO); look there, then take it
+away and run all tests. Exit code 1 when a call was seen that no rule allows, which cannot be.
+"""
+
+import argparse
+import collections
+import glob
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# The arguments of these are read as names; of all others, as numbers.
+NAMED = "execve,execveat,prctl,clone3"
+PR_SET_NAME = 15
+# What a thread is called, and the filter that is meant for it; the main thread has no name of its own.
+THREADS = {
+    "worker": {"": "engine", "kernels": "compute", "text": "text", "link": "link"},
+    "loader": {"": "main", "kernels": "compute"},
+    "opener": {"": "main", "decrypt": "decrypt"},
+}
+LINE = re.compile(r"^(\d+\.\d+) (\w+)\((.*?)(?:\)\s+= (.*)|$)")
+
+
+def test_program():
+    """Builds the tests and the programs, and returns the path of the tests."""
+    cargo = ["cargo", "test", "--test", "it", "--no-run", "--message-format=json"]
+    built = subprocess.run(cargo, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    for line in built.splitlines():
+        message = json.loads(line)
+        if message.get("target", {}).get("name") == "it" and message.get("executable"):
+            return message["executable"]
+    sys.exit("cargo built no integration tests")
+
+
+def trace(program, tests, folder):
+    strace = ["strace", "-f", "-ff", "--decode-pids=pidns", "-qq", "-ttt", "-e", f"raw=!{NAMED}", "-e", "signal=none"]
+    command = strace + ["-o", f"{folder}/t", program, "--test-threads=1"] + tests
+    done = subprocess.run(command, cwd=ROOT)
+    if done.returncode != 0:
+        print("a test failed; what was seen until then follows")
+
+
+class Thread:
+    """What one thread did: calls with time, name and arguments."""
+
+    def __init__(self, path):
+        self.number = int(path.rsplit(".", 1)[1])
+        self.calls, self.children, self.program, self.name = [], [], None, ""
+        for line in open(path, errors="replace"):
+            if not (match := LINE.match(line)):
+                continue
+            time, call, text, result = float(match[1]), match[2], match[3], match[4] or ""
+            if call == "execveat" and result == "0" and (role := re.search(r'"cloister-\w+", "(\w+)"', text)):
+                self.program, self.calls, self.name = role[1], [], ""
+            elif call == "execve" and result == "0":
+                is_supervisor = "cloister-supervisor" in text.split(",")[0]
+                self.program, self.calls = "supervisor" if is_supervisor else None, []
+            elif call == "prctl" and (name := re.match(r'PR_SET_NAME, "([^"-]*)', text)):
+                self.name = name[1]
+            if call in ("clone", "clone3", "fork", "vfork") and (child := child_number(result)):
+                self.children.append((child, call, text))
+            self.calls.append((time, call, arguments(call, text)))
+
+    def sealed_at(self):
+        """When the process put its filter on all threads."""
+        times = [time for time, call, words in self.calls if call == "seccomp" and words[:2] == [1, 1]]
+        return times[-1] if times else None
+
+
+def child_number(result):
+    if in_ours := re.search(r"/\* (\d+) in strace's PID NS", result):
+        return int(in_ours[1])
+    number = re.match(r"(0x[0-9a-f]+|\d+)", result)
+    return int(number[1], 0) if number else None
+
+
+def arguments(call, text):
+    if call == "prctl":
+        return [PR_SET_NAME if text.startswith("PR_SET_NAME") else -1]
+    if call in NAMED.split(","):
+        return []
+    words = [word.strip() for word in text.replace("<unfinished ...>", "").split(",")]
+    return [int(word, 0) for word in words if re.fullmatch(r"-?(0x[0-9a-f]+|\d+)", word)]
+
+
+def matches(rule, words):
+    for condition in rule["args"]:
+        width = 0xFFFFFFFF if condition["type"] == "dword" else 0xFFFFFFFFFFFFFFFF
+        op = condition["op"]
+        mask = op["masked_eq"] if isinstance(op, dict) else width
+        word = words[condition["index"]] if condition["index"] < len(words) else 0
+        if word & mask != condition["val"] & mask:
+            return False
+    return True
+
+
+def seen_by_kind(threads):
+    """For every process and kind of thread, the calls after the seal; what a new thread starts with is before it."""
+    seen, count = collections.defaultdict(set), collections.Counter()
+    for thread in threads.values():
+        if not thread.program or (sealed := thread.sealed_at()) is None:
+            continue
+        count[thread.program] += 1
+        family, waiting = [(thread, "")], list(thread.children)
+        while waiting:
+            number, _, _ = waiting.pop()
+            child = threads.get(number)
+            if child and not child.program:
+                family.append((child, child.name))
+                waiting += child.children
+        for member, name in family:
+            kind = THREADS.get(thread.program, {}).get(name, "")
+            own = [time for time, call, _ in member.calls if call == "seccomp"]
+            start = max([sealed] + own)
+            for time, call, words in member.calls:
+                if time > start:
+                    seen[thread.program, kind].add((call, tuple(words)))
+    return seen, count
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--calls", action="store_true")
+    parser.add_argument("tests", nargs="*", default=["appliance::"])
+    options = parser.parse_args()
+    program = test_program()
+    cloister = os.path.join(os.path.dirname(os.path.dirname(program)), "cloister")
+    told = subprocess.run([cloister, "doctor", "--policy", "--json"], stdout=subprocess.PIPE, text=True).stdout
+    filters = json.loads(told)
+    with tempfile.TemporaryDirectory() as folder:
+        trace(program, options.tests, folder)
+        threads = {thread.number: thread for thread in map(Thread, glob.glob(f"{folder}/t.*"))}
+    seen, count = seen_by_kind(threads)
+    print("processes that were seen:", dict(count))
+    if options.calls:
+        for (process, kind), calls in sorted(seen.items()):
+            print(f"{process} {kind}:", *sorted({call for call, _ in calls}))
+    unknown = False
+    for one in filters:
+        process, kind = one["process"], one.get("thread")
+        called = set()
+        for (of_process, of_kind), calls in seen.items():
+            if of_process == process and kind in (None, of_kind):
+                called |= calls
+        if not called:
+            continue
+        print(f"\n{process} {kind or ''}: not seen to be needed")
+        for rule in one["rules"]:
+            if not any(call == rule["syscall"] and matches(rule, words) for call, words in called):
+                print(f"  {rule['syscall']:<18} {rule['comment']}")
+        names = {rule["syscall"] for rule in one["rules"]}
+        for call in sorted({call for call, _ in called} - names):
+            unknown = True
+            print(f"  {call}: seen, and no rule allows it")
+    sys.exit(1 if unknown else 0)
+
+
+if __name__ == "__main__":
+    main()
