@@ -32,7 +32,7 @@ const HEADERS_LEN_MAX_BYTES: usize = 16 << 10;
 const DISCARD_LEN_MAX_BYTES: usize = 64 << 20;
 
 /// Longest answer that is not streamed, in bytes.
-const ANSWER_LEN_MAX_BYTES: usize = 64 << 20;
+pub(super) const ANSWER_LEN_MAX_BYTES: usize = 64 << 20;
 
 /// What an answer needs, beside its request.
 pub(super) struct Shared {

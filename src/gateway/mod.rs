@@ -27,15 +27,22 @@ pub use self::error::{ApiError, Error, JsonFault, Rule};
 pub use self::param::Param;
 
 use self::control::{Control, Notice};
-use self::http::Shared;
+use self::http::{ANSWER_LEN_MAX_BYTES, Shared};
 use self::listener::{Connections, Listener};
 use crate::ipc::Channel;
 use crate::ipc::message::{FromGateway, GatewayConfig, ListenerKind, ToGateway};
-use crate::sandbox::{self, Role};
+use crate::sandbox::{self, Memory, Role};
 use crate::sys::process::inherited_descriptor;
 
 /// The control channel's descriptor, as the spawner places it.
 const CONTROL_DESCRIPTOR: i32 = 3;
+
+/// Memory of a connection, in bytes: buffers of TLS and HTTP, its task.
+const CONNECTION_LEN_BYTES: u64 = 512 << 10;
+/// How often a body is held at once: as it grows, as texts, as a frame.
+const BODY_COPIES_COUNT: u64 = 5;
+/// Memory for the parsed values of one body, and for frames of the workers, in bytes.
+const WORK_LEN_BYTES: u64 = 1 << 30;
 
 /// Runs the program. Its exit code names what failed; see [`Error::exit_code`].
 pub fn main() -> ExitCode {
@@ -52,18 +59,18 @@ fn start() -> Result<(), Error> {
         .map_err(|errno| Error::Io { action: "take the control channel", source: errno.into() })?;
     let channel = Channel::new(control);
     let begun = sandbox::begin(Role::Gateway, &channel).map_err(Error::Sandbox)?;
-    run(channel, || begun.seal().map_err(Error::Sandbox))
+    run(channel, |memory| begun.seal(memory).map_err(Error::Sandbox))
 }
 
-/// Serves until the supervisor says to stop. `seal` gives up every power but those of serving;
-/// what it returns is the proof.
+/// Serves until the supervisor says to stop. `seal` gives up every power but those of serving within
+/// some memory; what it returns is the proof.
 ///
 /// # Errors
 ///
 /// The step that failed, or that the supervisor is gone.
 pub fn run<Proof>(
     channel: Channel,
-    seal: impl FnOnce() -> Result<Proof, Error>,
+    seal: impl FnOnce(Memory) -> Result<Proof, Error>,
 ) -> Result<(), Error> {
     // 1. What will be served, and how.
     let (config, descriptors) = receive_config(&channel)?;
@@ -82,7 +89,7 @@ pub fn run<Proof>(
     let connections = Arc::new(prepare(&config, &control, draining)?);
     drop(entered);
     // 3. Give up every power.
-    let proof = seal()?;
+    let proof = seal(memory(&config))?;
     // 4. Serve.
     runtime.block_on(serve(&proof, &control, listeners, &connections, &stop))
 }
@@ -124,6 +131,22 @@ fn prepare(
         write_deadline: Duration::from_millis(u64::from(config.write_deadline_ms)),
         draining,
     })
+}
+
+/// What it may hold: connections, requests with their bodies and answers, what waits for workers, and what is
+/// parsed of one body at a time.
+fn memory(config: &GatewayConfig) -> Memory {
+    let body = u64::from(config.body_len_max_bytes);
+    let request =
+        body.saturating_mul(BODY_COPIES_COUNT).saturating_add(ANSWER_LEN_MAX_BYTES as u64);
+    let connections = u64::from(config.connections_max) * CONNECTION_LEN_BYTES;
+    let requests = u64::from(config.requests_max).saturating_mul(request);
+    Memory {
+        threads: 1,
+        mapped_len_bytes: 0,
+        more_len_bytes: connections.saturating_add(requests).saturating_add(WORK_LEN_BYTES),
+        written_len_bytes: None,
+    }
 }
 
 async fn serve<Proof>(

@@ -445,6 +445,8 @@ pub struct WorkerConfig {
     pub prefix_keep_s: u32,
     /// Most tokens of an answer that are guessed and verified at once; 0 guesses none.
     pub guess_tokens: u16,
+    /// Most bytes of text that all requests together bring.
+    pub texts_len_max_bytes: u64,
 }
 
 /// How a worker keeps keys and values.

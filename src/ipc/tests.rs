@@ -170,6 +170,7 @@ fn worker_control(visit: &mut impl Visit) {
         prefix_len_tokens: 4096,
         prefix_keep_s: 600,
         guess_tokens: 8,
+        texts_len_max_bytes: 128 << 20,
     }));
     for cache_domain in [Some([7; 16]), None] {
         let ticket = Ticket { request, cache_domain, max_tokens: 9, deadline_ms: 60_000 };

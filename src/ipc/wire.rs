@@ -237,6 +237,7 @@ fields!(WorkerConfig {
     prefix_len_tokens,
     prefix_keep_s,
     guess_tokens,
+    texts_len_max_bytes,
 });
 
 variants!(KvFormat { 1 F16, 2 Q8_0 });

@@ -1,9 +1,10 @@
 //! The loader: keeps verified weights in private memory, parses GGUF only after `verified`, repacks, seals.
 //!
-//! 1. Receive the pipe; keep what comes out of it, as bytes that nobody looks at.
-//! 2. Tell the supervisor how many came; wait for `Verified`.
-//! 3. Parse the header, lay the image out, pack it on several threads, giving source pages back.
-//! 4. Seal the image, hand it over, end.
+//! 1. Receive the order: the pipe, and how much comes at most. Close the sandbox around so much memory.
+//! 2. Keep what comes out of the pipe, as bytes that nobody looks at.
+//! 3. Tell the supervisor how many came; wait for `Verified`.
+//! 4. Parse the header, lay the image out, pack it on several threads, giving source pages back.
+//! 5. Seal the image, hand it over, end.
 //!
 //! The peak is the source and the image less what was given back: about one copy of the weights.
 //! A refusal names the check and the field in this program's own words, never bytes of the file.
@@ -19,11 +20,11 @@ use nix::errno::Errno;
 
 use crate::engine::{ImageLayout, KvType};
 use crate::gguf::{self, Header};
-use crate::ipc::message::{FromLoader, ToLoader};
+use crate::ipc::message::{FromLoader, KvFormat, ToLoader};
 use crate::ipc::{self, Channel};
-use crate::sandbox::{self, Role, Sandboxed};
-use crate::sys::memory::{PrivateMemory, UnsealedMemory};
-use crate::sys::process::inherited_descriptor;
+use crate::sandbox::{self, Memory, Role, Sandboxed, Thread};
+use crate::sys::memory::{EmptyMemory, PrivateMemory, UnsealedMemory};
+use crate::sys::process::{exit_now, inherited_descriptor};
 
 /// The number of the control channel.
 const CONTROL_DESCRIPTOR: i32 = 3;
@@ -33,6 +34,13 @@ const REFUSAL_LEN_MAX_BYTES: usize = 256;
 const RELEASE_STEP_BYTES: usize = 64 << 10;
 /// Source bytes after which progress is told.
 const PROGRESS_STEP_BYTES: u64 = 32 << 20;
+/// How much longer than the file its packed image may be, and by how many bytes more: narrow matrices are
+/// packed as wide ones.
+const IMAGE_LEN_FACTOR: u64 = 4;
+/// See [`IMAGE_LEN_FACTOR`].
+const IMAGE_LEN_MORE_BYTES: u64 = 64 << 20;
+/// Memory for the parsed header and for packing, in bytes.
+const PARSED_LEN_BYTES: u64 = 512 << 20;
 
 /// Why a loader ends without an image.
 #[derive(Debug)]
@@ -58,6 +66,8 @@ enum Refusal {
     Header(gguf::Error),
     /// The engine cannot compute it.
     Engine(crate::engine::Error),
+    /// Its image would be longer than any model of this length needs.
+    ImageTooLong,
 }
 
 impl fmt::Display for Refusal {
@@ -69,6 +79,9 @@ impl fmt::Display for Refusal {
             Self::Memory(errno) => write!(f, "memory for the model: {}", errno.desc()),
             Self::Header(error) => write!(f, "{error}"),
             Self::Engine(error) => write!(f, "{error}"),
+            Self::ImageTooLong => {
+                write!(f, "its packed image is too long for a file of this length")
+            }
         }
     }
 }
@@ -92,10 +105,21 @@ pub fn main() -> ExitCode {
     let channel = Channel::new(channel);
     let Ok(begun) = sandbox::begin(Role::Loader, &channel) else { return ExitCode::from(3) };
     let pool = ImageLayout::pack_pool();
-    let Ok(sandboxed) = begun.seal() else { return ExitCode::from(4) };
-    match serve(&sandboxed, &channel, &pool) {
+    let Ok(image) = EmptyMemory::new("cloister-model") else { return ExitCode::from(4) };
+    let Ok(order) = Order::receive(&channel) else { return ExitCode::FAILURE };
+    let Ok(sandboxed) = begun.seal(order.memory(pool.threads())) else { return ExitCode::from(4) };
+    pool.on_each_worker(&|| narrow(&sandboxed, Thread::LoaderCompute));
+    narrow(&sandboxed, Thread::LoaderMain);
+    match serve(&sandboxed, (&channel, &pool), order, image) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Puts the filter of its kind on this thread; the process does not go on without.
+fn narrow(sandboxed: &Sandboxed, thread: Thread) {
+    if sandboxed.narrow(thread).is_err() {
+        exit_now(4);
     }
 }
 
@@ -104,8 +128,13 @@ pub fn main() -> ExitCode {
 /// # Errors
 ///
 /// When the supervisor is gone or broke protocol; a model that is refused is no error.
-fn serve(_: &Sandboxed, control: &Channel, pool: &Pool) -> Result<(), Error> {
-    let refusal = match load(control, pool) {
+fn serve(
+    _: &Sandboxed,
+    (control, pool): (&Channel, &Pool),
+    order: Order,
+    image: EmptyMemory,
+) -> Result<(), Error> {
+    let refusal = match load((control, pool), order, image) {
         Ok(()) => return Ok(()),
         Err(End::Broken(error)) => return Err(error),
         Err(End::Refused(refusal)) => refusal,
@@ -116,12 +145,43 @@ fn serve(_: &Sandboxed, control: &Channel, pool: &Pool) -> Result<(), Error> {
     control.send(&FromLoader::Refused { check }, &[]).map_err(Error::Control)
 }
 
-fn load(control: &Channel, pool: &Pool) -> Result<(), End> {
-    let (order, mut descriptors) = control.recv().map_err(broken)?;
-    let (ToLoader::Load { len_max_bytes, kv }, Some(pipe)) = (order, descriptors.pop()) else {
-        return Err(End::Broken(Error::Order));
-    };
-    let (mut source, len) = receive(pipe, len_max_bytes)?;
+/// What is to be loaded.
+struct Order {
+    pipe: OwnedFd,
+    len_max_bytes: u64,
+    kv: KvFormat,
+}
+
+impl Order {
+    fn receive(control: &Channel) -> Result<Self, Error> {
+        let (order, mut descriptors) = control.recv().map_err(Error::Control)?;
+        match (order, descriptors.pop()) {
+            (ToLoader::Load { len_max_bytes, kv }, Some(pipe)) => {
+                Ok(Self { pipe, len_max_bytes, kv })
+            }
+            _ => Err(Error::Order),
+        }
+    }
+
+    fn image_len_max_bytes(&self) -> u64 {
+        let len = self.len_max_bytes.saturating_mul(IMAGE_LEN_FACTOR);
+        len.saturating_add(IMAGE_LEN_MORE_BYTES)
+    }
+
+    /// The file, what is parsed of it, and its image.
+    fn memory(&self, threads: usize) -> Memory {
+        Memory {
+            threads,
+            mapped_len_bytes: self.image_len_max_bytes(),
+            more_len_bytes: self.len_max_bytes.saturating_add(PARSED_LEN_BYTES),
+            written_len_bytes: Some(self.image_len_max_bytes()),
+        }
+    }
+}
+
+fn load((control, pool): (&Channel, &Pool), order: Order, image: EmptyMemory) -> Result<(), End> {
+    let (image_len_max, kv) = (order.image_len_max_bytes(), order.kv);
+    let (mut source, len) = receive(order.pipe, order.len_max_bytes)?;
     let len_bytes = len as u64;
     control.send(&FromLoader::Received { len_bytes }, &[]).map_err(broken)?;
     let (ToLoader::Verified, _) = control.recv().map_err(broken)? else {
@@ -130,7 +190,11 @@ fn load(control: &Channel, pool: &Pool) -> Result<(), End> {
     let header = gguf::parse(&source[..len], len_bytes).map_err(Refusal::Header)?;
     let layout = ImageLayout::new(&header).map_err(Refusal::Engine)?;
     KvType::from(kv).check(layout.config()).map_err(Refusal::Engine)?;
-    let image = pack((control, pool), &mut source, &header, &layout)?;
+    if layout.total_len() as u64 > image_len_max {
+        return Err(Refusal::ImageTooLong.into());
+    }
+    let image = image.grow(layout.total_len()).map_err(Refusal::Memory)?;
+    let image = pack((control, pool), &mut source, image, (&header, &layout))?;
     let len_bytes = image.len() as u64;
     let image = image.seal().map_err(Refusal::Memory)?;
     control.send(&FromLoader::Sealed { len_bytes }, &[image.as_fd()]).map_err(broken)
@@ -166,11 +230,9 @@ fn receive(pipe: OwnedFd, len_max_bytes: u64) -> Result<(PrivateMemory, usize), 
 fn pack(
     (control, pool): (&Channel, &Pool),
     source: &mut PrivateMemory,
-    header: &Header,
-    layout: &ImageLayout,
+    mut image: UnsealedMemory,
+    (header, layout): (&Header, &ImageLayout),
 ) -> Result<UnsealedMemory, End> {
-    let mut image =
-        UnsealedMemory::new("cloister-model", layout.total_len()).map_err(Refusal::Memory)?;
     let header_len = layout.header_len();
     image[..header_len].copy_from_slice(&source[..header_len]);
     source.release(0..header_len).map_err(Refusal::Memory)?;

@@ -32,7 +32,7 @@ use crate::ipc::message::{Digest, KvFormat, ListenerKind, ModelIndex};
 use crate::package::age_stream::Decryptor;
 use crate::package::keys::Identity;
 use crate::package::trust::TrustStore;
-use crate::sandbox::{self, Access, Allow, Ids, Role, Sandboxed};
+use crate::sandbox::{self, Access, Allow, Ids, Memory, Role, Sandboxed};
 use crate::sys::memory::file_len;
 use crate::sys::process::inherited_descriptor;
 
@@ -42,6 +42,11 @@ const CONTROL_DESCRIPTOR: i32 = 3;
 const PROGRESS_STEP: Duration = Duration::from_secs(10);
 /// Most threads that decrypt; more are no faster than the hash behind them.
 const OPENER_THREADS_MAX: usize = 8;
+
+/// Memory of an opener, in bytes: the header of its file.
+const OPENER_LEN_BYTES: u64 = 64 << 20;
+/// Memory of each of its threads, in bytes: batches of chunks under way.
+const OPENER_THREAD_LEN_BYTES: u64 = 16 << 20;
 
 /// What was bound, read and opened before the powers went.
 pub(super) struct OpenedAll {
@@ -124,7 +129,7 @@ pub(super) fn give_up_powers(config: &Config) -> Result<Sandboxed, Error> {
     // The first thread of all has glibc install a signal handler; the filter allows none later.
     let first = std::thread::Builder::new().spawn(|| {}).map(std::thread::JoinHandle::join);
     first.map_err(|_| Error::System("make the first thread", nix::errno::Errno::EAGAIN))?.ok();
-    let sandboxed = begun.seal().map_err(Error::Sandbox)?;
+    let sandboxed = begun.seal_supervisor().map_err(Error::Sandbox)?;
     let (abi, floor) = (sandboxed.landlock_abi, config.sandbox.landlock_abi_min);
     if abi < floor {
         return Err(Error::Sandbox(sandbox::Error::LandlockTooOld { abi, floor }));
@@ -390,10 +395,17 @@ pub(super) fn opener() -> ExitCode {
     let Ok(begun) = sandbox::begin(Role::Opener, &channel) else { return ExitCode::from(3) };
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     // The main thread decrypts too, while the pipe takes no more.
-    let Ok(mut decryptor) = Decryptor::new((threads - 1).min(OPENER_THREADS_MAX)) else {
+    let helpers = (threads - 1).min(OPENER_THREADS_MAX);
+    let Ok(mut decryptor) = Decryptor::new(helpers) else {
         return ExitCode::from(4);
     };
-    if begun.seal().is_err() {
+    let memory = Memory {
+        threads: helpers + 1,
+        mapped_len_bytes: 0,
+        more_len_bytes: OPENER_LEN_BYTES + (helpers as u64 + 1) * OPENER_THREAD_LEN_BYTES,
+        written_len_bytes: None,
+    };
+    if begun.seal(memory).is_err() {
         return ExitCode::from(5);
     }
     match crate::opener::serve(&channel, &mut decryptor) {

@@ -20,6 +20,43 @@ fn seals_required() -> SealFlag {
     SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL
 }
 
+/// A memfd without a byte.
+#[derive(Debug)]
+pub struct EmptyMemory {
+    fd: OwnedFd,
+}
+
+impl EmptyMemory {
+    /// Makes one. `name` is seen in `/proc` alone.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn new(name: &str) -> Result<Self, Errno> {
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let noexec = MFdFlags::from_bits_retain(MFD_NOEXEC_SEAL);
+        let fd = match memfd_create(name, flags | noexec) {
+            Err(Errno::EINVAL) => memfd_create(name, flags)?,
+            made => made?,
+        };
+        Ok(Self { fd })
+    }
+
+    /// Gives it `len` zeroed bytes, to be written.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; `EINVAL` for no bytes.
+    pub fn grow(self, len: usize) -> Result<UnsealedMemory, Errno> {
+        some_bytes(len)?;
+        let fd = self.fd;
+        ftruncate(&fd, len.try_into().map_err(|_| Errno::EFBIG)?)?;
+        // SAFETY: the memfd was made here, so nothing else maps, writes or truncates it.
+        let map = unsafe { MmapOptions::new().len(len).map_mut(fd.as_raw_fd()) };
+        Ok(UnsealedMemory { fd, map: map.map_err(|error| errno(&error))? })
+    }
+}
+
 /// A memfd being written; nobody else has it until it is sealed.
 #[derive(Debug)]
 pub struct UnsealedMemory {
@@ -34,20 +71,7 @@ impl UnsealedMemory {
     ///
     /// What the kernel says; `EINVAL` for no bytes.
     pub fn new(name: &str, len: usize) -> Result<Self, Errno> {
-        some_bytes(len)?;
-        if len == 0 {
-            return Err(Errno::EINVAL);
-        }
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let noexec = MFdFlags::from_bits_retain(MFD_NOEXEC_SEAL);
-        let fd = match memfd_create(name, flags | noexec) {
-            Err(Errno::EINVAL) => memfd_create(name, flags)?,
-            made => made?,
-        };
-        ftruncate(&fd, len.try_into().map_err(|_| Errno::EFBIG)?)?;
-        // SAFETY: the memfd was just made, so nothing else maps, writes or truncates it.
-        let map = unsafe { MmapOptions::new().len(len).map_mut(fd.as_raw_fd()) };
-        Ok(Self { fd, map: map.map_err(|error| errno(&error))? })
+        EmptyMemory::new(name)?.grow(len)
     }
 
     /// Unmaps and seals the memory: from here on nobody can change it.
@@ -180,6 +204,14 @@ impl DerefMut for PrivateMemory {
     fn deref_mut(&mut self) -> &mut [u8] {
         &mut self.map
     }
+}
+
+/// Returns how many bytes the C library's heap holds, in use or not.
+#[must_use]
+pub fn heap_len() -> u64 {
+    // SAFETY: the call takes nothing and fills a structure of integers.
+    let info = unsafe { libc::mallinfo2() };
+    (info.arena as u64).saturating_add(info.hblkhd as u64)
 }
 
 /// The kernel maps no empty range; memmap2 would hide that by a page of its own.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::support;
 
+mod children;
 mod full_disk;
 mod hang;
 mod hostile;
@@ -553,29 +554,6 @@ fn a_killed_part_ends_cleanly_and_the_log_tells() {
 fn is_running(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim().starts_with('Z')))
-}
-
-#[test]
-fn every_thread_of_every_child_is_without_powers() {
-    let appliance = Appliance::start(As::Oneself);
-    for part in ["cloister-gateway", "cloister-worker"] {
-        let pid = appliance.only_child(part);
-        for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
-            let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
-            let field = |name: &str| {
-                let line = status.lines().find(|line| line.starts_with(name)).unwrap();
-                line.split_once(':').unwrap().1.trim().to_owned()
-            };
-            assert_eq!(field("Seccomp:"), "2", "{part}");
-            assert_eq!(field("NoNewPrivs:"), "1", "{part}");
-            for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
-                assert_eq!(field(set).trim_matches('0'), "", "{part} {set}");
-            }
-            if is_root() {
-                assert_ne!(field("Uid:").split_whitespace().next(), Some("0"), "{part}");
-            }
-        }
-    }
 }
 
 #[test]

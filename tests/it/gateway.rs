@@ -682,11 +682,11 @@ fn a_gateway_does_not_start_with_less_than_it_was_told() {
     let fd = std::os::fd::AsFd::as_fd(&listener);
     ours.send(&ToGateway::Config(certificates_missing), &[fd]).unwrap();
     let error =
-        gateway::run(theirs, || -> Result<(), _> { panic!("sealed too early") }).unwrap_err();
+        gateway::run(theirs, |_| -> Result<(), _> { panic!("sealed too early") }).unwrap_err();
     assert!(matches!(error, gateway::Error::Tls(_)));
     let (ours, theirs) = cloister::ipc::Channel::pair().unwrap();
     ours.send(&ToGateway::Drain, &[]).unwrap();
-    let error = gateway::run(theirs, || Ok(())).unwrap_err();
+    let error = gateway::run(theirs, |_| Ok(())).unwrap_err();
     assert!(matches!(error, gateway::Error::Protocol(_)));
 }
 

@@ -75,7 +75,7 @@ impl Running {
     /// Starts the gateway; a second listener, if named, is on loopback TCP.
     pub(super) fn start_with(config: GatewayConfig, tls: Option<TlsKey>) -> Self {
         let (ours, theirs) = Channel::pair().unwrap();
-        let ended = std::thread::spawn(move || gateway::run(theirs, || Ok(())).is_ok());
+        let ended = std::thread::spawn(move || gateway::run(theirs, |_| Ok(())).is_ok());
         Self::configure(config, tls, ours, ended)
     }
 
