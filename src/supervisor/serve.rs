@@ -552,8 +552,7 @@ impl Supervisor {
             prefix_len_tokens: worker.prefix_tokens,
             prefix_keep_s: worker.prefix_keep_s,
             guess_tokens: worker.guess_tokens,
-            texts_len_max_bytes: u64::from(self.config.limits.requests_max)
-                * u64::from(self.config.limits.body_len_max_bytes),
+            texts_len_max_bytes: self.config.limits.texts_len_max_bytes(),
         };
         let image = model.image.try_clone();
         let image = image.map_err(|_| Error::System("copy the image", Errno::EMFILE))?;

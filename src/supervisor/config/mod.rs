@@ -163,6 +163,12 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Most bytes of text that all requests together bring.
+    #[must_use]
+    pub fn texts_len_max_bytes(&self) -> u64 {
+        u64::from(self.requests_max) * u64::from(self.body_len_max_bytes)
+    }
+
     /// Time in which a child must answer that it works.
     #[must_use]
     pub fn hang(&self) -> Duration {
