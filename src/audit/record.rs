@@ -145,6 +145,13 @@ pub enum Event {
         /// Whether the operator overrode the shortest time that is allowed.
         forced: bool,
     },
+    /// A worker of one request is gone, as it should be after it.
+    WorkerEnded {
+        /// Which.
+        child: String,
+        /// The request that it served, in hex.
+        request: String,
+    },
     /// The log was read or checked through Cloister.
     LogRead {
         /// Who, by uid.
@@ -241,6 +248,8 @@ pub enum MissingCause {
     Deadline,
     /// The gateway gave the request up before the worker was asked.
     Abandoned,
+    /// Its token was revoked while it waited for a worker.
+    Revoked,
     /// The log failed just after the begin became durable: the request was denied.
     LogUnavailable,
     /// The worker's report came, but the principal's key was not to be had.
@@ -304,6 +313,7 @@ impl Event {
             Self::ChildStarted { .. } => "child_started",
             Self::ChildDied { .. } => "child_died",
             Self::Pruned { .. } => "pruned",
+            Self::WorkerEnded { .. } => "worker_ended",
             Self::LogRead { .. } => "log_read",
         }
     }
@@ -315,6 +325,7 @@ impl Event {
             Self::Begin { request, .. }
             | Self::End { request, .. }
             | Self::EndMissing { request, .. }
+            | Self::WorkerEnded { request, .. }
             | Self::TicketMissing { request, .. } => Some(request),
             _ => None,
         }

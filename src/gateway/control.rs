@@ -17,6 +17,7 @@ use super::error::{ApiError, Error};
 use super::locked;
 use crate::ipc::message::{
     Denial, Digest, Endpoint, FromGateway, ModelIndex, ModelInfo, RequestId, ToGateway,
+    WorkerIndex,
 };
 use crate::ipc::{self, Channel};
 
@@ -31,18 +32,37 @@ const SIGN_PAUSE: Duration = Duration::from_secs(5);
 
 /// What the supervisor says without being asked.
 pub(super) enum Notice {
-    WorkerUp { model: ModelIndex, info: ModelInfo, data: OwnedFd },
-    WorkerDown { model: ModelIndex },
+    ModelUp { model: ModelIndex, info: ModelInfo },
+    ModelDown { model: ModelIndex },
+    WorkerUp { worker: WorkerIndex, data: OwnedFd },
     Certificates { certificates: Vec<Vec<u8>>, tls_scheme: u16 },
     Drain,
 }
 
 /// What the supervisor answers.
 pub(super) enum Answer {
-    Begun { request: RequestId, model: ModelIndex },
+    Begun(Begun),
     Authorized,
     Denied(Denial),
 }
+
+/// A request that has begun.
+pub(super) struct Begun {
+    pub(super) request: RequestId,
+    pub(super) model: ModelIndex,
+    pub(super) service: Service,
+}
+
+/// Who serves a request.
+pub(super) enum Service {
+    /// This worker.
+    Worker(WorkerIndex),
+    /// One that is named later, or none.
+    Later(Turn),
+}
+
+/// Brings the worker whose turn it is to serve a request; `None` when there will be none.
+pub(super) type Turn = oneshot::Receiver<Option<WorkerIndex>>;
 
 /// What `Begin` asks, beside its number.
 pub(super) struct Begin {
@@ -68,6 +88,8 @@ pub(super) struct Control {
 struct State {
     next_correlation: u64,
     waiting: HashMap<u64, oneshot::Sender<Answer>>,
+    /// Requests that wait for a worker.
+    turns: HashMap<RequestId, oneshot::Sender<Option<WorkerIndex>>>,
     left_over: VecDeque<(ToGateway, Vec<OwnedFd>)>,
     signing_paused_until: Option<Instant>,
 }
@@ -96,15 +118,12 @@ impl Control {
         match self.ask(|correlation| FromGateway::Authorize { correlation, key }).await? {
             Answer::Authorized => Ok(()),
             Answer::Denied(denial) => Err(ApiError::Denied(denial)),
-            Answer::Begun { .. } => Err(ApiError::Internal),
+            Answer::Begun(_) => Err(ApiError::Internal),
         }
     }
 
     /// Asks for the begin record and the ticket.
-    pub(super) async fn begin(
-        self: &Arc<Self>,
-        begin: Begin,
-    ) -> Result<(RequestId, ModelIndex), ApiError> {
+    pub(super) async fn begin(self: &Arc<Self>, begin: Begin) -> Result<Begun, ApiError> {
         let Begin { key, endpoint, model, max_tokens, stream } = begin;
         let ask = |correlation| FromGateway::Begin {
             correlation,
@@ -115,7 +134,7 @@ impl Control {
             stream,
         };
         match self.ask(ask).await? {
-            Answer::Begun { request, model } => Ok((request, model)),
+            Answer::Begun(begun) => Ok(begun),
             Answer::Denied(denial) => Err(ApiError::Denied(denial)),
             Answer::Authorized => Err(ApiError::Internal),
         }
@@ -147,12 +166,13 @@ impl Control {
 
     /// Says that a request which has begun will not be sent to the worker.
     pub(super) fn abandon(self: &Arc<Self>, request: RequestId) {
+        locked(&self.state).turns.remove(&request);
         self.send_soon(FromGateway::Abandoned { request });
     }
 
     /// Says that a worker sent what is no frame.
-    pub(super) fn worker_broken(self: &Arc<Self>, model: ModelIndex) {
-        self.send_soon(FromGateway::WorkerBroken { model });
+    pub(super) fn worker_broken(self: &Arc<Self>, worker: WorkerIndex) {
+        self.send_soon(FromGateway::WorkerBroken { worker });
     }
 
     /// Sends a message now, or as soon as there is room.
@@ -227,18 +247,33 @@ impl Control {
         descriptors: Vec<OwnedFd>,
     ) -> Result<Option<Notice>, Error> {
         let (correlation, answer) = match message {
-            ToGateway::Begun { correlation, request, model } => {
-                (correlation, Answer::Begun { request, model })
+            ToGateway::Begun { correlation, request, model, worker } => {
+                let service = match worker {
+                    Some(worker) => Service::Worker(worker),
+                    None => Service::Later(self.turn_of(request)),
+                };
+                (correlation, Answer::Begun(Begun { request, model, service }))
             }
             ToGateway::Authorized { correlation } => (correlation, Answer::Authorized),
             ToGateway::Denied { correlation, reason } => (correlation, Answer::Denied(reason)),
             // Came after its deadline.
             ToGateway::Signature { .. } => return Ok(None),
             ToGateway::Config(_) => return Err(Error::Protocol("a second configuration")),
-            ToGateway::WorkerUp { model, info } => {
+            ToGateway::WorkerUp { worker } => {
                 let data = descriptors.into_iter().next();
                 let data = data.ok_or(Error::Protocol("a worker without a data channel"))?;
-                return Ok(Some(Notice::WorkerUp { model, info, data }));
+                return Ok(Some(Notice::WorkerUp { worker, data }));
+            }
+            ToGateway::ModelUp { model, info } => {
+                return Ok(Some(Notice::ModelUp { model, info }));
+            }
+            ToGateway::ModelDown { model } => return Ok(Some(Notice::ModelDown { model })),
+            ToGateway::Turn { request, worker } => {
+                // Nobody waits any more for a request that was just given up.
+                if let Some(waiting) = locked(&self.state).turns.remove(&request) {
+                    waiting.send(worker).ok();
+                }
+                return Ok(None);
             }
             ToGateway::AreYouThere => {
                 self.send_soon(FromGateway::Alive);
@@ -247,16 +282,22 @@ impl Control {
             ToGateway::Certificates { certificates, tls_scheme } => {
                 return Ok(Some(Notice::Certificates { certificates, tls_scheme }));
             }
-            ToGateway::WorkerDown { model } => return Ok(Some(Notice::WorkerDown { model })),
             ToGateway::Drain => return Ok(Some(Notice::Drain)),
         };
         let asker = locked(&self.state).waiting.remove(&correlation);
         let asker = asker.ok_or(Error::Protocol("an answer that nobody asked for"))?;
-        if let Err(Answer::Begun { request, .. }) = asker.send(answer) {
+        if let Err(Answer::Begun(Begun { request, .. })) = asker.send(answer) {
             // The client left while the record was written.
             self.abandon(request);
         }
         Ok(None)
+    }
+
+    /// Notes that a request waits for its turn, before the next message can bring it.
+    fn turn_of(&self, request: RequestId) -> Turn {
+        let (sender, turn) = oneshot::channel();
+        locked(&self.state).turns.insert(request, sender);
+        turn
     }
 
     /// Has the supervisor sign a TLS handshake message; waits for it, `SIGN_DEADLINE` at most.

@@ -13,9 +13,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::api::{self, StreamOptions};
 use super::auth::presented_key;
-use super::control::{Begin, Control};
+use super::control::{Begin, Begun, Control};
 use super::error::ApiError;
-use super::link::{Generation, Workers};
+use super::generation::Generation;
+use super::link::Workers;
 use super::queue::Event;
 use super::reply::{self, Head, finish_reason, hex};
 use super::stream::{EventStream, PING_INTERVAL, ResponseBody};
@@ -182,22 +183,20 @@ async fn generate(
         max_tokens: asked.max_tokens,
         stream: asked.stream.is_some(),
     };
-    let (id, model) = shared.control.begin(begin).await?;
-    *begun = Some(id);
-    let Some(link) = shared.workers.link(model) else {
-        shared.control.abandon(id);
-        return Err(ApiError::WorkerUnavailable);
-    };
-    let head = Head { endpoint, request: id, model: link.info.name.clone(), created_s: now_s() };
+    let Begun { request, model, service } = shared.control.begin(begin).await?;
+    *begun = Some(request);
     let stream = asked.stream;
     let work = Generate {
-        request: id,
+        request,
         prompt: asked.prompt,
         sampling: asked.sampling,
         stop: asked.stop,
         max_tokens: asked.max_tokens,
     };
-    let generation = link.generate(work).inspect_err(|_| shared.control.abandon(id))?;
+    let (workers, control) = (Arc::clone(&shared.workers), Arc::clone(&shared.control));
+    let generation = Generation::begin(service, work, workers, control)?;
+    let model = shared.workers.model_name(model).ok_or(ApiError::WorkerUnavailable)?;
+    let head = Head { endpoint, request, model, created_s: now_s() };
     match stream {
         Some(options) => begin_stream(head, options, generation, permit).await,
         None => collect(&head, generation).await,

@@ -3,20 +3,15 @@
 //! A worker is not trusted: a frame that cannot be read, or an answer over its bound, ends what it
 //! concerns. Nothing here waits for a client.
 
-use std::collections::HashMap;
-use std::future::poll_fn;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
-use tokio::time::{Instant, Sleep};
 
 use super::control::Control;
 use super::error::{ApiError, Error};
@@ -25,83 +20,88 @@ use super::queue::{Event, Queue};
 use super::reply::Usage;
 use crate::ipc::message::{
     DATA_FRAME_LEN_MAX_BYTES, Failure, FromWorker, Generate, ModelIndex, ModelInfo, RequestId,
-    ToWorker,
+    ToWorker, WorkerIndex,
 };
 use crate::ipc::{FrameDecoder, FrameEncoder};
 
 /// Most bytes that wait for a worker; beyond, requests are refused as too many.
 const OUTBOX_LEN_MAX_BYTES: usize = 4 * DATA_FRAME_LEN_MAX_BYTES;
 
-/// Longest time in which a worker says nothing about a request.
-const SILENCE_DEADLINE: Duration = Duration::from_secs(600);
-
 /// Frames read in one go before other tasks have their turn.
 const FRAMES_PER_TURN: usize = 64;
 
-/// The workers that are up.
+/// The models that are served and the workers that are up.
 #[derive(Default)]
-pub(super) struct Workers(Mutex<HashMap<ModelIndex, Arc<Link>>>);
+pub(super) struct Workers(Mutex<Table>);
+
+#[derive(Default)]
+struct Table {
+    models: BTreeMap<u16, ModelInfo>,
+    links: HashMap<WorkerIndex, Arc<Link>>,
+}
 
 impl Workers {
-    /// A worker serves; one that served the same model before is gone.
+    /// Requests for a model are taken.
+    pub(super) fn model_up(&self, model: ModelIndex, info: ModelInfo) {
+        locked(&self.0).models.insert(model.0, info);
+    }
+
+    /// Requests for a model are not taken any more.
+    pub(super) fn model_down(&self, model: ModelIndex) {
+        locked(&self.0).models.remove(&model.0);
+    }
+
+    /// A worker serves; one that had the same place before is gone, and the end of its channel says so.
     pub(super) fn up(
         self: &Arc<Self>,
-        model: ModelIndex,
-        info: ModelInfo,
+        worker: WorkerIndex,
         data: OwnedFd,
         control: &Arc<Control>,
     ) -> Result<(), Error> {
         let stream = UnixStream::from_std(data.into())
             .map_err(|source| Error::Io { action: "watch a data channel", source })?;
-        let link = Arc::new(Link::new(info));
-        if let Some(old) = locked(&self.0).insert(model, Arc::clone(&link)) {
-            old.close();
-        }
+        let link = Arc::new(Link::default());
+        locked(&self.0).links.insert(worker, Arc::clone(&link));
         let (workers, control) = (Arc::clone(self), Arc::clone(control));
         tokio::spawn(async move {
             // Its requests fail. A worker that is gone the supervisor has seen; broken frames not.
             let ended = link.carry(&stream).await;
             if ended.is_err_and(|error| error.kind() == io::ErrorKind::InvalidData) {
-                control.worker_broken(model);
+                control.worker_broken(worker);
             }
             link.close();
-            let mut links = locked(&workers.0);
-            if links.get(&model).is_some_and(|current| Arc::ptr_eq(current, &link)) {
-                links.remove(&model);
+            let links = &mut locked(&workers.0).links;
+            if links.get(&worker).is_some_and(|current| Arc::ptr_eq(current, &link)) {
+                links.remove(&worker);
             }
         });
         Ok(())
     }
 
-    /// A worker is gone.
-    pub(super) fn down(&self, model: ModelIndex) {
-        if let Some(link) = locked(&self.0).remove(&model) {
-            link.close();
-        }
-    }
-
-    /// The worker of a model, if it is up.
-    pub(super) fn link(&self, model: ModelIndex) -> Option<Arc<Link>> {
-        locked(&self.0).get(&model).cloned()
+    /// A worker, if it is up.
+    pub(super) fn link(&self, worker: WorkerIndex) -> Option<Arc<Link>> {
+        locked(&self.0).links.get(&worker).cloned()
     }
 
     /// What the API shows, in the configuration's order.
     pub(super) fn models(&self) -> Vec<ModelInfo> {
-        let links = locked(&self.0);
-        let mut models: Vec<_> = links.iter().map(|(index, link)| (index.0, &link.info)).collect();
-        models.sort_by_key(|(index, _)| *index);
-        models.into_iter().map(|(_, info)| info.clone()).collect()
+        locked(&self.0).models.values().cloned().collect()
     }
 
-    /// Whether any worker serves.
+    /// The name of a model that is served.
+    pub(super) fn model_name(&self, model: ModelIndex) -> Option<String> {
+        locked(&self.0).models.get(&model.0).map(|info| info.name.clone())
+    }
+
+    /// Whether requests for any model are taken.
     pub(super) fn any(&self) -> bool {
-        !locked(&self.0).is_empty()
+        !locked(&self.0).models.is_empty()
     }
 }
 
 /// The channel to one worker.
+#[derive(Default)]
 pub(super) struct Link {
-    pub(super) info: ModelInfo,
     outbox: Mutex<FrameEncoder>,
     requests: Mutex<HashMap<RequestId, Arc<Queue>>>,
     /// Something is in the outbox, or the link was closed.
@@ -110,18 +110,8 @@ pub(super) struct Link {
 }
 
 impl Link {
-    fn new(info: ModelInfo) -> Self {
-        Self {
-            info,
-            outbox: Mutex::default(),
-            requests: Mutex::default(),
-            changed: Notify::new(),
-            closed: AtomicBool::new(false),
-        }
-    }
-
     /// Sends a request to the worker.
-    pub(super) fn generate(self: &Arc<Self>, generate: Generate) -> Result<Generation, ApiError> {
+    pub(super) fn generate(&self, generate: Generate) -> Result<Arc<Queue>, ApiError> {
         let request = generate.request;
         if self.closed.load(Ordering::Relaxed) {
             return Err(ApiError::WorkerUnavailable);
@@ -136,12 +126,11 @@ impl Link {
         let queue = Arc::new(Queue::default());
         locked(&self.requests).insert(request, Arc::clone(&queue));
         self.changed.notify_one();
-        let silence = Box::pin(tokio::time::sleep(SILENCE_DEADLINE));
-        Ok(Generation { link: Arc::clone(self), request, queue, silence, ended: false })
+        Ok(queue)
     }
 
     /// Has the worker stop a request; what it still says about it is ignored.
-    fn cancel(&self, request: RequestId) {
+    pub(super) fn cancel(&self, request: RequestId) {
         if locked(&self.requests).remove(&request).is_some() {
             // A cancel is a few bytes, and there is one per request at most.
             locked(&self.outbox).push(&ToWorker::Cancel { request }).ok();
@@ -255,44 +244,5 @@ impl Link {
 impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
         Self::Failed(failure)
-    }
-}
-
-/// A request that the worker has. Dropped before its end, it is cancelled.
-pub(super) struct Generation {
-    link: Arc<Link>,
-    request: RequestId,
-    queue: Arc<Queue>,
-    silence: Pin<Box<Sleep>>,
-    ended: bool,
-}
-
-impl Generation {
-    /// Waits for the next event; none may be asked for after the last.
-    pub(super) async fn next_event(&mut self) -> Event {
-        poll_fn(|context| self.poll_event(context)).await
-    }
-
-    /// As `next_event`.
-    pub(super) fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Event> {
-        if let Poll::Ready(event) = self.queue.poll_event(context) {
-            self.ended = event.is_last();
-            self.silence.as_mut().reset(Instant::now() + SILENCE_DEADLINE);
-            return Poll::Ready(event);
-        }
-        if self.silence.as_mut().poll(context).is_ready() {
-            self.link.cancel(self.request);
-            self.ended = true;
-            return Poll::Ready(Event::Failed(ApiError::WorkerTimeout));
-        }
-        Poll::Pending
-    }
-}
-
-impl Drop for Generation {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.link.cancel(self.request);
-        }
     }
 }

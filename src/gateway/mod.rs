@@ -7,6 +7,7 @@ pub mod api;
 mod auth;
 mod control;
 mod error;
+mod generation;
 mod http;
 mod link;
 mod listener;
@@ -174,8 +175,9 @@ async fn heed_supervisor(
     let workers = &connections.shared.workers;
     loop {
         match control.next_notice().await? {
-            Notice::WorkerUp { model, info, data } => workers.up(model, info, data, control)?,
-            Notice::WorkerDown { model } => workers.down(model),
+            Notice::ModelUp { model, info } => workers.model_up(model, info),
+            Notice::ModelDown { model } => workers.model_down(model),
+            Notice::WorkerUp { worker, data } => workers.up(worker, data, control)?,
             Notice::Certificates { certificates, tls_scheme } => {
                 let tls = tls::acceptor(&certificates, tls_scheme, control)?;
                 *locked(&connections.tls) = Some(tls);

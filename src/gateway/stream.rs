@@ -14,7 +14,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::api::StreamOptions;
 use super::error::ApiError;
-use super::link::Generation;
+use super::generation::Generation;
 use super::queue::Event;
 use super::reply::{Head, Step, Usage, finish_reason, obfuscate, sse, sse_error};
 use crate::ipc::message::{Endpoint, Finish};

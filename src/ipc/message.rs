@@ -35,9 +35,13 @@ pub struct RequestId(pub [u8; 16]);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Digest(pub [u8; 32]);
 
-/// Which model (and its worker) a message is about: the index in the configuration.
+/// Which model a message is about: the index in the configuration.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct ModelIndex(pub u16);
+
+/// Which place for a worker a message is about; a worker that follows another has the same.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct WorkerIndex(pub u16);
 
 /// What a request asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -94,8 +98,8 @@ pub enum FromGateway {
     Alive,
     /// A worker sent what is no frame; nothing more is read of it.
     WorkerBroken {
-        /// Whose worker.
-        model: ModelIndex,
+        /// Which worker.
+        worker: WorkerIndex,
     },
 }
 
@@ -104,19 +108,24 @@ pub enum FromGateway {
 pub enum ToGateway {
     /// First message. Descriptors that follow it: the listeners, in order.
     Config(GatewayConfig),
-    /// A worker serves. Comes with one descriptor: the data channel.
-    WorkerUp {
+    /// Requests for a model are taken from now on.
+    ModelUp {
         /// The model.
         model: ModelIndex,
         /// What the API shows of it.
         info: ModelInfo,
     },
-    /// A worker is gone; its requests fail.
-    WorkerDown {
+    /// And no longer.
+    ModelDown {
         /// The model.
         model: ModelIndex,
     },
-    /// The begin record is durable and the worker has its ticket.
+    /// A worker serves. Comes with one descriptor: the data channel, whose end is the worker's.
+    WorkerUp {
+        /// Which.
+        worker: WorkerIndex,
+    },
+    /// The begin record is durable, and the worker, if there is one yet, has its ticket.
     Begun {
         /// The question's number.
         correlation: u64,
@@ -124,6 +133,15 @@ pub enum ToGateway {
         request: RequestId,
         /// The model that serves it.
         model: ModelIndex,
+        /// The worker that serves it; `Turn` names one that is still to come.
+        worker: Option<WorkerIndex>,
+    },
+    /// What a begun request has waited for.
+    Turn {
+        /// The request.
+        request: RequestId,
+        /// The worker that has its ticket; without one it is not served any more.
+        worker: Option<WorkerIndex>,
     },
     /// The key is valid.
     Authorized {
@@ -447,6 +465,8 @@ pub struct WorkerConfig {
     pub guess_tokens: u16,
     /// Most bytes of text that all requests together bring.
     pub texts_len_max_bytes: u64,
+    /// It serves one request and ends.
+    pub one_request: bool,
 }
 
 /// How a worker keeps keys and values.

@@ -11,6 +11,7 @@ use super::*;
 const REQUEST: RequestId = RequestId([0xa5; 16]);
 const DIGEST: Digest = Digest([0x5a; 32]);
 const MODEL: ModelIndex = ModelIndex(3);
+const WORKER: WorkerIndex = WorkerIndex(5);
 
 /// What a test does with each message of each type.
 trait Visit {
@@ -43,7 +44,7 @@ fn from_gateway(visit: &mut impl Visit) {
     }
     visit.message(FromGateway::Authorize { correlation: 1, key: DIGEST });
     visit.message(FromGateway::Sign { correlation: 2, scheme: 0x0403, message: vec![0x20; 146] });
-    visit.message(FromGateway::WorkerBroken { model: ModelIndex(3) });
+    visit.message(FromGateway::WorkerBroken { worker: WORKER });
     visit.message(FromGateway::Abandoned { request: REQUEST });
 }
 
@@ -63,9 +64,14 @@ fn gateway_config() -> GatewayConfig {
 fn to_gateway(visit: &mut impl Visit) {
     visit.message(ToGateway::Config(gateway_config()));
     let info = ModelInfo { name: "m".to_owned(), context_len_tokens: 8192, created_s: 1 };
-    visit.message(ToGateway::WorkerUp { model: MODEL, info });
-    visit.message(ToGateway::WorkerDown { model: MODEL });
-    visit.message(ToGateway::Begun { correlation: 1, request: REQUEST, model: MODEL });
+    visit.message(ToGateway::ModelUp { model: MODEL, info });
+    visit.message(ToGateway::ModelDown { model: MODEL });
+    visit.message(ToGateway::WorkerUp { worker: WORKER });
+    for worker in [None, Some(WORKER)] {
+        let (correlation, request, model) = (1, REQUEST, MODEL);
+        visit.message(ToGateway::Begun { correlation, request, model, worker });
+        visit.message(ToGateway::Turn { request, worker });
+    }
     visit.message(ToGateway::Authorized { correlation: 2 });
     for reason in [
         Denial::KeyInvalid,
@@ -171,6 +177,7 @@ fn worker_control(visit: &mut impl Visit) {
         prefix_keep_s: 600,
         guess_tokens: 8,
         texts_len_max_bytes: 128 << 20,
+        one_request: true,
     }));
     for cache_domain in [Some([7; 16]), None] {
         let ticket = Ticket { request, cache_domain, max_tokens: 9, deadline_ms: 60_000 };

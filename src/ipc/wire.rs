@@ -9,7 +9,7 @@ use super::message::{
     FromLoader, FromOpener, FromWorker, GatewayConfig, Generate, KvFormat, LOGIT_BIAS_COUNT_MAX,
     ListenerKind, MESSAGES_COUNT_MAX, ModelIndex, ModelInfo, NAME_LEN_MAX_BYTES, OpenCheck,
     Outcome, Prompt, RequestId, STOP_COUNT_MAX, STOP_LEN_MAX_BYTES, Sampling, Ticket, ToGateway,
-    ToLoader, ToOpener, ToWorker, ToWorkerControl, WorkerConfig, WorkerReport,
+    ToLoader, ToOpener, ToWorker, ToWorkerControl, WorkerConfig, WorkerIndex, WorkerReport,
 };
 use super::{DESCRIPTORS_COUNT_MAX, Error};
 
@@ -42,7 +42,7 @@ macro_rules! newtype {
     )*};
 }
 
-newtype!(RequestId Digest ModelIndex);
+newtype!(RequestId Digest ModelIndex WorkerIndex);
 
 variants!(Endpoint { 1 Chat, 2 Completion });
 
@@ -60,7 +60,7 @@ variants!(FromGateway {
     4 Sign { correlation, scheme, message: Limit::bytes(SIGN_LEN_MAX_BYTES) },
     5 Abandoned { request },
     6 Alive,
-    7 WorkerBroken { model },
+    7 WorkerBroken { worker },
 });
 
 impl Message for FromGateway {
@@ -70,9 +70,9 @@ impl Message for FromGateway {
 
 variants!(ToGateway {
     1 Config(config),
-    2 WorkerUp { model, info },
-    3 WorkerDown { model },
-    4 Begun { correlation, request, model },
+    2 WorkerUp { worker },
+    3 ModelDown { model },
+    4 Begun { correlation, request, model, worker },
     5 Authorized { correlation },
     6 Denied { correlation, reason },
     7 Signature { correlation, signature: Limit::bytes(SIGNATURE_LEN_MAX_BYTES) },
@@ -82,6 +82,8 @@ variants!(ToGateway {
         certificates: Limit::count_bytes(CERTIFICATES_COUNT_MAX, CERTIFICATE_LEN_MAX_BYTES),
         tls_scheme,
     },
+    11 ModelUp { model, info },
+    12 Turn { request, worker },
 });
 
 impl Message for ToGateway {
@@ -238,6 +240,7 @@ fields!(WorkerConfig {
     prefix_keep_s,
     guess_tokens,
     texts_len_max_bytes,
+    one_request,
 });
 
 variants!(KvFormat { 1 F16, 2 Q8_0 });

@@ -120,7 +120,7 @@ mod tests {
     fn what_a_slow_child_does_not_take_waits_in_order() {
         let (near, far) = Channel::pair().unwrap();
         let mut outbox = Outbox::new();
-        let message = |n: u16| ToGateway::WorkerDown { model: ModelIndex(n) };
+        let message = |n: u16| ToGateway::ModelDown { model: ModelIndex(n) };
         for n in 0..2000 {
             outbox.send(&near, message(n), Vec::new()).unwrap();
         }
@@ -133,7 +133,7 @@ mod tests {
                 }
             };
             assert!(
-                matches!(received, ToGateway::WorkerDown { model: ModelIndex(got) } if got == n)
+                matches!(received, ToGateway::ModelDown { model: ModelIndex(got) } if got == n)
             );
         }
         for n in 0..u16::MAX {

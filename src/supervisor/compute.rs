@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::config::{Config, MemoryNode};
+use super::config::{Config, Lifetime, MemoryNode};
 use crate::sys::numa::{self, Node};
 use crate::sys::processors;
 
@@ -154,13 +154,16 @@ impl Machine {
             None => self.parallelism,
             Some(_) => processors.len().min(self.parallelism),
         };
+        let workers = models * usize::from(config.worker.computing_count());
         let threads = match config.worker.threads {
-            0 => u16::try_from((parallelism / models).max(1)).unwrap_or(u16::MAX),
+            0 => u16::try_from((parallelism / workers).max(1)).unwrap_or(u16::MAX),
             asked => asked,
         };
         let has_quota = self.parallelism < self.allowed.len();
         let is_enough = usize::from(threads) * models <= processors.len();
-        let is_pinned = config.worker.pin && is_enough && !has_quota;
+        // Which workers serve at once changes with each request.
+        let is_lasting = config.worker.lifetime == Lifetime::Model;
+        let is_pinned = config.worker.pin && is_enough && is_lasting && !has_quota;
         (threads, if is_pinned { processors } else { Vec::new() })
     }
 }
@@ -209,6 +212,10 @@ mod tests {
         let places = share(0, 4);
         assert_eq!(places[0].threads, 2);
         assert_eq!(processors(&places), [[0; 0], [0; 0]], "a quota");
+        let one_request = "lifetime = \"request\"\nsequences = 2";
+        let places = machine(6).share(&two_models(one_request), &[None, None]);
+        assert_eq!(places[0].threads, 1, "two models, of two workers each");
+        assert_eq!(processors(&places), [[0; 0], [0; 0]], "they come and go");
         let places = machine(6).share(&two_models("pin = false"), &[None, None]);
         assert_eq!(processors(&places), [[0; 0], [0; 0]]);
     }

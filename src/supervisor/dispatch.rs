@@ -5,6 +5,8 @@
 //! the gateway hears of it. A child that says what the table does not allow gets an `Err` here
 //! and dies in `serve`.
 
+mod cuts;
+mod pool;
 mod pulse;
 mod reload;
 
@@ -14,9 +16,10 @@ use std::time::{Duration, Instant};
 use ring::hmac;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
+use self::pool::{Found, Model, Worker};
 use self::pulse::{Pulse, alive};
 use super::cache_domains::CacheDomains;
-use super::config::Limits;
+use super::config::{self, Lifetime, Limits};
 use super::ledger::{Ledger, request_name};
 use super::records::{blind, end_event, endpoint_name, is_plain, panic_text, refusal_reason};
 use super::refusals::Refusals;
@@ -28,14 +31,9 @@ use crate::audit::principal_keys::hex;
 use crate::audit::record::{AskedFacts, BeginFacts, KeyRole, MissingCause, bucket};
 use crate::ipc::message::{
     Denial, Digest, EndReport, FromGateway, MESSAGES_COUNT_MAX, ModelIndex, Outcome, RequestId,
-    Ticket, ToGateway, ToWorkerControl, WorkerReport,
+    Ticket, ToGateway, ToWorkerControl, WorkerIndex, WorkerReport,
 };
 
-/// Time a worker has to report the end of a request that must stop, at least: a step of the engine
-/// may take as long as a part that hangs is given.
-const END_GRACE_MIN: Duration = Duration::from_secs(10);
-/// Time a worker has to report the end of a request that the gateway never brought it.
-const ABANDON_GRACE: Duration = Duration::from_secs(2);
 /// Ended requests that a late word of the other child may still name.
 const ENDED_COUNT_MAX: usize = 4096;
 
@@ -54,35 +52,29 @@ pub(super) enum Effect {
     /// Tell the gateway.
     Gateway(ToGateway),
     /// Tell a worker.
-    Worker(ModelIndex, ToWorkerControl),
-    /// The gateway serves: tell it of the workers that do.
+    Worker(WorkerIndex, ToWorkerControl),
+    /// The gateway serves: tell it of the models and workers that do.
     GatewayReady,
-    /// A worker serves: tell the gateway.
-    WorkerReady(ModelIndex),
+    /// Requests for a model are taken: tell the gateway.
+    ModelReady(ModelIndex),
+    /// A worker serves: bring it and the gateway together.
+    WorkerReady(WorkerIndex),
     /// A worker is to be ended, and why.
-    WorkerStuck(ModelIndex, &'static str),
+    WorkerStuck(WorkerIndex, &'static str),
     /// A worker is to be replaced, and why.
-    WorkerBroken(ModelIndex, &'static str),
+    WorkerBroken(WorkerIndex, &'static str),
+    /// A worker has served its one request and is to be ended.
+    WorkerDone(WorkerIndex),
     /// The gateway is to be ended, and why.
     GatewayStuck(&'static str),
-}
-
-/// A model and its worker.
-struct Model {
-    name: String,
-    digest_hex: String,
-    worker: Place,
-    pulse: Option<Pulse>,
-    context_len_tokens: u32,
-    /// What the worker declared of itself.
-    engine: String,
-    /// Where its panic came from, until its death is recorded.
-    panic: Option<String>,
 }
 
 /// A request between begin and end.
 struct Request {
     model: ModelIndex,
+    /// Which worker has its ticket; none while it waits for one.
+    worker: Option<WorkerIndex>,
+    ticket: Ticket,
     principal: String,
     begun: Instant,
     deadline: Instant,
@@ -92,23 +84,26 @@ struct Request {
 }
 
 /// A begin that waits for the commit of this turn.
-struct Waiting {
+struct Beginning {
     correlation: u64,
     id: RequestId,
-    ticket: Ticket,
     request: Request,
 }
 
 /// The state behind the table.
 pub(super) struct Dispatch {
     limits: Limits,
+    lifetime: Lifetime,
+    /// Workers of a model that serve one request each, at once.
+    computing_count: u16,
     tokens: TokenTable,
     tls: Option<TlsKey>,
     models: Vec<Model>,
+    workers: Vec<Worker>,
     gateway: Place,
     gateway_pulse: Option<Pulse>,
     requests: HashMap<RequestId, Request>,
-    waiting: Vec<Waiting>,
+    beginning: Vec<Beginning>,
     ended: VecDeque<RequestId>,
     ended_set: HashSet<RequestId>,
     refusals: Refusals,
@@ -126,31 +121,37 @@ impl Dispatch {
     /// `None` when the system gives no random bytes.
     pub(super) fn new(
         limits: Limits,
-        cache_domains_max: u16,
+        worker: config::Worker,
         tokens: TokenTable,
         tls: Option<TlsKey>,
         models: Vec<(String, Digest)>,
     ) -> Option<Self> {
         let random = SystemRandom::new();
+        let lifetime = worker.lifetime;
+        let cache_domains_max = match lifetime {
+            Lifetime::Model => worker.prefix_principals,
+            // Nothing is kept.
+            Lifetime::Request => 0,
+        };
         let cache_domains = CacheDomains::new(cache_domains_max, &random)?;
-        let models = models.into_iter().map(|(name, digest)| Model {
-            name,
-            digest_hex: hex(&digest.0),
-            worker: Place::down(),
-            pulse: None,
-            context_len_tokens: 0,
-            engine: String::new(),
-            panic: None,
+        let indices = (0..).map(ModelIndex).take(models.len());
+        let places = indices.flat_map(|model| {
+            (0..worker.count()).map(move |_| Worker::down(model, lifetime))
         });
+        let workers = places.collect();
+        let models = models.into_iter().map(|(name, digest)| Model::new(name, hex(&digest.0)));
         Some(Self {
             limits,
+            lifetime,
+            computing_count: worker.computing_count(),
             tokens,
             tls,
             models: models.collect(),
+            workers,
             gateway: Place::down(),
             gateway_pulse: None,
             requests: HashMap::new(),
-            waiting: Vec::new(),
+            beginning: Vec::new(),
             ended: VecDeque::new(),
             ended_set: HashSet::new(),
             refusals: Refusals::default(),
@@ -169,12 +170,12 @@ impl Dispatch {
 
     /// Requests between begin and end.
     pub(super) fn open_count(&self) -> usize {
-        self.requests.len() + self.waiting.len()
+        self.requests.len() + self.beginning.len()
     }
 
     /// Whether begins wait for the commit of this turn.
-    pub(super) fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+    pub(super) fn has_beginning(&self) -> bool {
+        !self.beginning.is_empty()
     }
 
     /// Tokens that are valid now.
@@ -192,16 +193,14 @@ impl Dispatch {
         self.refusals.flush_now(ledger);
     }
 
-    /// What the worker of a model declared of itself; `None` while it does not serve.
+    /// What a worker of a model declared of itself; `None` while the model is not served.
     pub(super) fn engine(&self, model: ModelIndex) -> Option<&str> {
-        let model = self.models.get(usize::from(model.0))?;
-        (model.worker.phase == Phase::Serving).then_some(model.engine.as_str())
+        self.model(model).filter(|model| model.is_open).map(|model| model.engine.as_str())
     }
 
-    /// The context that a serving worker declared.
+    /// The context that a worker of a served model declared.
     pub(super) fn context_len_tokens(&self, model: ModelIndex) -> Option<u32> {
-        let model = self.models.get(usize::from(model.0))?;
-        (model.worker.phase == Phase::Serving).then_some(model.context_len_tokens)
+        self.model(model).filter(|model| model.is_open).map(|model| model.context_len_tokens)
     }
 
     /// Whether the gateway said `Ready`.
@@ -214,14 +213,6 @@ impl Dispatch {
         self.gateway = Place::starting();
     }
 
-    /// A fresh worker was started.
-    pub(super) fn worker_started(&mut self, model: ModelIndex) {
-        if let Some(model) = self.models.get_mut(usize::from(model.0)) {
-            model.worker = Place::starting();
-            model.panic = None;
-        }
-    }
-
     /// From now on every begin is denied.
     pub(super) fn stop(&mut self) {
         self.is_stopping = true;
@@ -232,20 +223,6 @@ impl Dispatch {
         self.gateway = Place::down();
         self.gateway_pulse = None;
         self.close_all(ledger, MissingCause::GatewayGone, |_| true);
-    }
-
-    /// A worker is gone. Returns where it panicked, if it said so.
-    pub(super) fn worker_gone(&mut self, index: ModelIndex, ledger: &mut Ledger) -> Option<String> {
-        self.close_all(ledger, MissingCause::WorkerGone, |request| request.model == index);
-        let model = self.models.get_mut(usize::from(index.0))?;
-        let panic = model.panic.take();
-        let was_serving = model.worker.phase == Phase::Serving;
-        model.worker = Place::down();
-        model.pulse = None;
-        if was_serving {
-            self.answer(ToGateway::WorkerDown { model: index });
-        }
-        panic
     }
 
     fn close_all(
@@ -269,6 +246,7 @@ impl Dispatch {
     /// Forgets a request but for its name.
     fn close(&mut self, id: RequestId) -> Option<Request> {
         let request = self.requests.remove(&id)?;
+        self.stop_waiting(id, &request);
         self.ended.push_back(id);
         self.ended_set.insert(id);
         if self.ended.len() > ENDED_COUNT_MAX
@@ -321,9 +299,9 @@ impl Dispatch {
                 self.refusals.key_used(KeyRole::Tls);
                 self.answer(ToGateway::Signature { correlation, signature });
             }
-            FromGateway::Abandoned { request } => self.abandoned(request, now)?,
+            FromGateway::Abandoned { request } => self.abandoned(request, ledger, now)?,
             FromGateway::Alive => alive(&mut self.gateway_pulse, Kind::GatewayAlive, now)?,
-            FromGateway::WorkerBroken { model } => self.worker_broken(model)?,
+            FromGateway::WorkerBroken { worker } => self.worker_broken(worker)?,
         }
         Ok(())
     }
@@ -349,10 +327,10 @@ impl Dispatch {
         };
         let index = index.ok_or_else(|| denied(Denial::ModelUnknown))?;
         let model = self.models.get(index).ok_or_else(|| denied(Denial::ModelUnknown))?;
-        if model.worker.phase != Phase::Serving {
+        if !model.is_open {
             return Err(denied(Denial::ModelUnavailable));
         }
-        let its_count = self.requests.values().chain(self.waiting.iter().map(|one| &one.request));
+        let its_count = self.requests.values().chain(self.beginning.iter().map(|one| &one.request));
         let its_count = its_count.filter(|request| request.principal == principal).count();
         if self.open_count() >= self.limits.requests_max.into()
             || its_count >= self.limits.requests_per_key_max.into()
@@ -379,6 +357,8 @@ impl Dispatch {
         };
         let request = Request {
             model: ModelIndex(u16::try_from(index).map_err(|_| denied(Denial::ModelUnknown))?),
+            worker: None,
+            ticket,
             principal: principal.clone(),
             begun: now.instant,
             deadline: now.instant + Duration::from_millis(self.limits.request_deadline_ms.into()),
@@ -387,7 +367,7 @@ impl Dispatch {
             is_abandoned: false,
         };
         ledger.append(Event::Begin { request: request_name(id), observed, declared });
-        self.waiting.push(Waiting { correlation, id, ticket, request });
+        self.beginning.push(Beginning { correlation, id, request });
         Ok(())
     }
 
@@ -408,27 +388,11 @@ impl Dispatch {
         self.answer(ToGateway::Denied { correlation, reason });
     }
 
-    fn abandoned(&mut self, id: RequestId, now: Now) -> Result<(), Fault> {
-        let Some(request) = self.requests.get_mut(&id) else {
-            // Its end crossed the gateway's word.
-            return match self.ended_set.contains(&id) {
-                true => Ok(()),
-                false => Err(Fault::UnknownRequest(Kind::Abandoned)),
-            };
-        };
-        if std::mem::replace(&mut request.is_abandoned, true) {
-            return Err(Fault::Repeated(Kind::Abandoned));
-        }
-        revoke(id, request, ABANDON_GRACE, now, &mut self.effects);
-        Ok(())
-    }
-
     /// What passes between the two is not seen here: the gateway's word ends a worker, which it
     /// could also do itself. It does not count as a crash, so that no gateway brings a model to fail.
-    fn worker_broken(&mut self, index: ModelIndex) -> Result<(), Fault> {
-        let model = self.models.get(usize::from(index.0));
-        let model = model.ok_or(Fault::Value(Kind::WorkerBroken))?;
-        if model.worker.phase == Phase::Serving {
+    fn worker_broken(&mut self, index: WorkerIndex) -> Result<(), Fault> {
+        let worker = self.worker(index).ok_or(Fault::Value(Kind::WorkerBroken))?;
+        if worker.place.phase == Phase::Serving {
             let why = "sent the gateway what is no frame, by its word";
             self.effects.push(Effect::WorkerBroken(index, why));
         }
@@ -442,23 +406,28 @@ impl Dispatch {
     /// [`Fault`]: the worker must die.
     pub(super) fn hear_worker(
         &mut self,
-        index: ModelIndex,
+        index: WorkerIndex,
         report: WorkerReport,
         ledger: &mut Ledger,
         now: Now,
     ) -> Result<(), Fault> {
         let kind = worker_kind(&report);
-        let model = self.models.get_mut(usize::from(index.0)).ok_or(Fault::Moment(kind))?;
-        model.worker.permit(kind)?;
+        let worker = self.workers.get_mut(usize::from(index.0)).ok_or(Fault::Moment(kind))?;
+        worker.place.permit(kind)?;
+        let model_index = worker.model;
+        let model = self.models.get_mut(usize::from(model_index.0)).ok_or(Fault::Moment(kind))?;
         match report {
             WorkerReport::Ready { context_len_tokens, engine } => {
                 if context_len_tokens == 0 || !is_plain(&engine) {
                     return Err(Fault::Value(kind));
                 }
-                model.worker.phase = Phase::Serving;
-                model.pulse = Some(Pulse::new(self.limits.hang(), now.instant));
-                model.context_len_tokens = context_len_tokens;
-                model.engine = engine;
+                worker.place.phase = Phase::Serving;
+                worker.pulse = Some(Pulse::new(self.limits.hang(), now.instant));
+                if !std::mem::replace(&mut model.is_open, true) {
+                    model.context_len_tokens = context_len_tokens;
+                    model.engine = engine;
+                    self.effects.push(Effect::ModelReady(model_index));
+                }
                 self.effects.push(Effect::WorkerReady(index));
             }
             WorkerReport::NoTicket { request } => {
@@ -466,12 +435,12 @@ impl Dispatch {
                 self.refusals.ticket_missing(&model.name, &name);
             }
             WorkerReport::End(report) => self.end(index, &report, ledger, now)?,
-            WorkerReport::Alive => alive(&mut model.pulse, kind, now)?,
+            WorkerReport::Alive => alive(&mut worker.pulse, kind, now)?,
             WorkerReport::Panicked { file, line } => {
                 if !is_plain(&file) {
                     return Err(Fault::Value(kind));
                 }
-                model.panic = Some(panic_text(&file, line));
+                worker.panic = Some(panic_text(&file, line));
             }
         }
         Ok(())
@@ -479,7 +448,7 @@ impl Dispatch {
 
     fn end(
         &mut self,
-        index: ModelIndex,
+        index: WorkerIndex,
         report: &EndReport,
         ledger: &mut Ledger,
         now: Now,
@@ -490,11 +459,11 @@ impl Dispatch {
                 false => Fault::UnknownRequest(Kind::End),
             });
         };
-        if request.model != index {
+        if request.worker != Some(index) {
             return Err(Fault::UnknownRequest(Kind::End));
         }
         let context_len_tokens =
-            self.models.get(usize::from(index.0)).map_or(0, |model| model.context_len_tokens);
+            self.model(request.model).map_or(0, |model| model.context_len_tokens);
         let is_possible = report.messages.len() <= MESSAGES_COUNT_MAX
             && report.completion_tokens <= request.max_tokens
             && (report.outcome == Outcome::Refused || report.prompt_tokens <= context_len_tokens);
@@ -505,6 +474,7 @@ impl Dispatch {
         let event = end_event(report, &request.principal, duration, ledger);
         self.close(report.request);
         ledger.append(event);
+        self.worker_done(index, report.request, pool::LEAVE_GRACE, now);
         Ok(())
     }
 
@@ -517,82 +487,36 @@ impl Dispatch {
             return true;
         }
         let is_durable = ledger.commit().is_ok();
-        for Waiting { correlation, id, ticket, request } in std::mem::take(&mut self.waiting) {
+        for Beginning { correlation, id, request } in std::mem::take(&mut self.beginning) {
             if !is_durable {
                 self.deny(correlation, Denial::LogUnavailable, Some(request.principal));
                 continue;
             }
             let model = request.model;
-            if let Some(cause) = self.missing(model) {
-                ledger.append(Event::EndMissing { request: request_name(id), cause });
-                self.deny(correlation, Denial::ModelUnavailable, Some(request.principal));
-                continue;
-            }
-            self.requests.insert(id, request);
-            self.effects.push(Effect::Worker(model, ToWorkerControl::Ticket(ticket)));
-            self.answer(ToGateway::Begun { correlation, request: id, model });
+            let worker = match self.find_worker(model) {
+                Found::Worker(worker) => {
+                    self.give(worker, request.ticket, request, now);
+                    Some(worker)
+                }
+                Found::Later => {
+                    self.wait(id, request);
+                    None
+                }
+                Found::Gone(cause) => {
+                    ledger.append(Event::EndMissing { request: request_name(id), cause });
+                    self.deny(correlation, Denial::ModelUnavailable, Some(request.principal));
+                    continue;
+                }
+            };
+            self.answer(ToGateway::Begun { correlation, request: id, model, worker });
         }
         if !is_durable {
             // What runs now could not be recorded to its end: cut it.
-            let grace = self.end_grace();
-            for (id, request) in self.requests.iter_mut().filter(|(_, one)| !one.is_stopping) {
-                revoke(*id, request, grace, now, &mut self.effects);
-            }
+            self.cut(|_| true, MissingCause::LogUnavailable, ledger, now);
         }
         is_durable
     }
 
-    /// Time a worker has to report the end of a request that must stop.
-    fn end_grace(&self) -> Duration {
-        self.limits.hang().max(END_GRACE_MIN)
-    }
-
-    /// Which child of a request died in the turn that it began.
-    fn missing(&self, model: ModelIndex) -> Option<MissingCause> {
-        if self.gateway.phase != Phase::Serving {
-            return Some(MissingCause::GatewayGone);
-        }
-        let model = self.models.get(usize::from(model.0));
-        let is_serving = model.is_some_and(|model| model.worker.phase == Phase::Serving);
-        (!is_serving).then_some(MissingCause::WorkerGone)
-    }
-
-    /// Stops what ran out of time, and gives up what did not stop.
-    pub(super) fn expire(&mut self, ledger: &mut Ledger, now: Now) {
-        let (grace, mut overdue) = (self.end_grace(), Vec::new());
-        for (id, request) in &mut self.requests {
-            if now.instant < request.deadline {
-                continue;
-            }
-            if request.is_stopping {
-                overdue.push((*id, request.model, request.is_abandoned));
-            } else {
-                revoke(*id, request, grace, now, &mut self.effects);
-            }
-        }
-        for (id, model, is_abandoned) in overdue {
-            self.close(id);
-            let cause = if is_abandoned { MissingCause::Abandoned } else { MissingCause::Deadline };
-            ledger.append(Event::EndMissing { request: request_name(id), cause });
-            if !is_abandoned {
-                let why = "did not stop a request in time";
-                self.effects.push(Effect::WorkerStuck(model, why));
-            }
-        }
-    }
-}
-
-/// Tells the worker to stop a request within `grace`.
-fn revoke(
-    id: RequestId,
-    request: &mut Request,
-    grace: Duration,
-    now: Now,
-    effects: &mut Vec<Effect>,
-) {
-    request.is_stopping = true;
-    request.deadline = now.instant + grace;
-    effects.push(Effect::Worker(request.model, ToWorkerControl::Revoke { request: id }));
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ mod records;
 mod refusals;
 mod reload;
 mod retention;
+mod seat;
 pub mod secret_file;
 mod serve;
 mod start;
@@ -35,6 +36,7 @@ mod swap;
 mod table;
 mod tls;
 pub mod tokens;
+mod workers;
 
 use std::ffi::OsString;
 use std::io::Write as _;

@@ -53,7 +53,8 @@ impl Nursery {
             count,
             nofile,
         };
-        let workers_count = u16::try_from(config.models.len()).unwrap_or(u16::MAX);
+        let workers_count = config.models.len() * usize::from(config.worker.count());
+        let workers_count = u16::try_from(workers_count).unwrap_or(u16::MAX);
         let gateway_nofile = GATEWAY_DESCRIPTORS_COUNT + u64::from(config.limits.connections_max);
         let (worker, few) = (beside("cloister-worker"), CHILD_DESCRIPTORS_COUNT);
         let gateway = beside("cloister-gateway");

@@ -3,12 +3,14 @@
 use serde_json::{Value, json};
 
 use super::compute::Place;
-use super::config::Profile;
+use super::config::{Lifetime, Profile};
 use super::control::Command;
 use super::nursery::spawner_profile;
-use super::serve::{Seat, Served, Supervisor, now};
+use super::seat::Seat;
+use super::serve::{Supervisor, now};
 use super::swap;
-use crate::ipc::message::ListenerKind;
+use super::workers::Served;
+use crate::ipc::message::{ListenerKind, ModelIndex};
 
 impl Supervisor {
     /// Does the day's work, and answers who asked on the control socket.
@@ -31,7 +33,7 @@ impl Supervisor {
     /// `serving` when every part does.
     fn state(&self) -> &'static str {
         let has_failed =
-            self.gateway.has_failed || self.models.iter().any(|model| model.seat.has_failed);
+            self.gateway.has_failed || self.workers.iter().any(|worker| worker.seat.has_failed);
         let is_serving = self.dispatch.is_gateway_serving()
             && self.models.iter().all(|model| self.dispatch.engine(model.index).is_some());
         match (self.stop, is_serving) {
@@ -77,9 +79,9 @@ impl Supervisor {
             .map(|((kind, _), listen)| url(*kind, &listen.to_string()))
             .collect();
         let mut children = vec![child(&self.gateway, self.dispatch.is_gateway_serving())];
-        for model in &self.models {
-            let is_serving = self.dispatch.engine(model.index).is_some();
-            children.push(child(&model.seat, is_serving));
+        for worker in &self.workers {
+            let is_serving = self.dispatch.is_worker_serving(worker.index);
+            children.push(child(&worker.seat, is_serving));
         }
         let models = self.models.iter().zip(&self.places);
         let models: Vec<_> = models.map(|(model, place)| self.model(model, place)).collect();
@@ -110,15 +112,40 @@ impl Supervisor {
             "name": model.facts.model,
             "state": match engine {
                 Some(_) => "serving",
-                None if model.seat.has_failed => "failed",
+                None if self.all_have_failed(model.index) => "failed",
                 None => "starting",
             },
             "context_len_tokens": self.dispatch.context_len_tokens(model.index),
             "loaded_s": model.loaded_s,
             "numa_node": place.node,
             "threads": place.threads,
+            "workers": self.workers_of(model),
             "observed": model.facts,
             "declared": { "engine": engine },
+        })
+    }
+}
+
+impl Supervisor {
+    fn all_have_failed(&self, model: ModelIndex) -> bool {
+        let mut its = self.workers.iter().filter(|worker| worker.model == model);
+        its.all(|worker| worker.seat.has_failed)
+    }
+
+    /// How many of a model's workers do what, and what waits for them.
+    fn workers_of(&self, model: &Served) -> Value {
+        let counts = self.dispatch.counts(model.index);
+        let ready_after_ms = model.ready_after.map(|after| after.as_millis());
+        json!({
+            "lifetime": match self.config.worker.lifetime {
+                Lifetime::Model => "model",
+                Lifetime::Request => "request",
+            },
+            "ready": counts.ready,
+            "serving_one": counts.serving_one,
+            "requests_waiting": counts.waiting,
+            "ended_after_one": model.ended_count,
+            "ready_after_ms": ready_after_ms.and_then(|ms| u64::try_from(ms).ok()),
         })
     }
 }

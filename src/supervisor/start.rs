@@ -22,8 +22,9 @@ use super::material::{self, Keys, ModelFile};
 use super::nursery::Nursery;
 use super::opening::{Job, Opened, Opening, Refusal, Step};
 use super::operators::missing_protections;
-use super::serve::{Served, Supervisor, gateway_seat, now};
+use super::serve::{Supervisor, gateway_seat, now};
 use super::swap;
+use super::workers::{Served, worker_seats};
 use crate::audit::principal_keys::hex;
 use crate::audit::record::{KeyRole, MissingCause, ModelFacts, StartFacts};
 use crate::audit::{Event, Found, Log, PrincipalKeys};
@@ -185,12 +186,14 @@ pub(super) fn begin(
         &mut ledger,
     )?;
     let names = served.iter().map(|(model, digest)| (model.facts.model.clone(), *digest));
-    let domains = config.worker.prefix_principals;
-    let dispatch = Dispatch::new(config.limits, domains, keys.tokens, keys.tls, names.collect());
+    let (limits, worker) = (config.limits, config.worker);
+    let dispatch = Dispatch::new(limits, worker, keys.tokens, keys.tls, names.collect());
     let mut dispatch = dispatch.ok_or(Error::NotReady("random number generator"))?;
     dispatch.record_tokens(&mut ledger, now());
     (0..unwraps_count).for_each(|_| dispatch.identity_used());
+    let models: Vec<Served> = served.into_iter().map(|(model, _)| model).collect();
     Ok(Supervisor {
+        workers: worker_seats(&config, &models),
         config,
         nursery,
         dispatch,
@@ -200,7 +203,7 @@ pub(super) fn begin(
         listeners,
         certificates: keys.certificates,
         gateway: gateway_seat(),
-        models: served.into_iter().map(|(model, _)| model).collect(),
+        models,
         places,
         manager,
         missing,

@@ -122,6 +122,8 @@ pub(super) enum Ended {
     TooManyTickets,
     /// The gateway does not read its answers.
     Unread,
+    /// The one request was served, and all of its answer was handed over.
+    Served,
 }
 
 impl From<Error> for Ended {
@@ -144,12 +146,15 @@ pub(super) struct Link {
     pub(super) admitted: Sender<Admitted>,
     /// Everything else, to the engine's thread.
     pub(super) heard: Sender<Heard>,
+    /// There is one ticket, ever; after its request the link ends.
+    pub(super) one_request: bool,
 }
 
 impl Link {
     /// Talks until a channel ends; returns why.
     pub(super) fn run(mut self) -> Ended {
-        let mut state = State::default();
+        let tickets = if self.one_request { Tickets::one() } else { Tickets::default() };
+        let mut state = State { tickets, ..State::default() };
         loop {
             if let Err(ended) = self.turn(&mut state) {
                 return ended;
@@ -171,7 +176,9 @@ impl Link {
         }
         self.hear_supervisor(state)?;
         self.hear_gateway(state)?;
-        self.speak()
+        self.speak(state)?;
+        let is_handed_over = state.is_reported && state.is_answered && self.data.pending_len() == 0;
+        if self.one_request && is_handed_over { Err(Ended::Served) } else { Ok(()) }
     }
 
     fn hear_supervisor(&self, state: &mut State) -> Result<(), Ended> {
@@ -240,7 +247,7 @@ impl Link {
         self.heard.send(heard).map_err(|_| Ended::Closed)
     }
 
-    fn speak(&mut self) -> Result<(), Ended> {
+    fn speak(&mut self, state: &mut State) -> Result<(), Ended> {
         let mut bytes = [0; 64];
         // Only empties the pipe; what was said stands in the queue.
         let _ = nix::unistd::read(&self.woken, &mut bytes);
@@ -248,11 +255,16 @@ impl Link {
             match said {
                 Said::Gateway(message) => {
                     self.data.push(&message)?;
+                    state.is_answered |=
+                        matches!(message, FromWorker::Done { .. } | FromWorker::Failed { .. });
                     if let FromWorker::Delta { text, .. } = message {
                         self.said.give_back(text);
                     }
                 }
-                Said::Supervisor(report) => self.control.send(&report, &[])?,
+                Said::Supervisor(report) => {
+                    self.control.send(&report, &[])?;
+                    state.is_reported |= matches!(report, WorkerReport::End(_));
+                }
             }
         }
         self.data.flush()?;
@@ -267,4 +279,8 @@ impl Link {
 struct State {
     tickets: Tickets,
     told: HashSet<RequestId>,
+    /// The supervisor has the end of a request.
+    is_reported: bool,
+    /// The gateway was told of the end of a request.
+    is_answered: bool,
 }

@@ -146,6 +146,7 @@ fn serve() -> Result<(), Failed> {
             woken,
             admitted: admitted_sender,
             heard: heard_sender,
+            one_request: config.one_request,
         };
         // The link ends the other threads by dropping its ends.
         start(scope, "link", move || {

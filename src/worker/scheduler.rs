@@ -95,6 +95,7 @@ impl<'m> Scheduler<'m> {
     /// Serves until the link is gone, or drained and nothing runs.
     pub(super) fn run(mut self, heard: &Receiver<Heard>) {
         while self.turn(heard) {}
+        self.engine.erase();
     }
 
     /// Listens, and runs the engine once. Returns whether there may be more to do.

@@ -6,9 +6,9 @@ use std::thread;
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
-use super::link::{Admitted, Ended, Link};
+use super::link::{Admitted, Ended, Link, Mouth, Said, Sayings};
 use crate::ipc::message::{
-    Failure, FromWorker, Generate, Prompt, RequestId, Sampling, Ticket, ToWorker, ToWorkerControl,
+    Digest, EndReport, Failure, Finish, FromWorker, Generate, Outcome, Prompt, RequestId, Sampling, Ticket, ToWorker, ToWorkerControl,
     WorkerReport,
 };
 use crate::ipc::{Channel, DataChannel, Event, data_pair};
@@ -18,29 +18,33 @@ struct Peers {
     supervisor: Channel,
     gateway: DataChannel<ToWorker, FromWorker>,
     admitted: mpsc::Receiver<Admitted>,
+    mouth: Mouth,
     ended: thread::JoinHandle<Ended>,
 }
 
-fn start() -> Peers {
+fn start(one_request: bool) -> Peers {
     let (supervisor, control) = Channel::pair().unwrap();
     let (gateway, data) = data_pair().unwrap();
-    let (woken, _wake) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+    let (woken, wake) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
+    let said = Arc::<Sayings>::default();
     let (admitted_sender, admitted) = mpsc::channel();
     let (heard, _heard) = mpsc::channel();
     let link = Link {
         control: Arc::new(control),
         data: DataChannel::new(data),
-        said: Arc::default(),
+        said: Arc::clone(&said),
         woken,
         admitted: admitted_sender,
         heard,
+        one_request,
     };
-    // The ends that this test does not use stay open with the link.
+    // The end that these tests do not use stays open with the link.
     let ended = thread::spawn(move || {
-        let _kept = (_wake, _heard);
+        let _kept = _heard;
         link.run()
     });
-    Peers { supervisor, gateway: DataChannel::new(gateway), admitted, ended }
+    let mouth = Mouth::new(said, Arc::new(wake));
+    Peers { supervisor, gateway: DataChannel::new(gateway), admitted, mouth, ended }
 }
 
 fn generate(request: u8) -> ToWorker {
@@ -75,7 +79,7 @@ fn next(gateway: &mut DataChannel<ToWorker, FromWorker>) -> FromWorker {
 
 #[test]
 fn a_request_without_a_ticket_is_refused_and_reported() {
-    let mut peers = start();
+    let mut peers = start(false);
     let refused = |request| FromWorker::Failed {
         request: RequestId([request; 16]),
         failure: Failure::NoTicket,
@@ -110,4 +114,64 @@ fn a_request_without_a_ticket_is_refused_and_reported() {
 
     drop(peers.supervisor);
     assert_eq!(peers.ended.join().unwrap(), Ended::Closed);
+}
+
+fn ask(peers: &mut Peers, request: u8) {
+    peers.gateway.push(&generate(request)).unwrap();
+    peers.gateway.flush().unwrap();
+}
+
+/// Says what the engine's side says of a request that ended.
+fn end(peers: &Peers, request: u8) {
+    let request = RequestId([request; 16]);
+    peers.mouth.say(Said::Supervisor(WorkerReport::End(EndReport {
+        request,
+        outcome: Outcome::Stop,
+        messages: Vec::new(),
+        answer: Digest([0; 32]),
+        prompt_tokens: 1,
+        completion_tokens: 1,
+    })));
+    peers.mouth.say(Said::Gateway(FromWorker::Done {
+        request,
+        finish: Finish::Stop,
+        prompt_tokens: 1,
+        completion_tokens: 1,
+        cached_tokens: 0,
+    }));
+}
+
+#[test]
+fn a_worker_of_one_request_serves_no_second_one_and_ends_after_the_first() {
+    let mut peers = start(true);
+    peers.supervisor.send(&ticket(1), &[]).unwrap();
+    ask(&mut peers, 1);
+    assert!(matches!(peers.admitted.recv().unwrap(), Admitted::Request(..)));
+    // Another request's ticket is another worker's: here there is none.
+    ask(&mut peers, 2);
+    let failure = Failure::NoTicket;
+    assert_eq!(
+        next(&mut peers.gateway),
+        FromWorker::Failed { request: RequestId([2; 16]), failure }
+    );
+    assert!(!peers.ended.is_finished(), "a refusal is not the end of its request");
+    end(&peers, 1);
+    assert!(matches!(next(&mut peers.gateway), FromWorker::Done { .. }));
+    assert_eq!(peers.ended.join().unwrap(), Ended::Served);
+
+    // The control: one that serves all of a model's requests goes on.
+    let mut peers = start(false);
+    for request in [1, 2] {
+        peers.supervisor.send(&ticket(request), &[]).unwrap();
+        ask(&mut peers, request);
+        assert!(matches!(peers.admitted.recv().unwrap(), Admitted::Request(..)));
+        end(&peers, request);
+        assert!(matches!(next(&mut peers.gateway), FromWorker::Done { .. }));
+    }
+
+    // A second ticket is not believed even of the supervisor.
+    let peers = start(true);
+    peers.supervisor.send(&ticket(1), &[]).unwrap();
+    peers.supervisor.send(&ticket(2), &[]).unwrap();
+    assert_eq!(peers.ended.join().unwrap(), Ended::TooManyTickets);
 }

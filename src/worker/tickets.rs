@@ -12,6 +12,8 @@ pub(super) const TICKETS_COUNT_MAX: usize = 4096;
 #[derive(Debug, Default)]
 pub(super) struct Tickets {
     unused: HashMap<RequestId, Right>,
+    /// How many more there may be, if that is bounded.
+    left: Option<usize>,
 }
 
 /// The right to have one request served until a moment.
@@ -24,13 +26,20 @@ pub(super) struct Right {
 }
 
 impl Tickets {
+    /// Keeps one ticket and never another.
+    #[must_use]
+    pub(super) fn one() -> Self {
+        Self { left: Some(1), ..Self::default() }
+    }
+
     /// Keeps a ticket that came at `now`; false when there are too many.
     #[must_use]
     pub(super) fn keep(&mut self, ticket: Ticket, now: Instant) -> bool {
         self.unused.retain(|_, right| right.deadline > now);
-        if self.unused.len() >= TICKETS_COUNT_MAX {
+        if self.unused.len() >= TICKETS_COUNT_MAX || self.left == Some(0) {
             return false;
         }
+        self.left = self.left.map(|left| left - 1);
         let deadline = now + Duration::from_millis(u64::from(ticket.deadline_ms));
         self.unused.insert(ticket.request, Right { ticket, deadline });
         true
@@ -76,6 +85,22 @@ mod tests {
         assert!(tickets.keep(ticket(3), now));
         tickets.void(RequestId([3; 16]));
         assert!(tickets.take(RequestId([3; 16]), now).is_none());
+    }
+
+    #[test]
+    fn one_ticket_is_one_even_after_it_was_used_or_voided() {
+        let now = Instant::now();
+        for is_used in [true, false] {
+            let mut tickets = Tickets::one();
+            assert!(tickets.keep(ticket(1), now));
+            if is_used {
+                assert!(tickets.take(RequestId([1; 16]), now).is_some());
+            } else {
+                tickets.void(RequestId([1; 16]));
+            }
+            assert!(!tickets.keep(ticket(2), now) && !tickets.keep(ticket(1), now));
+            assert!(tickets.take(RequestId([2; 16]), now).is_none());
+        }
     }
 
     #[test]

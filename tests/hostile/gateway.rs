@@ -1,5 +1,6 @@
 //! The gateway that was taken over. Its listener brings orders; it serves nobody.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
@@ -7,7 +8,7 @@ use std::os::unix::net::UnixStream;
 
 use cloister::ipc::message::{
     Digest, Endpoint, FromGateway, FromWorker, Generate, Prompt, RequestId, Sampling, ToGateway,
-    ToWorker,
+    ToWorker, WorkerIndex,
 };
 use cloister::ipc::{Channel, DataChannel, Event, Message};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,9 +21,12 @@ const CORRELATION: u64 = 7;
 /// TLS's name for ECDSA on P-256 with SHA-256.
 const ECDSA_P256: u16 = 0x0403;
 
+/// The first worker; the only one, where one serves all of a model's requests.
+const FIRST: WorkerIndex = WorkerIndex(0);
+
 struct Gateway<'a> {
     control: &'a Channel,
-    worker: Option<DataChannel<ToWorker, FromWorker>>,
+    workers: BTreeMap<u16, DataChannel<ToWorker, FromWorker>>,
 }
 
 pub(super) fn run(control: &Channel) {
@@ -30,7 +34,7 @@ pub(super) fn run(control: &Channel) {
     let listener = TcpListener::from(listeners.remove(0));
     listener.set_nonblocking(false).unwrap();
     control.send(&FromGateway::Ready, &[]).unwrap();
-    let mut gateway = Gateway { control, worker: None };
+    let mut gateway = Gateway { control, workers: BTreeMap::new() };
     loop {
         let (spoken, connected) = either(control.as_fd(), listener.as_fd());
         if spoken {
@@ -47,8 +51,9 @@ impl Gateway<'_> {
     fn hear(&mut self) -> Option<ToGateway> {
         match self.control.recv().unwrap() {
             (ToGateway::AreYouThere, _) => self.control.send(&FromGateway::Alive, &[]).unwrap(),
-            (ToGateway::WorkerUp { .. }, mut data) => {
-                self.worker = Some(DataChannel::new(data.remove(0)));
+            (ToGateway::ModelUp { .. } | ToGateway::ModelDown { .. }, _) => {}
+            (ToGateway::WorkerUp { worker }, mut data) => {
+                self.workers.insert(worker.0, DataChannel::new(data.remove(0)));
             }
             (ToGateway::Drain, _) => std::process::exit(0),
             (answer, _) => return Some(answer),
@@ -58,6 +63,10 @@ impl Gateway<'_> {
 
     fn ask(&mut self, question: &FromGateway) -> ToGateway {
         self.control.send(question, &[]).unwrap();
+        self.next_answer()
+    }
+
+    fn next_answer(&mut self) -> ToGateway {
         loop {
             if let Some(answer) = self.hear() {
                 return answer;
@@ -69,7 +78,7 @@ impl Gateway<'_> {
         let mut line = String::new();
         BufReader::new(&stream).read_line(&mut line).unwrap();
         let answer = if line.starts_with("GET") {
-            let status = if self.worker.is_some() { 200 } else { 503 };
+            let status = if self.workers.is_empty() { 503 } else { 200 };
             format!("HTTP/1.1 {status} x\r\nConnection: close\r\n\r\n")
         } else {
             self.obey(&serde_json::from_str(&line).unwrap()).to_string()
@@ -85,18 +94,28 @@ impl Gateway<'_> {
         let begun = |gateway: &mut Self| gateway.begin(key, asked);
         match attack {
             "honest" => match begun(self) {
-                Ok(request) => self.generate(request, asked),
+                Ok((request, worker)) => self.generate(worker, request, asked),
                 Err(denied) => denied,
             },
-            "no-begin" => self.generate(RequestId([9; 16]), 4),
+            "no-begin" => self.generate(FIRST, RequestId([9; 16]), 4),
             "replay" => {
-                let request = begun(self).unwrap();
-                let first = self.generate(request, 4);
-                json!({ "first": first, "second": self.generate(request, 4) })
+                let (request, worker) = begun(self).unwrap();
+                let first = self.generate(worker, request, 4);
+                json!({ "first": first, "second": self.generate(worker, request, 4) })
             }
             "widen" => {
-                let request = begun(self).unwrap();
-                self.generate(request, 1000)
+                let (request, worker) = begun(self).unwrap();
+                self.generate(worker, request, 1000)
+            }
+            "reuse" => {
+                let (first, its) = begun(self).unwrap();
+                let (second, others) = begun(self).unwrap();
+                assert_ne!(its, others);
+                let before = self.generate(its, second, 4);
+                let right = self.generate(its, first, 4);
+                let after = self.generate(its, second, 4);
+                let control = self.generate(others, second, 4);
+                json!({ "before": before, "right": right, "after": after, "control": control })
             }
             "other-model" => {
                 let asked = self.question(key, "none such", 4);
@@ -119,7 +138,7 @@ impl Gateway<'_> {
             "worker-empty" => self.to_worker(&[0; 4]),
             "worker-half" => {
                 let told = self.to_worker(&[&100_u32.to_le_bytes()[..], &[1; 50]].concat());
-                self.worker = None;
+                self.workers.clear();
                 told
             }
             "worker-descriptor" => self.descriptor_to_worker(),
@@ -140,11 +159,16 @@ impl Gateway<'_> {
         FromGateway::Begin { correlation, key, endpoint, model, max_tokens, stream }
     }
 
-    fn begin(&mut self, key: Digest, max_tokens: u32) -> Result<RequestId, Value> {
+    fn begin(&mut self, key: Digest, max_tokens: u32) -> Result<(RequestId, WorkerIndex), Value> {
         let question = self.question(key, "", max_tokens);
-        match self.ask(&question) {
-            ToGateway::Begun { request, .. } => Ok(request),
-            other => Err(json!(format!("{other:?}"))),
+        let mut answer = self.ask(&question);
+        loop {
+            match answer {
+                ToGateway::Begun { request, worker: Some(worker), .. }
+                | ToGateway::Turn { request, worker: Some(worker) } => return Ok((request, worker)),
+                ToGateway::Begun { worker: None, .. } => answer = self.next_answer(),
+                other => return Err(json!(format!("{other:?}"))),
+            }
         }
     }
 
@@ -163,14 +187,16 @@ impl Gateway<'_> {
         }
     }
 
-    /// Asks the worker and counts what it answers.
-    fn generate(&mut self, request: RequestId, max_tokens: u32) -> Value {
-        let worker = self.worker.as_mut().unwrap();
+    /// Asks a worker and counts what it answers.
+    fn generate(&mut self, worker: WorkerIndex, request: RequestId, max_tokens: u32) -> Value {
+        let worker = self.workers.get_mut(&worker.0).unwrap();
         let sampling = Sampling::greedy();
         let prompt = Prompt::Text("abc".to_owned());
         let generate = Generate { request, prompt, sampling, stop: Vec::new(), max_tokens };
         worker.push(&ToWorker::Generate(Box::new(generate))).unwrap();
-        worker.flush().unwrap();
+        if worker.flush().is_err() {
+            return json!({ "failed": "closed" });
+        }
         let mut deltas = 0;
         loop {
             let mut ends = [PollFd::new(worker.as_fd(), PollFlags::POLLIN)];
@@ -190,13 +216,13 @@ impl Gateway<'_> {
     }
 
     fn to_worker(&self, bytes: &[u8]) -> Value {
-        let worker = self.worker.as_ref().unwrap();
+        let worker = &self.workers[&FIRST.0];
         json!(nix::unistd::write(worker, bytes).unwrap())
     }
 
     /// A socket of this process, attached to a frame that asks for nothing.
     fn descriptor_to_worker(&mut self) -> Value {
-        let worker = self.worker.as_ref().unwrap().as_fd().try_clone_to_owned().unwrap();
+        let worker = self.workers[&FIRST.0].as_fd().try_clone_to_owned().unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         let cancel = ToWorker::Cancel { request: RequestId([9; 16]) }.encode().unwrap();
         let len = u32::try_from(cancel.len()).unwrap().to_le_bytes();

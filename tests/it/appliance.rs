@@ -17,6 +17,7 @@ mod children;
 mod full_disk;
 mod hang;
 mod hostile;
+mod lifetime;
 mod live_memory;
 mod long_log;
 mod memory;

@@ -6,10 +6,12 @@ mod harness;
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cloister::gateway;
 use cloister::ipc::message::{
-    Failure, Finish, FromWorker, GatewayConfig, ListenerKind, Prompt, RequestId, ToGateway,
+    Failure, Finish, FromWorker, GatewayConfig, ListenerKind, ModelIndex, Prompt, RequestId,
+    ToGateway,
 };
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
@@ -47,8 +49,12 @@ fn health_and_models_follow_the_worker() {
     );
     client.send(b"HEAD /health/ready HTTP/1.1\r\nhost: x\r\n\r\n");
     assert_eq!(client.head().status, 200);
+    // The model is there as long as the supervisor says so.
     drop(worker);
+    assert_eq!(client.get("/health/ready").status, 200);
+    gateway.supervisor.send(&ToGateway::ModelDown { model: ModelIndex(0) }, &[]).unwrap();
     while client.get("/health/ready").status == 200 {}
+    assert_eq!(client.get("/v1/models").json(), json!({"object": "list", "data": []}));
 }
 
 #[test]
@@ -293,11 +299,47 @@ fn a_request_for_a_worker_that_died_is_abandoned() {
     let worker = gateway.worker(0, "m");
     let mut client = gateway.client();
     drop(worker);
-    while client.get("/health/ready").status == 200 {}
-    let reply = client.post(CHAT, &chat(json!({})));
-    assert_eq!(reply.error().0, 503);
+    // One that comes before the end of the worker was seen fails with it.
+    let mut request = 0;
+    loop {
+        request += 1;
+        let reply = client.post(CHAT, &chat(json!({})));
+        assert_eq!(reply.error().0, 503);
+        assert!(matches!(gateway.next_seen(), Seen::Begin { .. }));
+        if let Ok(seen) = gateway.seen.recv_timeout(Duration::from_millis(200)) {
+            assert_eq!(seen, Seen::Abandoned(RequestId([request; 16])));
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_request_waits_for_a_worker_of_its_own() {
+    let gateway = Running::start(config());
+    let mut worker = gateway.worker(0, "m");
+    // It gets one.
+    let mut client = gateway.client();
+    client.send_post(CHAT, &chat(json!({"model": "later"})));
     assert!(matches!(gateway.next_seen(), Seen::Begin { .. }));
-    assert_eq!(gateway.next_seen(), Seen::Abandoned(RequestId([1; 16])));
+    let request = worker.next_generate().request;
+    assert_eq!(request, RequestId([1; 16]));
+    worker.answer(request, &["at last"]);
+    assert_eq!(client.reply().json()["choices"][0]["message"]["content"], "at last");
+    // It gets none, or one that is gone.
+    for model in ["later-none", "later-gone"] {
+        client.send_post(CHAT, &chat(json!({"model": model, "stream": true})));
+        assert!(matches!(gateway.next_seen(), Seen::Begin { .. }));
+        assert_eq!(client.reply().error().0, 503);
+    }
+    assert_eq!(gateway.next_seen(), Seen::Abandoned(RequestId([3; 16])));
+    // Its client leaves.
+    client.send_post(CHAT, &chat(json!({"model": "later-never", "stream": true})));
+    assert!(matches!(gateway.next_seen(), Seen::Begin { .. }));
+    drop(client);
+    assert_eq!(gateway.next_seen(), Seen::Abandoned(RequestId([4; 16])));
+    let mut client = gateway.client();
+    client.send_post(CHAT, &chat(json!({})));
+    assert_eq!(worker.next_generate().request, RequestId([5; 16]));
 }
 
 #[test]

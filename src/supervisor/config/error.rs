@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::{fmt, io};
 
-use super::{LISTENERS_COUNT_MAX, MODELS_COUNT_MAX};
+use super::{LISTENERS_COUNT_MAX, MODELS_COUNT_MAX, WORKERS_COUNT_MAX};
 use crate::ipc::message::NAME_LEN_MAX_BYTES;
 
 /// What is wrong with a configuration.
@@ -54,6 +54,8 @@ pub enum Fault {
     EvaluationAsRoot,
     /// A number out of its range.
     Range(std::ops::RangeInclusive<u32>),
+    /// More than [`WORKERS_COUNT_MAX`] worker processes.
+    TooManyWorkers,
     /// 8-bit keys and values asked together with the exact mode.
     KvInExactMode,
     /// Two parts with one user id, or root.
@@ -109,6 +111,11 @@ impl fmt::Display for Fault {
             Self::Range(range) => {
                 write!(f, "give a number from {} to {}", range.start(), range.end())
             }
+            Self::TooManyWorkers => write!(
+                f,
+                "models times (sequences + spare) is more than {WORKERS_COUNT_MAX} processes; lower \
+                 worker.sequences, or set worker.lifetime = \"model\""
+            ),
             Self::KvInExactMode => write!(
                 f,
                 "the exact mode (worker.activations = \"f32\") keeps 32-bit floats; remove the \

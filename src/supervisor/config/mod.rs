@@ -25,6 +25,8 @@ pub const DEFAULT_FILE: &str = "/etc/cloister/cloister.toml";
 const FILE_LEN_MAX_BYTES: u64 = 1 << 20;
 /// Most models of one appliance; each has a worker, a uid and two channels.
 pub const MODELS_COUNT_MAX: usize = 16;
+/// Most worker processes at once, of all models: the spawner starts no more.
+pub const WORKERS_COUNT_MAX: usize = 56;
 /// Most listeners: they travel as descriptors of one message.
 pub const LISTENERS_COUNT_MAX: usize = 8;
 
@@ -226,10 +228,24 @@ pub struct Keys {
     pub tls: Option<PathBuf>,
 }
 
+/// How long a worker process lives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Lifetime {
+    /// As long as its model is served: one serves all requests.
+    Model,
+    /// For one request, whatever its outcome: nothing of it is left for the next.
+    Request,
+}
+
 /// How workers compute.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Worker {
+    /// How long a worker process lives.
+    pub lifetime: Lifetime,
+    /// Fresh workers that stand ready beside those that serve, per model; with `Request` alone.
+    pub spare: u16,
     /// Compute threads of each worker; 0 shares the machine's among the models.
     pub threads: u16,
     /// Whether each thread keeps to one processor, where there is one for every thread.
@@ -258,6 +274,8 @@ pub struct Worker {
 impl Default for Worker {
     fn default() -> Self {
         Self {
+            lifetime: Lifetime::Model,
+            spare: 1,
             threads: 0,
             pin: true,
             numa_node: MemoryNode::Any,
@@ -269,6 +287,26 @@ impl Default for Worker {
             prefix_principals: 4,
             prefix_keep_s: 600,
             guess_tokens: 0,
+        }
+    }
+}
+
+impl Worker {
+    /// Worker processes of a model.
+    #[must_use]
+    pub fn count(&self) -> u16 {
+        match self.lifetime {
+            Lifetime::Model => 1,
+            Lifetime::Request => self.sequences.saturating_add(self.spare),
+        }
+    }
+
+    /// Those of them that compute at once.
+    #[must_use]
+    pub fn computing_count(&self) -> u16 {
+        match self.lifetime {
+            Lifetime::Model => 1,
+            Lifetime::Request => self.sequences,
         }
     }
 }
@@ -349,7 +387,7 @@ pub struct Users {
     pub opener: u32,
     /// The loader.
     pub loader: u32,
-    /// The first worker; each further model's worker has the next one.
+    /// The first worker; each further one has the next.
     pub worker_first: u32,
 }
 

@@ -80,6 +80,7 @@ fn unknown_keys_and_wrong_types_name_their_line() {
     refuses("[worker]\nnuma_node = \"two\"\n", 2, "numa_node", node);
     refuses("[worker]\nnuma_node = -1\n", 2, "numa_node", node);
     refuses("[worker]\nnuma_node = 65536\n", 2, "numa_node", node);
+    refuses("[worker]\nlifetime = \"day\"\n", 2, "lifetime", "`model` or `request`");
     refuses("[sandbox]\nswap = \"no\"\n", 2, "swap", "`tell` or `refuse`");
     refuses("[worker]\nactivations = \"int4\"\n", 2, "activations", "unknown variant");
     refuses("[worker]\nthreads = 1\nkv = \"q4_0\"\n", 3, "kv", "`f16` or `q8_0`");
@@ -150,6 +151,19 @@ fn keys_and_values_are_held_in_8_bits_beside_the_fast_mode_only() {
     assert_eq!(kv("activations = \"f32\"\nkv = \"f16\"").unwrap().worker.kv, Kv::F16);
     let both = format!("{SMALLEST}[worker]\nactivations = \"f32\"\nkv = \"q8_0\"\n");
     refuses(&both, 5, "worker.kv", "remove the line, or set worker.activations");
+}
+
+#[test]
+fn workers_of_one_request_are_as_many_as_the_spawner_starts_and_each_has_a_user() {
+    let with = |text: &str| format!("{SMALLEST}[worker]\nlifetime = \"request\"\n{text}");
+    let counts = |worker: Worker| (worker.count(), worker.computing_count());
+    assert_eq!(counts(parse(SMALLEST).unwrap().worker), (1, 1));
+    assert_eq!(counts(parse(&with("")).unwrap().worker), (5, 4));
+    assert_eq!(counts(parse(&with("sequences = 50\nspare = 6\n")).unwrap().worker), (56, 50));
+    refuses(&with("sequences = 56\n"), 4, "worker.lifetime", "more than 56 processes");
+    refuses(&with("spare = 17\n"), 5, "worker.spare", "from 0 to 16");
+    let users = with("[users]\nworker_first = 60798\n");
+    assert_eq!(refused(&users).1, "users", "the third worker would be the supervisor");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use toml::Spanned;
 
 use super::{
     Activations, Config, Error, Fault, Keys, Kv, LISTENERS_COUNT_MAX, Limits, Listen,
-    MODELS_COUNT_MAX, Model, Profile, Sandbox, Users, Worker,
+    MODELS_COUNT_MAX, Model, Profile, Sandbox, Users, WORKERS_COUNT_MAX, Worker,
 };
 use crate::audit::Mode;
 use crate::audit::retention::{RETENTION_FLOOR_S, Retention, parse_time_s};
@@ -107,6 +107,8 @@ impl Config {
         let (certificate, tls) = reader.tls(&raw.server, &raw.keys)?;
         let listen = reader.listen(raw.server.listen.as_ref(), profile, certificate.is_some())?;
         let models = reader.models(&raw.model)?;
+        let worker = reader.worker(raw.worker, models.len())?;
+        let workers_len = models.len() * usize::from(worker.count());
         let audit_folder = raw.audit.folder.as_deref().unwrap_or("/var/lib/cloister/audit");
         let tokens_file = raw.tokens.file.as_deref().unwrap_or("tokens.toml");
         let socket = raw.control.socket.as_deref().unwrap_or("/run/cloister/control.sock");
@@ -134,9 +136,9 @@ impl Config {
             audit_origin: reader.origin(raw.audit.origin.as_ref())?,
             tokens_file: reader.path(tokens_file),
             control_socket: reader.path(socket),
-            worker: reader.worker(raw.worker)?,
+            worker,
             sandbox: reader.sandbox(raw.sandbox)?,
-            users: reader.users(raw.users, models.len())?,
+            users: reader.users(raw.users, workers_len)?,
             models,
         })
     }
@@ -352,13 +354,18 @@ impl TextReader<'_> {
         Ok(limits)
     }
 
-    fn worker(&self, asked: Option<Spanned<Worker>>) -> Result<Worker, Error> {
+    fn worker(
+        &self,
+        asked: Option<Spanned<Worker>>,
+        models_len: usize,
+    ) -> Result<Worker, Error> {
         let Some(asked) = asked else { return Ok(Worker::default()) };
         let span = asked.span();
         let worker = asked.into_inner();
         let ranges = [
             ("threads", worker.threads.into(), 0..=1024),
             ("sequences", worker.sequences.into(), 1..=1024),
+            ("spare", worker.spare.into(), 0..=16),
             ("prefix_tokens", worker.prefix_tokens, 0..=1 << 20),
             ("prefix_principals", worker.prefix_principals.into(), 1..=1024),
             ("prefix_keep_s", worker.prefix_keep_s, 1..=86_400),
@@ -368,6 +375,10 @@ impl TextReader<'_> {
         if worker.activations == Activations::F32 && worker.kv != Kv::F16 {
             let at = self.find_key(&span, "kv");
             return Err(self.error(Some(at), "worker.kv", Fault::KvInExactMode));
+        }
+        if models_len * usize::from(worker.count()) > WORKERS_COUNT_MAX {
+            let at = self.find_key(&span, "lifetime");
+            return Err(self.error(Some(at), "worker.lifetime", Fault::TooManyWorkers));
         }
         Ok(worker)
     }
@@ -415,11 +426,11 @@ impl TextReader<'_> {
         span.clone()
     }
 
-    fn users(&self, asked: Option<Spanned<Users>>, models_len: usize) -> Result<Users, Error> {
+    fn users(&self, asked: Option<Spanned<Users>>, workers_len: usize) -> Result<Users, Error> {
         let span = asked.as_ref().map(Spanned::span);
         let users = asked.map_or_else(Users::default, Spanned::into_inner);
         let last =
-            u32::try_from(models_len).ok().and_then(|len| users.worker_first.checked_add(len));
+            u32::try_from(workers_len).ok().and_then(|len| users.worker_first.checked_add(len));
         let Some(end) = last else { return Err(self.error(span, "users", Fault::Users)) };
         let mut ids = vec![users.supervisor, users.gateway, users.opener, users.loader];
         ids.extend(users.worker_first..end);

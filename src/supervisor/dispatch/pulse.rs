@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::{Dispatch, Effect, Fault, Kind, Now};
-use crate::ipc::message::{ModelIndex, ToGateway, ToWorkerControl};
+use crate::ipc::message::{ToGateway, ToWorkerControl, WorkerIndex};
 
 /// Longest time between an answer and the next question.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
@@ -75,8 +75,8 @@ impl Dispatch {
             Beat::Ask => self.effects.push(Effect::Gateway(ToGateway::AreYouThere)),
             Beat::Lost => self.effects.push(Effect::GatewayStuck(why)),
         }
-        for (index, model) in (0..).map(ModelIndex).zip(&mut self.models) {
-            match check(&mut model.pulse) {
+        for (index, worker) in (0..).map(WorkerIndex).zip(&mut self.workers) {
+            match check(&mut worker.pulse) {
                 Beat::Wait => {}
                 Beat::Ask => {
                     self.effects.push(Effect::Worker(index, ToWorkerControl::AreYouThere));

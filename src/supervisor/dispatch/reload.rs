@@ -1,8 +1,9 @@
 //! What changes while requests run: the token table, the TLS key.
 
-use super::{Dispatch, Effect, Ledger, ModelIndex, Now, Phase, TlsKey, TokenTable, revoke};
+use super::{Dispatch, Effect, Ledger, Now, Phase, Request, TlsKey, TokenTable};
 use crate::audit::Event;
-use crate::ipc::message::ToWorkerControl;
+use crate::audit::record::MissingCause;
+use crate::ipc::message::{ToWorkerControl, WorkerIndex};
 
 impl Dispatch {
     /// Takes a fresh token table; ends the requests of keys that are no longer valid.
@@ -16,18 +17,15 @@ impl Dispatch {
     ) {
         let before = std::mem::replace(&mut self.tokens, tokens);
         self.record_tokens(ledger, now);
-        let (tokens, grace) = (&self.tokens, self.end_grace());
-        for (id, request) in &mut self.requests {
-            if !request.is_stopping && !tokens.is_valid_name(&request.principal, now.wall_s) {
-                revoke(*id, request, grace, now, &mut self.effects);
-            }
-        }
+        let tokens = self.tokens.clone();
+        let has_lost = |one: &Request| !tokens.is_valid_name(&one.principal, now.wall_s);
+        self.cut(has_lost, MissingCause::Revoked, ledger, now);
         // After the revocations, so that what they end is forgotten too.
         for cache_domain in self.cache_domains.lost(&before, &self.tokens) {
-            let serving = (0_u16..).zip(&self.models);
-            let serving = serving.filter(|(_, model)| model.worker.phase == Phase::Serving);
+            let serving = (0..).map(WorkerIndex).zip(&self.workers);
+            let serving = serving.filter(|(_, worker)| worker.place.phase == Phase::Serving);
             let forget = || ToWorkerControl::Forget { cache_domain };
-            let effect = |(index, _)| Effect::Worker(ModelIndex(index), forget());
+            let effect = |(index, _)| Effect::Worker(index, forget());
             self.effects.extend(serving.map(effect));
         }
     }

@@ -1,5 +1,7 @@
 //! Every order of messages: what is allowed, what is recorded first, what kills.
 
+mod one_request;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +14,8 @@ use crate::ipc::message::Endpoint;
 use crate::supervisor::tokens::{Role, token_digest};
 
 const MODEL: ModelIndex = ModelIndex(0);
-const OTHER: ModelIndex = ModelIndex(1);
+const OTHER: WorkerIndex = WorkerIndex(1);
+const WORKER: WorkerIndex = WorkerIndex(0);
 
 /// A dispatch with two models, a real log, and one valid token.
 struct Appliance {
@@ -30,6 +33,11 @@ impl Drop for Appliance {
 }
 
 fn appliance(name: &str) -> Appliance {
+    let worker = config::Worker { prefix_principals: 2, ..config::Worker::default() };
+    appliance_of(name, worker)
+}
+
+fn appliance_of(name: &str, worker: config::Worker) -> Appliance {
     let unique = format!("cloister-dispatch-{name}-{}", std::process::id());
     let folder = std::env::temp_dir().join(unique);
     let _ = fs::remove_dir_all(&folder);
@@ -48,7 +56,7 @@ fn appliance(name: &str) -> Appliance {
         request_deadline_ms: 60_000,
         ..Limits::default()
     };
-    let dispatch = Dispatch::new(limits, 2, tokens, None, models.into()).unwrap();
+    let dispatch = Dispatch::new(limits, worker, tokens, None, models.into()).unwrap();
     let now = Now { wall_s: 100, instant: Instant::now() };
     Appliance { dispatch, ledger, now, key: token_digest(&token), folder }
 }
@@ -56,16 +64,22 @@ fn appliance(name: &str) -> Appliance {
 /// An appliance whose gateway and workers serve.
 fn serving(name: &str) -> Appliance {
     let mut it = appliance(name);
-    it.dispatch.worker_started(MODEL);
+    it.dispatch.worker_started(WORKER);
     it.dispatch.worker_started(OTHER);
-    it.worker(MODEL, ready()).unwrap();
+    it.worker(WORKER, ready()).unwrap();
     it.worker(OTHER, ready()).unwrap();
     it.dispatch.gateway_started();
     it.gateway(FromGateway::Ready).unwrap();
     let effects = it.dispatch.take_effects();
     assert!(matches!(
         effects[..],
-        [Effect::WorkerReady(MODEL), Effect::WorkerReady(OTHER), Effect::GatewayReady]
+        [
+            Effect::ModelReady(MODEL),
+            Effect::WorkerReady(WORKER),
+            Effect::ModelReady(ModelIndex(1)),
+            Effect::WorkerReady(OTHER),
+            Effect::GatewayReady,
+        ]
     ));
     it
 }
@@ -90,8 +104,8 @@ impl Appliance {
         self.dispatch.hear_gateway(message, &mut self.ledger, self.now)
     }
 
-    fn worker(&mut self, model: ModelIndex, report: WorkerReport) -> Result<(), Fault> {
-        self.dispatch.hear_worker(model, report, &mut self.ledger, self.now)
+    fn worker(&mut self, worker: WorkerIndex, report: WorkerReport) -> Result<(), Fault> {
+        self.dispatch.hear_worker(worker, report, &mut self.ledger, self.now)
     }
 
     fn ask(&mut self, model: &str) -> Result<(), Fault> {
@@ -115,12 +129,12 @@ impl Appliance {
     fn begun(&mut self) -> RequestId {
         self.ask("").unwrap();
         let effects = self.turn();
-        let [Effect::Worker(MODEL, ToWorkerControl::Ticket(ticket)), Effect::Gateway(begun)] =
+        let [Effect::Worker(WORKER, ToWorkerControl::Ticket(ticket)), Effect::Gateway(begun)] =
             &effects[..]
         else {
             panic!("{effects:?}");
         };
-        let ToGateway::Begun { correlation: 7, request, model: MODEL } = begun else {
+        let ToGateway::Begun { correlation: 7, request, model: MODEL, worker: Some(WORKER) } = begun else {
             panic!("{begun:?}");
         };
         assert_eq!(ticket.request, *request);
@@ -147,7 +161,7 @@ fn a_request_goes_from_begin_to_end_and_the_ticket_comes_first() {
     let request = it.begun();
     let text = journal(&it.folder);
     assert!(text.contains("\"begin\"") && !text.contains("alice"), "{text}");
-    it.worker(MODEL, WorkerReport::End(end(request))).unwrap();
+    it.worker(WORKER, WorkerReport::End(end(request))).unwrap();
     assert!(it.turn().is_empty());
     assert_eq!(it.dispatch.open_count(), 0);
     let text = journal(&it.folder);
@@ -220,13 +234,13 @@ fn cache_domains_follow_the_token_table_and_are_forgotten_with_their_principal()
     tokens.revoke("alice", 100).unwrap();
     it.dispatch.set_tokens(tokens, &mut it.ledger, it.now);
     let effects = it.turn();
-    let is_forget = |effect: &Effect, at: ModelIndex| {
-        matches!(effect, Effect::Worker(model, ToWorkerControl::Forget { cache_domain })
-            if *model == at && *cache_domain == alice)
+    let is_forget = |effect: &Effect, at: WorkerIndex| {
+        matches!(effect, Effect::Worker(worker, ToWorkerControl::Forget { cache_domain })
+            if *worker == at && *cache_domain == alice)
     };
-    assert!(matches!(effects[0], Effect::Worker(MODEL, ToWorkerControl::Revoke { request })
+    assert!(matches!(effects[0], Effect::Worker(WORKER, ToWorkerControl::Revoke { request })
             if request == running));
-    assert!(is_forget(&effects[1], MODEL) && is_forget(&effects[2], OTHER), "{effects:?}");
+    assert!(is_forget(&effects[1], WORKER) && is_forget(&effects[2], OTHER), "{effects:?}");
     assert_eq!(effects.len(), 3);
     assert_eq!(domain(&it, "alice"), None);
     assert_eq!(domain(&it, "bob"), Some(bob));
@@ -250,7 +264,7 @@ fn denials_have_reasons() {
     it.begun();
     it.ask("second").unwrap();
     assert_eq!(it.denied(), Denial::TooManyRequests);
-    it.dispatch.worker_gone(MODEL, &mut it.ledger);
+    it.dispatch.worker_gone(WORKER, false, &mut it.ledger);
     it.turn();
     it.ask("").unwrap();
     assert_eq!(it.denied(), Denial::ModelUnavailable);
@@ -289,14 +303,14 @@ fn a_log_that_cannot_be_written_grants_nothing_and_cuts_what_runs() {
     )));
     assert!(effects.iter().any(|effect| matches!(
         effect,
-        Effect::Worker(MODEL, ToWorkerControl::Revoke { request }) if *request == running
+        Effect::Worker(WORKER, ToWorkerControl::Revoke { request }) if *request == running
     )));
     assert!(!effects.iter().any(|effect| matches!(
         effect,
         Effect::Worker(_, ToWorkerControl::Ticket(_)) | Effect::Gateway(ToGateway::Begun { .. })
     )));
     let report = EndReport { outcome: Outcome::Cancelled, ..end(running) };
-    it.worker(MODEL, WorkerReport::End(report)).unwrap();
+    it.worker(WORKER, WorkerReport::End(report)).unwrap();
     it.turn();
     assert!(it.ledger.is_failing());
     // Once it can be written again, the end that waited is in it and work goes on.
@@ -318,27 +332,27 @@ fn messages_at_the_wrong_moment_kill() {
     assert_eq!(it.ask(""), Err(Fault::Moment(Kind::Begin)));
     let abandoned = FromGateway::Abandoned { request: RequestId([0; 16]) };
     assert_eq!(it.gateway(abandoned), Err(Fault::Moment(Kind::Abandoned)));
-    assert_eq!(it.worker(MODEL, ready()), Err(Fault::Moment(Kind::WorkerReady)));
-    it.dispatch.worker_started(MODEL);
+    assert_eq!(it.worker(WORKER, ready()), Err(Fault::Moment(Kind::WorkerReady)));
+    it.dispatch.worker_started(WORKER);
     let report = WorkerReport::End(end(RequestId([0; 16])));
-    assert_eq!(it.worker(MODEL, report), Err(Fault::Moment(Kind::End)));
+    assert_eq!(it.worker(WORKER, report), Err(Fault::Moment(Kind::End)));
 }
 
 #[test]
 fn repeated_messages_kill() {
     let mut it = serving("repeated");
     assert_eq!(it.gateway(FromGateway::Ready), Err(Fault::Repeated(Kind::GatewayReady)));
-    assert_eq!(it.worker(MODEL, ready()), Err(Fault::Repeated(Kind::WorkerReady)));
+    assert_eq!(it.worker(WORKER, ready()), Err(Fault::Repeated(Kind::WorkerReady)));
     let request = it.begun();
     it.gateway(FromGateway::Abandoned { request }).unwrap();
     let again = it.gateway(FromGateway::Abandoned { request });
     assert_eq!(again, Err(Fault::Repeated(Kind::Abandoned)));
-    it.worker(MODEL, WorkerReport::End(end(request))).unwrap();
-    let again = it.worker(MODEL, WorkerReport::End(end(request)));
+    it.worker(WORKER, WorkerReport::End(end(request))).unwrap();
+    let again = it.worker(WORKER, WorkerReport::End(end(request)));
     assert_eq!(again, Err(Fault::Repeated(Kind::End)));
     let panic = || WorkerReport::Panicked { file: "src/engine/mod.rs".into(), line: 3 };
-    it.worker(MODEL, panic()).unwrap();
-    assert_eq!(it.worker(MODEL, panic()), Err(Fault::Repeated(Kind::Panicked)));
+    it.worker(WORKER, panic()).unwrap();
+    assert_eq!(it.worker(WORKER, panic()), Err(Fault::Repeated(Kind::Panicked)));
 }
 
 #[test]
@@ -347,12 +361,12 @@ fn forged_messages_kill() {
     let unknown = RequestId([9; 16]);
     let abandoned = it.gateway(FromGateway::Abandoned { request: unknown });
     assert_eq!(abandoned, Err(Fault::UnknownRequest(Kind::Abandoned)));
-    let report = it.worker(MODEL, WorkerReport::End(end(unknown)));
+    let report = it.worker(WORKER, WorkerReport::End(end(unknown)));
     assert_eq!(report, Err(Fault::UnknownRequest(Kind::End)));
     let sign = FromGateway::Sign { correlation: 1, scheme: 0x0403, message: vec![0; 9] };
     assert_eq!(it.gateway(sign), Err(Fault::Moment(Kind::Sign)));
-    let no_model = FromGateway::WorkerBroken { model: ModelIndex(9) };
-    assert_eq!(it.gateway(no_model), Err(Fault::Value(Kind::WorkerBroken)));
+    let no_worker = FromGateway::WorkerBroken { worker: WorkerIndex(9) };
+    assert_eq!(it.gateway(no_worker), Err(Fault::Value(Kind::WorkerBroken)));
     let request = it.begun();
     // Another model's worker ends a request that it was never given.
     let report = it.worker(OTHER, WorkerReport::End(end(request)));
@@ -363,11 +377,11 @@ fn forged_messages_kill() {
         EndReport { messages: vec![Digest([0; 32]); MESSAGES_COUNT_MAX + 1], ..end(request) },
     ];
     for report in impossible {
-        let report = it.worker(MODEL, WorkerReport::End(report));
+        let report = it.worker(WORKER, WorkerReport::End(report));
         assert_eq!(report, Err(Fault::Value(Kind::End)));
     }
     let panic = WorkerReport::Panicked { file: "line\nfeed".into(), line: 3 };
-    assert_eq!(it.worker(MODEL, panic), Err(Fault::Value(Kind::Panicked)));
+    assert_eq!(it.worker(WORKER, panic), Err(Fault::Value(Kind::Panicked)));
 }
 
 #[test]
@@ -393,15 +407,15 @@ fn a_gone_worker_leaves_end_missing_and_the_gateway_hears_of_it() {
     let mut it = serving("worker-gone");
     it.begun();
     let panic = WorkerReport::Panicked { file: "src/engine/mod.rs".into(), line: 3 };
-    it.worker(MODEL, panic).unwrap();
-    let cause = it.dispatch.worker_gone(MODEL, &mut it.ledger);
+    it.worker(WORKER, panic).unwrap();
+    let cause = it.dispatch.worker_gone(WORKER, false, &mut it.ledger);
     assert_eq!(cause.as_deref(), Some("declared a panic at src/engine/mod.rs:3"));
     let effects = it.turn();
-    assert!(matches!(effects[..], [Effect::Gateway(ToGateway::WorkerDown { model: MODEL })]));
+    assert!(matches!(effects[..], [Effect::Gateway(ToGateway::ModelDown { model: MODEL })]));
     assert!(journal(&it.folder).contains("worker_gone"));
     assert_eq!(it.dispatch.open_count(), 0);
-    it.dispatch.worker_started(MODEL);
-    it.worker(MODEL, ready()).unwrap();
+    it.dispatch.worker_started(WORKER);
+    it.worker(WORKER, ready()).unwrap();
     it.turn();
     it.begun();
 }
@@ -426,15 +440,15 @@ fn a_request_past_its_deadline_is_revoked_then_given_up_with_its_worker() {
     let request = it.begun();
     it.now.instant += Duration::from_secs(61);
     let effects = it.turn();
-    assert!(matches!(effects[..], [Effect::Worker(MODEL, ToWorkerControl::Revoke { .. })]));
+    assert!(matches!(effects[..], [Effect::Worker(WORKER, ToWorkerControl::Revoke { .. })]));
     // A step of the engine may take as long as a part that hangs is given.
     it.now.instant += it.dispatch.limits.hang() - Duration::from_secs(1);
     assert!(it.turn().is_empty());
     it.now.instant += Duration::from_secs(2);
     let effects = it.turn();
-    assert!(matches!(effects[..], [Effect::WorkerStuck(MODEL, _)]), "{effects:?}");
+    assert!(matches!(effects[..], [Effect::WorkerStuck(WORKER, _)]), "{effects:?}");
     assert!(journal(&it.folder).contains("\"cause\":\"deadline\""));
-    let late = it.worker(MODEL, WorkerReport::End(end(request)));
+    let late = it.worker(WORKER, WorkerReport::End(end(request)));
     assert_eq!(late, Err(Fault::Repeated(Kind::End)));
 }
 
@@ -444,13 +458,13 @@ fn an_abandoned_request_is_closed_without_killing_anyone() {
     let request = it.begun();
     it.gateway(FromGateway::Abandoned { request }).unwrap();
     let effects = it.turn();
-    assert!(matches!(effects[..], [Effect::Worker(MODEL, ToWorkerControl::Revoke { .. })]));
+    assert!(matches!(effects[..], [Effect::Worker(WORKER, ToWorkerControl::Revoke { .. })]));
     it.now.instant += Duration::from_secs(3);
     assert!(it.turn().is_empty());
     assert!(journal(&it.folder).contains("\"abandoned\""));
     // The gateway's word may also cross the worker's.
     let request = it.begun();
-    it.worker(MODEL, WorkerReport::End(end(request))).unwrap();
+    it.worker(WORKER, WorkerReport::End(end(request))).unwrap();
     it.gateway(FromGateway::Abandoned { request }).unwrap();
     assert!(it.turn().is_empty());
 }
@@ -464,8 +478,8 @@ fn revoking_a_token_ends_its_requests() {
     assert!(matches!(
         effects[..],
         [
-            Effect::Worker(MODEL, ToWorkerControl::Revoke { request: it }),
-            Effect::Worker(MODEL, ToWorkerControl::Forget { .. }),
+            Effect::Worker(WORKER, ToWorkerControl::Revoke { request: it }),
+            Effect::Worker(WORKER, ToWorkerControl::Forget { .. }),
             Effect::Worker(OTHER, ToWorkerControl::Forget { .. }),
         ] if it == request
     ));
@@ -477,7 +491,7 @@ fn revoking_a_token_ends_its_requests() {
 #[test]
 fn a_request_without_a_ticket_is_recorded() {
     let mut it = serving("no-ticket");
-    it.worker(MODEL, WorkerReport::NoTicket { request: RequestId([5; 16]) }).unwrap();
+    it.worker(WORKER, WorkerReport::NoTicket { request: RequestId([5; 16]) }).unwrap();
     it.turn();
     let text = journal(&it.folder);
     assert!(text.contains("\"ticket_missing\""), "{text}");
@@ -488,7 +502,7 @@ fn a_request_without_a_ticket_is_recorded() {
 fn a_child_that_does_not_answer_is_given_up_and_one_that_was_not_asked_dies() {
     let mut it = serving("pulse");
     assert_eq!(it.gateway(FromGateway::Alive), Err(Fault::Moment(Kind::GatewayAlive)));
-    assert_eq!(it.worker(MODEL, WorkerReport::Alive), Err(Fault::Moment(Kind::WorkerAlive)));
+    assert_eq!(it.worker(WORKER, WorkerReport::Alive), Err(Fault::Moment(Kind::WorkerAlive)));
     let mut it = serving("pulses");
     let feel = |it: &mut Appliance, seconds| {
         it.now.instant += Duration::from_secs(seconds);
@@ -501,7 +515,7 @@ fn a_child_that_does_not_answer_is_given_up_and_one_that_was_not_asked_dies() {
             asked[..],
             [
                 Effect::Gateway(ToGateway::AreYouThere),
-                Effect::Worker(MODEL, ToWorkerControl::AreYouThere),
+                Effect::Worker(WORKER, ToWorkerControl::AreYouThere),
                 Effect::Worker(OTHER, ToWorkerControl::AreYouThere),
             ]
         ),
@@ -515,16 +529,16 @@ fn a_child_that_does_not_answer_is_given_up_and_one_that_was_not_asked_dies() {
     it.gateway(FromGateway::Alive).unwrap();
     it.worker(OTHER, WorkerReport::Alive).unwrap();
     let lost = feel(&mut it, 110);
-    let is_lost = |effect: &Effect| matches!(effect, Effect::WorkerStuck(MODEL, why) if why.contains("hangs"));
+    let is_lost = |effect: &Effect| matches!(effect, Effect::WorkerStuck(WORKER, why) if why.contains("hangs"));
     assert_eq!(lost.iter().filter(|effect| is_lost(effect)).count(), 1, "{lost:?}");
     // Given up once; what it still says changes nothing until its end.
-    it.worker(MODEL, WorkerReport::Alive).unwrap();
+    it.worker(WORKER, WorkerReport::Alive).unwrap();
     assert!(!feel(&mut it, 1).iter().any(is_lost));
-    it.dispatch.worker_gone(MODEL, &mut it.ledger);
-    it.dispatch.worker_started(MODEL);
-    it.worker(MODEL, ready()).unwrap();
+    it.dispatch.worker_gone(WORKER, false, &mut it.ledger);
+    it.dispatch.worker_started(WORKER);
+    it.worker(WORKER, ready()).unwrap();
     let fresh = feel(&mut it, 0);
     let is_asked =
-        |effect: &Effect| matches!(effect, Effect::Worker(MODEL, ToWorkerControl::AreYouThere));
+        |effect: &Effect| matches!(effect, Effect::Worker(WORKER, ToWorkerControl::AreYouThere));
     assert!(fresh.iter().any(is_asked), "{fresh:?}");
 }

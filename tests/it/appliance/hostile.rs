@@ -86,6 +86,24 @@ fn a_gateway_gets_no_text_processed_that_is_not_on_the_record() {
     }
 }
 
+#[test]
+fn a_gateway_that_takes_a_worker_for_a_second_request_is_refused_by_the_worker() {
+    let mut appliance = taken_over(As::Oneself, "cloister-gateway");
+    appliance.change_config("[worker]\n", "[worker]\nlifetime = \"request\"\nsequences = 2\n");
+    appliance.start_again();
+    appliance.wait_until_ready();
+    let done = order(&appliance, "reuse").unwrap();
+    assert_eq!(done["before"], json!({ "failed": "NoTicket", "deltas": 0 }));
+    assert_eq!(done["right"]["tokens"], 4, "the control");
+    assert_eq!(done["after"]["failed"], "closed", "it ended with its request");
+    assert_eq!(done["control"]["tokens"], 4, "the second request's own worker serves it");
+    eventually("the ends of both workers", || appliance.records("worker_ended").len() == 2);
+    appliance.stop();
+    assert_eq!(appliance.records("ticket_missing").len(), 1);
+    assert!(appliance.records("child_died").is_empty());
+    assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+}
+
 /// The causes of the deaths of `child`, in order.
 fn deaths(appliance: &Appliance, child: &str) -> Vec<String> {
     let died = appliance

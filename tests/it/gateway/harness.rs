@@ -17,7 +17,7 @@ use std::time::Duration;
 use cloister::gateway;
 use cloister::ipc::message::{
     Denial, FromGateway, FromWorker, GatewayConfig, Generate, ListenerKind, ModelIndex, ModelInfo,
-    RequestId, ToGateway, ToWorker,
+    RequestId, ToGateway, ToWorker, WorkerIndex,
 };
 use cloister::ipc::{Channel, FrameDecoder, FrameEncoder, data_pair};
 use ring::signature::EcdsaKeyPair;
@@ -137,7 +137,9 @@ impl Running {
     pub(super) fn worker(&self, index: u16, name: &str) -> Worker {
         let (ours, theirs) = data_pair().unwrap();
         let info = ModelInfo { name: name.to_owned(), context_len_tokens: 100, created_s: 7 };
-        let message = ToGateway::WorkerUp { model: ModelIndex(index), info };
+        let message = ToGateway::ModelUp { model: ModelIndex(index), info };
+        self.supervisor.send(&message, &[]).unwrap();
+        let message = ToGateway::WorkerUp { worker: WorkerIndex(index) };
         self.supervisor.send(&message, &[theirs.as_fd()]).unwrap();
         let stream = UnixStream::from(ours);
         stream.set_nonblocking(false).unwrap();
@@ -185,6 +187,7 @@ impl Script {
     fn play(mut self) {
         let want = ring::digest::digest(&ring::digest::SHA256, KEY.as_bytes());
         while let Ok((message, _)) = self.channel.recv::<FromGateway>() {
+            let mut later = None;
             let answer = match message {
                 FromGateway::Authorize { correlation, key } => {
                     if key.0 == want.as_ref() {
@@ -194,7 +197,7 @@ impl Script {
                     }
                 }
                 FromGateway::Begin { correlation, model, max_tokens, stream, .. } => {
-                    let reason = denial(&model);
+                    let (reason, turn) = (denial(&model), turn(&model));
                     self.sender.send(Seen::Begin { model, max_tokens, stream }).ok();
                     drop(self.gate.lock().unwrap());
                     match reason {
@@ -202,13 +205,16 @@ impl Script {
                         None => {
                             self.next_request += 1;
                             let request = RequestId([self.next_request; 16]);
-                            ToGateway::Begun { correlation, request, model: ModelIndex(0) }
+                            let (model, worker) = (ModelIndex(0), WorkerIndex(0));
+                            let worker = turn.is_none().then_some(worker);
+                            later = turn.flatten().map(|worker| ToGateway::Turn { request, worker });
+                            ToGateway::Begun { correlation, request, model, worker }
                         }
                     }
                 }
                 FromGateway::Sign { correlation, message, .. } => {
                     // Another message in between must not be lost.
-                    let down = ToGateway::WorkerDown { model: ModelIndex(9) };
+                    let down = ToGateway::ModelDown { model: ModelIndex(9) };
                     self.channel.send(&down, &[]).unwrap();
                     let random = ring::rand::SystemRandom::new();
                     let pair = &self.tls.as_ref().unwrap().0;
@@ -218,18 +224,31 @@ impl Script {
                 }
                 FromGateway::Abandoned { request } => {
                     self.sender.send(Seen::Abandoned(request)).ok();
-                    continue;
+                    // A turn that crosses this word harms nobody.
+                    ToGateway::Turn { request, worker: Some(WorkerIndex(0)) }
                 }
                 // The end of the worker says it, too.
                 FromGateway::WorkerBroken { .. } => continue,
                 FromGateway::Alive => panic!("an answer to no question"),
                 FromGateway::Ready => panic!("ready twice"),
             };
-            if self.channel.send(&answer, &[]).is_err() {
+            let sent = std::iter::once(answer).chain(later);
+            if sent.into_iter().any(|message| self.channel.send(&message, &[]).is_err()) {
                 return;
             }
         }
     }
+}
+
+/// Whether a request for this model has to wait for its worker, and what its turn brings, if it comes.
+fn turn(model: &str) -> Option<Option<Option<WorkerIndex>>> {
+    Some(match model {
+        "later" => Some(Some(WorkerIndex(0))),
+        "later-gone" => Some(Some(WorkerIndex(7))),
+        "later-none" => Some(None),
+        "later-never" => None,
+        _ => return None,
+    })
 }
 
 fn denial(model: &str) -> Option<Denial> {
