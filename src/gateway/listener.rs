@@ -21,6 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use super::error::Error;
 use super::http::{HEADERS_COUNT_MAX, Shared, answer};
 use super::locked;
+use super::peers::{Counted, Peer, Peers};
 use crate::ipc::message::ListenerKind;
 
 /// Bytes of a connection that hyper keeps; a request's head must fit.
@@ -44,6 +45,8 @@ pub(super) struct Connections {
     pub(super) room: Arc<Semaphore>,
     /// How many those are.
     pub(super) connections_max: u32,
+    /// Connections of each peer at once.
+    pub(super) peers: Arc<Peers>,
     pub(super) write_deadline: Duration,
     /// Turns true when the gateway stops.
     pub(super) draining: watch::Receiver<bool>,
@@ -78,17 +81,17 @@ impl Listener {
         Ok(if kind == ListenerKind::Tls { Self::Tls(listener) } else { Self::Plain(listener) })
     }
 
-    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
+    fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<(Accepted, Peer)>> {
         match self {
-            Self::Tls(listener) => {
-                listener.poll_accept(context).map_ok(|(stream, _)| Accepted::Tls(stream))
-            }
-            Self::Plain(listener) => {
-                listener.poll_accept(context).map_ok(|(stream, _)| Accepted::Plain(stream))
-            }
-            Self::Unix(listener) => {
-                listener.poll_accept(context).map_ok(|(stream, _)| Accepted::Unix(stream))
-            }
+            Self::Tls(listener) => listener
+                .poll_accept(context)
+                .map_ok(|(stream, from)| (Accepted::Tls(stream), from.ip().into())),
+            Self::Plain(listener) => listener
+                .poll_accept(context)
+                .map_ok(|(stream, from)| (Accepted::Plain(stream), from.ip().into())),
+            Self::Unix(listener) => listener
+                .poll_accept(context)
+                .map_ok(|(stream, _)| (Accepted::Unix(stream), Peer::Unix)),
         }
     }
 }
@@ -100,12 +103,18 @@ enum Accepted {
     Unix(UnixStream),
 }
 
+/// What a connection holds until it ends.
+struct Place {
+    _room: OwnedSemaphorePermit,
+    _counted: Counted,
+}
+
 /// Accepts on all listeners until the gateway stops.
 pub(super) async fn accept(listeners: Vec<Listener>, connections: Arc<Connections>) {
     let mut first = 0;
     loop {
         // With no room left, clients wait in the kernel's queue.
-        let Ok(permit) = Arc::clone(&connections.room).acquire_owned().await else { return };
+        let Ok(room) = Arc::clone(&connections.room).acquire_owned().await else { return };
         let accepted = tokio::select! {
             accepted = accept_any(&listeners, first) => accepted,
             () = told_to_stop(connections.draining.clone()) => return,
@@ -113,13 +122,18 @@ pub(super) async fn accept(listeners: Vec<Listener>, connections: Arc<Connection
         // No listener goes first every time.
         first = (first + 1) % listeners.len().max(1);
         match accepted {
-            Ok(accepted) => connections.start(accepted, permit),
+            Ok((accepted, peer)) => {
+                // One over its peer's share is closed unread, before a handshake.
+                if let Some(counted) = connections.peers.admit(peer) {
+                    connections.start(accepted, Place { _room: room, _counted: counted });
+                }
+            }
             Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
 }
 
-async fn accept_any(listeners: &[Listener], first: usize) -> io::Result<Accepted> {
+async fn accept_any(listeners: &[Listener], first: usize) -> io::Result<(Accepted, Peer)> {
     poll_fn(|context| {
         let (before, after) = listeners.split_at(first);
         for listener in after.iter().chain(before) {
@@ -145,34 +159,34 @@ impl Connections {
         self.room.acquire_many(self.connections_max).await.ok();
     }
 
-    fn start(self: &Arc<Self>, accepted: Accepted, permit: OwnedSemaphorePermit) {
+    fn start(self: &Arc<Self>, accepted: Accepted, place: Place) {
         let (connections, deadline) = (Arc::clone(self), self.write_deadline);
         match accepted {
             Accepted::Tls(stream) => {
-                tokio::spawn(connections.serve_tls(Impatient::new(stream, deadline), permit))
+                tokio::spawn(connections.serve_tls(Impatient::new(stream, deadline), place))
             }
             Accepted::Plain(stream) => {
-                tokio::spawn(connections.serve(Impatient::new(stream, deadline), permit))
+                tokio::spawn(connections.serve(Impatient::new(stream, deadline), place))
             }
             Accepted::Unix(stream) => {
-                tokio::spawn(connections.serve(Impatient::new(stream, deadline), permit))
+                tokio::spawn(connections.serve(Impatient::new(stream, deadline), place))
             }
         };
     }
 
-    async fn serve_tls<S>(self: Arc<Self>, stream: S, permit: OwnedSemaphorePermit)
+    async fn serve_tls<S>(self: Arc<Self>, stream: S, place: Place)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Some(tls) = locked(&self.tls).clone() else { return };
         let deadline = self.shared.read_deadline.min(HANDSHAKE_DEADLINE);
         if let Ok(Ok(stream)) = tokio::time::timeout(deadline, tls.accept(stream)).await {
-            self.serve(stream, permit).await;
+            self.serve(stream, place).await;
         }
     }
 
     /// Serves one connection to its end. How it ended is the client's affair alone.
-    async fn serve<S>(self: Arc<Self>, stream: S, permit: OwnedSemaphorePermit)
+    async fn serve<S>(self: Arc<Self>, stream: S, place: Place)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -193,7 +207,7 @@ impl Connections {
                 connection.await.ok();
             }
         }
-        drop(permit);
+        drop(place);
     }
 }
 

@@ -12,6 +12,7 @@ mod http;
 mod link;
 mod listener;
 mod param;
+mod peers;
 mod queue;
 mod reply;
 mod stream;
@@ -30,6 +31,7 @@ pub use self::param::Param;
 use self::control::{Control, Notice};
 use self::http::{ANSWER_LEN_MAX_BYTES, Shared};
 use self::listener::{Connections, Listener};
+use self::peers::Peers;
 use crate::ipc::Channel;
 use crate::ipc::message::{FromGateway, GatewayConfig, ListenerKind, ToGateway};
 use crate::sandbox::{self, Memory, Role};
@@ -129,6 +131,7 @@ fn prepare(
         tls: Mutex::new(tls),
         room: Arc::new(Semaphore::new(usize::from(config.connections_max))),
         connections_max: u32::from(config.connections_max),
+        peers: Arc::new(Peers::new(config.connections_per_peer_max)),
         write_deadline: Duration::from_millis(u64::from(config.write_deadline_ms)),
         draining,
     })

@@ -212,6 +212,8 @@ pub struct GatewayConfig {
     pub write_deadline_ms: u32,
     /// Most connections at once.
     pub connections_max: u16,
+    /// Most connections of one peer at once.
+    pub connections_per_peer_max: u16,
     /// Most requests at once; one more is answered 429.
     pub requests_max: u16,
 }

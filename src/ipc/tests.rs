@@ -57,6 +57,7 @@ fn gateway_config() -> GatewayConfig {
         read_deadline_ms: 10_000,
         write_deadline_ms: 30_000,
         connections_max: 100,
+        connections_per_peer_max: 25,
         requests_max: 8,
     }
 }

@@ -117,6 +117,7 @@ fields!(GatewayConfig {
     read_deadline_ms,
     write_deadline_ms,
     connections_max,
+    connections_per_peer_max,
     requests_max,
 });
 

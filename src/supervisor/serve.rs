@@ -322,6 +322,7 @@ impl Supervisor {
             read_deadline_ms: limits.read_deadline_ms,
             write_deadline_ms: limits.write_deadline_ms,
             connections_max: limits.connections_max,
+            connections_per_peer_max: limits.connections_per_peer_max,
             requests_max: limits.requests_max,
         };
         let copies: Result<Vec<_>, _> =

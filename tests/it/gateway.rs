@@ -3,8 +3,9 @@
 mod chat;
 mod harness;
 
-use std::io::{BufReader, Read, Write};
+use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -502,6 +503,100 @@ fn one_connection_too_many_waits_for_its_turn() {
     assert_eq!(one.get("/health/live").status, 200);
     drop(two);
     assert_eq!(three.reply().status, 200);
+}
+
+/// Connects to the gateway's TCP port from another loopback address.
+fn connect_from(gateway: &Running, from: [u8; 4]) -> TcpStream {
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket, sockopt,
+    };
+    let to = gateway.tcp.unwrap();
+    let stream =
+        socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    let [a, b, c, d] = from;
+    bind(stream.as_raw_fd(), &SockaddrIn::new(a, b, c, d, 0)).unwrap();
+    connect(stream.as_raw_fd(), &SockaddrIn::new(127, 0, 0, 1, to.port())).unwrap();
+    nix::sys::socket::setsockopt(&stream, sockopt::TcpNoDelay, &true).unwrap();
+    let stream = TcpStream::from(stream);
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream
+}
+
+/// Whether a connection is closed without a word.
+fn is_closed_unread(mut stream: &TcpStream) -> bool {
+    match stream.read(&mut [0; 1]) {
+        Ok(count) => count == 0,
+        // For what was sent and never read.
+        Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+    }
+}
+
+#[test]
+fn a_peer_that_holds_its_share_of_connections_leaves_the_others_theirs() {
+    let gateway = Running::start(config_with(|config| {
+        config.listeners.push(ListenerKind::PlainLoopback);
+        config.connections_max = 8;
+        config.connections_per_peer_max = 3;
+    }));
+    let greedy = [127, 0, 0, 2];
+    let live = request("GET", "/health/live", "", "");
+    // Idle, slow, and in the middle of a head.
+    let held: Vec<TcpStream> = (0..3).map(|_| connect_from(&gateway, greedy)).collect();
+    (&held[1]).write_all(b"GET /hea").unwrap();
+    for _ in 0..20 {
+        let refused = connect_from(&gateway, greedy);
+        let _ = (&refused).write_all(&live);
+        assert!(is_closed_unread(&refused));
+    }
+    // Others are served, through TCP and the Unix socket.
+    for last in [1, 3, 4] {
+        let stream = connect_from(&gateway, [127, 0, 0, last]);
+        let mut client = Client { stream: BufReader::new(stream) };
+        assert_eq!(client.get("/health/live").status, 200, "127.0.0.{last}");
+    }
+    assert_eq!(gateway.client().get("/health/live").status, 200);
+    // Those that it holds are of use, and one that ends makes room for another.
+    let mut kept = Client { stream: BufReader::new(held[0].try_clone().unwrap()) };
+    assert_eq!(kept.get("/health/live").status, 200);
+    drop((kept, held));
+    loop {
+        let stream = connect_from(&gateway, greedy);
+        let mut client = Client { stream: BufReader::new(&stream) };
+        if client.stream.get_mut().write_all(&live).is_ok() && !is_closed_unread(&stream) {
+            break;
+        }
+    }
+}
+
+#[test]
+fn without_a_share_one_peer_can_hold_all_connections() {
+    let gateway = Running::start(config_with(|config| {
+        config.listeners.push(ListenerKind::PlainLoopback);
+        config.connections_max = 3;
+    }));
+    let held: Vec<TcpStream> = (0..3).map(|_| connect_from(&gateway, [127, 0, 0, 2])).collect();
+    let mut waiting = gateway.client();
+    waiting.send(&request("GET", "/health/live", "", ""));
+    waiting.stream.get_ref().set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    assert!(waiting.stream.fill_buf().is_err(), "the control: it waits");
+    drop(held);
+    waiting.stream.get_ref().set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    assert_eq!(waiting.reply().status, 200);
+}
+
+#[test]
+fn a_handshake_that_stalls_is_closed() {
+    let (mut config, key, _) = tls_parts();
+    config.read_deadline_ms = 200;
+    let gateway = Running::start_with(config, Some(key));
+    let silent = TcpStream::connect(gateway.tcp.unwrap()).unwrap();
+    let halting = TcpStream::connect(gateway.tcp.unwrap()).unwrap();
+    // The first bytes of a hello that goes on for 512.
+    (&halting).write_all(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc]).unwrap();
+    for stream in [&silent, &halting] {
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        assert!(is_closed_unread(stream));
+    }
 }
 
 #[test]

@@ -152,6 +152,8 @@ pub struct Limits {
     pub write_deadline_ms: u32,
     /// Most connections at once.
     pub connections_max: u16,
+    /// Most connections of one peer at once.
+    pub connections_per_peer_max: u16,
     /// Most requests at once.
     pub requests_max: u16,
     /// Most requests of one key at once.
@@ -185,6 +187,7 @@ impl Default for Limits {
             read_deadline_ms: 30_000,
             write_deadline_ms: 60_000,
             connections_max: 256,
+            connections_per_peer_max: 64,
             requests_max: 32,
             requests_per_key_max: 8,
             request_deadline_ms: 600_000,

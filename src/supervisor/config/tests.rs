@@ -134,6 +134,8 @@ fn numbers_have_ranges() {
     refuses(&limits, 5, "limits.read_deadline_ms", "from 100 to 600000");
     let body = format!("{SMALLEST}[limits]\nbody_len_max_bytes = 16777216\n");
     refuses(&body, 4, "limits.body_len_max_bytes", "to 8388608");
+    let peer = format!("{SMALLEST}[limits]\nconnections_per_peer_max = 0\n");
+    refuses(&peer, 4, "limits.connections_per_peer_max", "from 1 to 16384");
     refuses(&format!("{SMALLEST}[worker]\nsequences = 0\n"), 4, "worker.sequences", "from 1");
     let keep = format!("{SMALLEST}[worker]\nprefix_tokens = 0\nprefix_keep_s = 0\n");
     refuses(&keep, 5, "worker.prefix_keep_s", "to 86400");

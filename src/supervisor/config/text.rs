@@ -345,6 +345,7 @@ impl TextReader<'_> {
             ("read_deadline_ms", limits.read_deadline_ms, 100..=600_000),
             ("write_deadline_ms", limits.write_deadline_ms, 100..=600_000),
             ("connections_max", limits.connections_max.into(), 1..=16_384),
+            ("connections_per_peer_max", limits.connections_per_peer_max.into(), 1..=16_384),
             ("requests_max", limits.requests_max.into(), 1..=4096),
             ("requests_per_key_max", limits.requests_per_key_max.into(), 1..=4096),
             ("request_deadline_ms", limits.request_deadline_ms, 1000..=86_400_000),

@@ -60,6 +60,7 @@ pub(super) fn config() -> GatewayConfig {
         read_deadline_ms: 10_000,
         write_deadline_ms: 10_000,
         connections_max: 16,
+        connections_per_peer_max: 16,
         requests_max: 8,
     }
 }
