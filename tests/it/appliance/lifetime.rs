@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::AtomicBool;
 
+use super::live_memory::{canary, gone, hunt};
 use super::*;
 
 const ONE_EACH: &str = "[worker]\nlifetime = \"request\"\nsequences = 2\n";
@@ -156,6 +157,32 @@ fn many_at_once_a_cancel_a_refusal_and_a_kill_leave_it_ready() {
     assert_eq!((count("cancelled"), count("refused")), (1, 1));
     assert_eq!(appliance.records("worker_ended").len(), outcomes.len());
     assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+}
+
+#[test]
+fn nothing_of_a_request_is_in_any_process_after_its_worker() {
+    if !is_root() {
+        return support::skip("the memory of living processes", "the tests run as a plain user");
+    }
+    let mut appliance = one_each(As::Oneself);
+    let before = all_fresh(&appliance);
+    let [prompt, stop] = [canary(21), canary(22)];
+    let mut stream = ask(&format!("Count from one to a million, in honour of {prompt}"), 1500);
+    stream["stream"] = true.into();
+    stream["stop"] = stop.clone().into();
+    let mut open = appliance.post("/v1/chat/completions", &stream);
+    open.read_exact(&mut [0; 400]).unwrap();
+    let found = hunt(&appliance, &stop);
+    assert!(found.iter().any(|at| at.starts_with("worker")), "the control: {found:?}");
+    drop(open);
+    eventually("the end of its worker", || !before.is_subset(&workers(&appliance)));
+    let answered = canary(23);
+    assert_eq!(appliance.chat(&ask(&format!("Say: {answered}"), 16)).0, 200);
+    eventually("the end of both workers", || appliance.records("worker_ended").len() == 2);
+    for text in [prompt, stop, answered] {
+        gone(&appliance, &text, "its worker");
+    }
+    appliance.stop();
 }
 
 /// The middle of some measurements.
