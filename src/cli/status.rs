@@ -126,6 +126,18 @@ fn show(status: &Value) {
             text(&model["observed"]["signer"]),
             text(&model["declared"]["engine"]),
         ));
+        let workers = &model["workers"];
+        if workers["lifetime"] == "request" {
+            print(&format!(
+                "  workers     one per request: {} ready, {} serving, {} requests waiting, {} ended; \
+                 ready {} ms after a start",
+                workers["ready"],
+                workers["serving_one"],
+                workers["requests_waiting"],
+                workers["ended_after_one"],
+                workers["ready_after_ms"],
+            ));
+        }
     }
     for child in list(&status["children"]) {
         print(&format!(

@@ -16,8 +16,7 @@ use tokio::sync::{Notify, oneshot};
 use super::error::{ApiError, Error};
 use super::locked;
 use crate::ipc::message::{
-    Denial, Digest, Endpoint, FromGateway, ModelIndex, ModelInfo, RequestId, ToGateway,
-    WorkerIndex,
+    Denial, Digest, Endpoint, FromGateway, ModelIndex, ModelInfo, RequestId, ToGateway, WorkerIndex,
 };
 use crate::ipc::{self, Channel};
 
@@ -48,9 +47,40 @@ pub(super) enum Answer {
 
 /// A request that has begun.
 pub(super) struct Begun {
-    pub(super) request: RequestId,
+    pub(super) unsent: Unsent,
     pub(super) model: ModelIndex,
     pub(super) service: Service,
+}
+
+/// A request that has begun and that no worker was sent: if its client leaves, wherever it is then, the
+/// supervisor hears of it.
+pub(super) struct Unsent {
+    request: RequestId,
+    control: Arc<Control>,
+    is_sent: bool,
+}
+
+impl Unsent {
+    fn new(request: RequestId, control: &Arc<Control>) -> Self {
+        Self { request, control: Arc::clone(control), is_sent: false }
+    }
+
+    pub(super) fn request(&self) -> RequestId {
+        self.request
+    }
+
+    /// A worker has it, or the supervisor knows that none will.
+    pub(super) fn sent(mut self) {
+        self.is_sent = true;
+    }
+}
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        if !self.is_sent {
+            self.control.abandon(self.request);
+        }
+    }
 }
 
 /// Who serves a request.
@@ -165,7 +195,7 @@ impl Control {
     }
 
     /// Says that a request which has begun will not be sent to the worker.
-    pub(super) fn abandon(self: &Arc<Self>, request: RequestId) {
+    fn abandon(self: &Arc<Self>, request: RequestId) {
         locked(&self.state).turns.remove(&request);
         self.send_soon(FromGateway::Abandoned { request });
     }
@@ -252,7 +282,8 @@ impl Control {
                     Some(worker) => Service::Worker(worker),
                     None => Service::Later(self.turn_of(request)),
                 };
-                (correlation, Answer::Begun(Begun { request, model, service }))
+                let unsent = Unsent::new(request, self);
+                (correlation, Answer::Begun(Begun { unsent, model, service }))
             }
             ToGateway::Authorized { correlation } => (correlation, Answer::Authorized),
             ToGateway::Denied { correlation, reason } => (correlation, Answer::Denied(reason)),
@@ -286,10 +317,8 @@ impl Control {
         };
         let asker = locked(&self.state).waiting.remove(&correlation);
         let asker = asker.ok_or(Error::Protocol("an answer that nobody asked for"))?;
-        if let Err(Answer::Begun(Begun { request, .. })) = asker.send(answer) {
-            // The client left while the record was written.
-            self.abandon(request);
-        }
+        // If the client left meanwhile, a request that has begun is abandoned with the answer.
+        drop(asker.send(answer));
         Ok(None)
     }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-use super::control::{Control, Service, Turn};
+use super::control::{Service, Turn, Unsent};
 use super::error::ApiError;
 use super::link::{Link, Workers};
 use super::queue::{Event, Queue};
@@ -27,12 +27,11 @@ pub(super) struct Generation {
     silence: Pin<Box<Sleep>>,
     ended: bool,
     workers: Arc<Workers>,
-    control: Arc<Control>,
 }
 
 enum Stage {
     /// No worker has it.
-    Waiting { turn: Turn, work: Box<Generate> },
+    Waiting { turn: Turn, work: Box<Generate>, unsent: Unsent },
     /// This one does.
     Served { link: Arc<Link>, queue: Arc<Queue> },
     /// None will have it.
@@ -46,19 +45,18 @@ impl Generation {
     ///
     /// What keeps it from being sent; it is abandoned then.
     pub(super) fn begin(
+        unsent: Unsent,
         service: Service,
         work: Generate,
         workers: Arc<Workers>,
-        control: Arc<Control>,
     ) -> Result<Self, ApiError> {
         let request = work.request;
         let stage = match service {
-            Service::Later(turn) => Stage::Waiting { turn, work: Box::new(work) },
-            Service::Worker(worker) => send(worker, work, &workers)
-                .inspect_err(|_| control.abandon(request))?,
+            Service::Later(turn) => Stage::Waiting { turn, work: Box::new(work), unsent },
+            Service::Worker(worker) => send(unsent, worker, work, &workers)?,
         };
         let silence = Box::pin(tokio::time::sleep(SILENCE_DEADLINE));
-        Ok(Self { request, stage, silence, ended: false, workers, control })
+        Ok(Self { request, stage, silence, ended: false, workers })
     }
 
     /// Waits for the next event; none may be asked for after the last.
@@ -93,14 +91,16 @@ impl Generation {
                 Poll::Pending => return Poll::Pending,
             };
             let stage = std::mem::replace(&mut self.stage, Stage::Unserved);
-            if let (Some(worker), Stage::Waiting { work, .. }) = (worker, stage) {
-                match send(worker, *work, &self.workers) {
-                    Ok(stage) => self.stage = stage,
-                    Err(error) => {
-                        self.control.abandon(self.request);
-                        return Poll::Ready(Err(error));
+            match (worker, stage) {
+                (Some(worker), Stage::Waiting { work, unsent, .. }) => {
+                    match send(unsent, worker, *work, &self.workers) {
+                        Ok(stage) => self.stage = stage,
+                        Err(error) => return Poll::Ready(Err(error)),
                     }
                 }
+                // The supervisor has ended it.
+                (_, Stage::Waiting { unsent, .. }) => unsent.sent(),
+                _ => {}
             }
         }
         Poll::Ready(match &self.stage {
@@ -111,10 +111,9 @@ impl Generation {
 
     fn give_up(&mut self) {
         self.ended = true;
-        match &self.stage {
-            Stage::Waiting { .. } => self.control.abandon(self.request),
-            Stage::Served { link, .. } => link.cancel(self.request),
-            Stage::Unserved => {}
+        // One that waits is abandoned as it is dropped.
+        if let Stage::Served { link, .. } = std::mem::replace(&mut self.stage, Stage::Unserved) {
+            link.cancel(self.request);
         }
     }
 }
@@ -127,9 +126,15 @@ impl Drop for Generation {
     }
 }
 
-/// Sends a request to a worker.
-fn send(worker: WorkerIndex, work: Generate, workers: &Workers) -> Result<Stage, ApiError> {
+/// Sends a request to a worker; one that cannot be sent is abandoned.
+fn send(
+    unsent: Unsent,
+    worker: WorkerIndex,
+    work: Generate,
+    workers: &Workers,
+) -> Result<Stage, ApiError> {
     let link = workers.link(worker).ok_or(ApiError::WorkerUnavailable)?;
     let queue = link.generate(work)?;
+    unsent.sent();
     Ok(Stage::Served { link, queue })
 }

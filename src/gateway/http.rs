@@ -183,7 +183,8 @@ async fn generate(
         max_tokens: asked.max_tokens,
         stream: asked.stream.is_some(),
     };
-    let Begun { request, model, service } = shared.control.begin(begin).await?;
+    let Begun { unsent, model, service } = shared.control.begin(begin).await?;
+    let request = unsent.request();
     *begun = Some(request);
     let stream = asked.stream;
     let work = Generate {
@@ -193,8 +194,7 @@ async fn generate(
         stop: asked.stop,
         max_tokens: asked.max_tokens,
     };
-    let (workers, control) = (Arc::clone(&shared.workers), Arc::clone(&shared.control));
-    let generation = Generation::begin(service, work, workers, control)?;
+    let generation = Generation::begin(unsent, service, work, Arc::clone(&shared.workers))?;
     let model = shared.workers.model_name(model).ok_or(ApiError::WorkerUnavailable)?;
     let head = Head { endpoint, request, model, created_s: now_s() };
     match stream {

@@ -135,9 +135,8 @@ impl Dispatch {
         };
         let cache_domains = CacheDomains::new(cache_domains_max, &random)?;
         let indices = (0..).map(ModelIndex).take(models.len());
-        let places = indices.flat_map(|model| {
-            (0..worker.count()).map(move |_| Worker::down(model, lifetime))
-        });
+        let places = indices
+            .flat_map(|model| (0..worker.count()).map(move |_| Worker::down(model, lifetime)));
         let workers = places.collect();
         let models = models.into_iter().map(|(name, digest)| Model::new(name, hex(&digest.0)));
         Some(Self {
@@ -516,7 +515,6 @@ impl Dispatch {
         }
         is_durable
     }
-
 }
 
 #[cfg(test)]

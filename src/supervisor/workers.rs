@@ -78,6 +78,7 @@ impl Supervisor {
                 Err(doom) => Err(doom),
             };
             if let Err(doom) = done {
+                self.dispatch.worker_lost(worker.index);
                 return worker.seat.doom(doom, &self.nursery);
             }
         }
@@ -156,10 +157,9 @@ impl Supervisor {
     }
 
     pub(super) fn doom_worker(&mut self, index: WorkerIndex, doom: Doom) -> Result<(), Error> {
-        match self.workers.get_mut(usize::from(index.0)) {
-            Some(worker) => worker.seat.doom(doom, &self.nursery),
-            None => Ok(()),
-        }
+        let Some(worker) = self.workers.get_mut(usize::from(index.0)) else { return Ok(()) };
+        self.dispatch.worker_lost(index);
+        worker.seat.doom(doom, &self.nursery)
     }
 
     /// Starts the workers that are due, kills those that are late.

@@ -8,8 +8,8 @@ use nix::unistd::pipe2;
 
 use super::link::{Admitted, Ended, Link, Mouth, Said, Sayings};
 use crate::ipc::message::{
-    Digest, EndReport, Failure, Finish, FromWorker, Generate, Outcome, Prompt, RequestId, Sampling, Ticket, ToWorker, ToWorkerControl,
-    WorkerReport,
+    Digest, EndReport, Failure, Finish, FromWorker, Generate, Outcome, Prompt, RequestId, Sampling,
+    Ticket, ToWorker, ToWorkerControl, WorkerReport,
 };
 use crate::ipc::{Channel, DataChannel, Event, data_pair};
 

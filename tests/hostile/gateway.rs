@@ -165,7 +165,9 @@ impl Gateway<'_> {
         loop {
             match answer {
                 ToGateway::Begun { request, worker: Some(worker), .. }
-                | ToGateway::Turn { request, worker: Some(worker) } => return Ok((request, worker)),
+                | ToGateway::Turn { request, worker: Some(worker) } => {
+                    return Ok((request, worker));
+                }
                 ToGateway::Begun { worker: None, .. } => answer = self.next_answer(),
                 other => return Err(json!(format!("{other:?}"))),
             }

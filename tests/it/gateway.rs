@@ -574,7 +574,13 @@ fn without_a_share_one_peer_can_hold_all_connections() {
         config.listeners.push(ListenerKind::PlainLoopback);
         config.connections_max = 3;
     }));
-    let held: Vec<TcpStream> = (0..3).map(|_| connect_from(&gateway, [127, 0, 0, 2])).collect();
+    let hold = |_| {
+        let stream = connect_from(&gateway, [127, 0, 0, 2]);
+        let mut client = Client { stream: BufReader::new(stream) };
+        assert_eq!(client.get("/health/live").status, 200);
+        client
+    };
+    let held: Vec<_> = (0..3).map(hold).collect();
     let mut waiting = gateway.client();
     waiting.send(&request("GET", "/health/live", "", ""));
     waiting.stream.get_ref().set_read_timeout(Some(Duration::from_millis(500))).unwrap();
@@ -751,6 +757,7 @@ fn it_serves_inside_its_sandbox() {
     assert_eq!(worker.next_cancel(), request);
     drop(remote);
     drop(worker);
+    gateway.supervisor.send(&ToGateway::ModelDown { model: ModelIndex(0) }, &[]).unwrap();
     while gateway.client().get("/health/ready").status == 200 {}
     gateway.supervisor.send(&ToGateway::Drain, &[]).unwrap();
     assert!(gateway.ends());

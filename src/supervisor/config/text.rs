@@ -355,11 +355,7 @@ impl TextReader<'_> {
         Ok(limits)
     }
 
-    fn worker(
-        &self,
-        asked: Option<Spanned<Worker>>,
-        models_len: usize,
-    ) -> Result<Worker, Error> {
+    fn worker(&self, asked: Option<Spanned<Worker>>, models_len: usize) -> Result<Worker, Error> {
         let Some(asked) = asked else { return Ok(Worker::default()) };
         let span = asked.span();
         let worker = asked.into_inner();

@@ -8,8 +8,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::pulse::Pulse;
-use super::{Dispatch, Effect, Ledger, Now, Phase, Place, Request, request_name};
-use crate::audit::Event;
+use super::{Dispatch, Effect, Ledger, Now, Phase, Place, Request};
 use crate::audit::record::MissingCause;
 use crate::ipc::message::{ModelIndex, RequestId, Ticket, ToGateway, ToWorkerControl, WorkerIndex};
 use crate::supervisor::config::Lifetime;
@@ -167,7 +166,13 @@ impl Dispatch {
     }
 
     /// Gives a request to a worker: sends the ticket, good for what is left of the request's time.
-    pub(super) fn give(&mut self, index: WorkerIndex, ticket: Ticket, mut request: Request, now: Now) {
+    pub(super) fn give(
+        &mut self,
+        index: WorkerIndex,
+        ticket: Ticket,
+        mut request: Request,
+        now: Now,
+    ) {
         let id = ticket.request;
         if let Some(worker) = self.workers.get_mut(usize::from(index.0))
             && worker.duty == Duty::Fresh
@@ -213,7 +218,13 @@ impl Dispatch {
     }
 
     /// The one request of a worker ended: the worker is to be gone within a grace, or at once.
-    pub(super) fn worker_done(&mut self, index: WorkerIndex, id: RequestId, grace: Duration, now: Now) {
+    pub(super) fn worker_done(
+        &mut self,
+        index: WorkerIndex,
+        id: RequestId,
+        grace: Duration,
+        now: Now,
+    ) {
         if let Some(worker) = self.workers.get_mut(usize::from(index.0))
             && worker.duty == Duty::One(id)
         {
@@ -255,7 +266,7 @@ impl Dispatch {
         }
     }
 
-    /// A worker is being replaced: it is given nothing more.
+    /// A worker is being killed: it is given nothing more.
     pub(in crate::supervisor) fn worker_lost(&mut self, index: WorkerIndex) {
         if let Some(worker) = self.workers.get_mut(usize::from(index.0)) {
             worker.place.phase = Phase::Down;

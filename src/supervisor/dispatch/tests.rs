@@ -134,7 +134,9 @@ impl Appliance {
         else {
             panic!("{effects:?}");
         };
-        let ToGateway::Begun { correlation: 7, request, model: MODEL, worker: Some(WORKER) } = begun else {
+        let ToGateway::Begun { correlation: 7, request, model: MODEL, worker: Some(WORKER) } =
+            begun
+        else {
             panic!("{begun:?}");
         };
         assert_eq!(ticket.request, *request);

@@ -96,8 +96,9 @@ fn every_request_has_a_process_of_its_own_which_is_gone_after_it() {
         }
         assert_eq!(appliance.records("worker_ended").len(), 4);
         assert!(appliance.records("child_died").is_empty());
-        // The gateway, three workers at the start, and one after each request.
-        assert_eq!(appliance.records("child_started").len(), 1 + 3 + 4);
+        // Before it was changed, a gateway and a worker; then a gateway, three workers, and one after each
+        // request.
+        assert_eq!(appliance.records("child_started").len(), 2 + 1 + 3 + 4);
         assert_eq!(appliance.verify_log()["verdict"], "INTACT");
     }
 }
@@ -196,7 +197,9 @@ fn first_text_ms(appliance: &Appliance, question: &Value) -> f64 {
     let start = Instant::now();
     let stream = appliance.post("/v1/chat/completions", question);
     let mut lines = BufReader::new(&stream).lines().map(|line| line.unwrap());
-    assert!(lines.any(|line| line.contains("\"content\":\"") && !line.contains("\"content\":\"\"")));
+    assert!(
+        lines.any(|line| line.contains("\"content\":\"") && !line.contains("\"content\":\"\""))
+    );
     let waited = start.elapsed();
     lines.for_each(drop);
     waited.as_secs_f64() * 1e3

@@ -208,7 +208,8 @@ impl Script {
                             let request = RequestId([self.next_request; 16]);
                             let (model, worker) = (ModelIndex(0), WorkerIndex(0));
                             let worker = turn.is_none().then_some(worker);
-                            later = turn.flatten().map(|worker| ToGateway::Turn { request, worker });
+                            later =
+                                turn.flatten().map(|worker| ToGateway::Turn { request, worker });
                             ToGateway::Begun { correlation, request, model, worker }
                         }
                     }

@@ -8,7 +8,8 @@ const PLACES: [WorkerIndex; 3] = [WorkerIndex(0), WorkerIndex(1), WorkerIndex(2)
 
 /// An appliance whose gateway and workers serve, each worker one request.
 fn serving_one_each(name: &str) -> Appliance {
-    let worker = Worker { lifetime: Lifetime::Request, sequences: 2, spare: 1, ..Worker::default() };
+    let worker =
+        Worker { lifetime: Lifetime::Request, sequences: 2, spare: 1, ..Worker::default() };
     let mut it = appliance_of(name, worker);
     it.dispatch.limits.requests_per_key_max = 9;
     it.dispatch.limits.requests_max = 9;
@@ -42,7 +43,10 @@ fn begin(it: &mut Appliance) -> (RequestId, Option<WorkerIndex>) {
         Effect::Worker(worker, ToWorkerControl::Ticket(ticket)) => Some((ticket, *worker)),
         _ => None,
     });
-    assert_eq!(ticket.map(|(ticket, worker)| (ticket.request, worker)), worker.map(|at| (request, at)));
+    assert_eq!(
+        ticket.map(|(ticket, worker)| (ticket.request, worker)),
+        worker.map(|at| (request, at))
+    );
     assert!(ticket.is_none_or(|(ticket, _)| ticket.cache_domain.is_none()), "nothing is kept");
     (request, worker)
 }
