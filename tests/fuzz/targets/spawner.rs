@@ -92,12 +92,8 @@ fn drive(bytes: &mut dyn Iterator<Item = u8>) {
     let (near, far) = Channel::pair().expect("room for a channel");
     let raw = UnixDatagram::from(near.as_fd().try_clone_to_owned().expect("room for a copy"));
     let world = Rc::new(RefCell::new(World::default()));
-    let node = |number| Node {
-        number,
-        processors: vec![number],
-        total_bytes: 1,
-        available_bytes: 1,
-    };
+    let node =
+        |number| Node { number, processors: vec![number], total_bytes: 1, available_bytes: 1 };
     let profile = if bytes.next() == Some(0) { Profile::Evaluation } else { Profile::Full };
     let given = (profile, OFFERS.to_vec());
     let mut spawner = Spawner::new(Kernel(Rc::clone(&world)), given, vec![node(0), node(1)], &far);
