@@ -24,11 +24,12 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 # The arguments of these are read as names; of all others, as numbers.
 NAMED = "execve,execveat,prctl,clone3"
 PR_SET_NAME = 15
+CLONE_THREAD = 0x10000
 # What a thread is called, and the filter that is meant for it; the main thread has no name of its own.
 THREADS = {
     "worker": {"": "engine", "kernels": "compute", "text": "text", "link": "link"},
     "loader": {"": "main", "kernels": "compute"},
-    "opener": {"": "main", "decrypt": "decrypt"},
+    "supervisor": {"": "serving"},
 }
 LINE = re.compile(r"^(\d+\.\d+) (\w+)\((.*?)(?:\)\s+= (.*)|$)")
 
@@ -69,9 +70,11 @@ class Thread:
                 self.program, self.calls = "supervisor" if is_supervisor else None, []
             elif call == "prctl" and (name := re.match(r'PR_SET_NAME, "([^"-]*)', text)):
                 self.name = name[1]
-            if call in ("clone", "clone3", "fork", "vfork") and (child := child_number(result)):
-                self.children.append((child, call, text))
-            self.calls.append((time, call, arguments(call, text)))
+            words = arguments(call, text)
+            is_thread = "CLONE_THREAD" in text or call == "clone" and bool(words[0] & CLONE_THREAD)
+            if is_thread and (child := child_number(result)):
+                self.children.append(child)
+            self.calls.append((time, call, words))
 
     def sealed_at(self):
         """When the process put its filter on all threads."""
@@ -107,7 +110,8 @@ def matches(rule, words):
 
 
 def seen_by_kind(threads):
-    """For every process and kind of thread, the calls after the seal; what a new thread starts with is before it."""
+    """What each process called once it was sealed, under (process, None), and what each kind of its threads called
+    once that had its own filter, under (process, kind)."""
     seen, count = collections.defaultdict(set), collections.Counter()
     for thread in threads.values():
         if not thread.program or (sealed := thread.sealed_at()) is None:
@@ -115,17 +119,16 @@ def seen_by_kind(threads):
         count[thread.program] += 1
         family, waiting = [(thread, "")], list(thread.children)
         while waiting:
-            number, _, _ = waiting.pop()
-            child = threads.get(number)
-            if child and not child.program:
+            if child := threads.get(waiting.pop()):
                 family.append((child, child.name))
                 waiting += child.children
         for member, name in family:
-            kind = THREADS.get(thread.program, {}).get(name, "")
-            own = [time for time, call, _ in member.calls if call == "seccomp"]
-            start = max([sealed] + own)
+            kind = THREADS.get(thread.program, {}).get(name)
+            own = [time for time, call, words in member.calls if call == "seccomp" and words[:2] == [1, 0]]
             for time, call, words in member.calls:
-                if time > start:
+                if time > sealed:
+                    seen[thread.program, None].add((call, tuple(words)))
+                if kind and own and time > own[-1]:
                     seen[thread.program, kind].add((call, tuple(words)))
     return seen, count
 
@@ -145,15 +148,12 @@ def main():
     seen, count = seen_by_kind(threads)
     print("processes that were seen:", dict(count))
     if options.calls:
-        for (process, kind), calls in sorted(seen.items()):
-            print(f"{process} {kind}:", *sorted({call for call, _ in calls}))
+        for (process, kind), calls in sorted(seen.items(), key=str):
+            print(f"{process} {kind or 'in all'}:", *sorted({call for call, _ in calls}))
     unknown = False
     for one in filters:
         process, kind = one["process"], one.get("thread")
-        called = set()
-        for (of_process, of_kind), calls in seen.items():
-            if of_process == process and kind in (None, of_kind):
-                called |= calls
+        called = seen[process, kind]
         if not called:
             continue
         print(f"\n{process} {kind or ''}: not seen to be needed")
