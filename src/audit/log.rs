@@ -12,14 +12,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use nix::time::{ClockId, clock_gettime};
-
 use super::Error;
 use super::copies::{self, Batch, Copies, CopyState, Mode, Opened};
 use super::disk::{Disk, Kernel};
 use super::merkle::{Edge, Hash, TILE_WIDTH, perfect_root};
 use super::note::Signer;
-use super::record::{Event, Record, SCHEMA_VERSION, StartFacts};
+use super::record::{Event, Record, RetentionFacts, StartFacts};
 use super::tail::Tail;
 use super::tiles::{self, RECORD_LEN_MAX_BYTES};
 
@@ -166,13 +164,7 @@ impl Log {
     pub fn append(&mut self, event: Event) -> Result<u64, Error> {
         let begins = u64::from(matches!(event, Event::Begin { .. }));
         let ends = usize::from(matches!(event, Event::End { .. } | Event::EndMissing { .. }));
-        let record = Record {
-            v: SCHEMA_VERSION,
-            time_s: (self.now_s)(),
-            monotonic_s: monotonic_s(),
-            boot: self.boot.clone(),
-            event,
-        };
+        let record = Record::now((self.now_s)(), &self.boot, event);
         let bytes = serde_json::to_vec(&record).map_err(|_| Error::RecordTooLong)?;
         if bytes.len() > RECORD_LEN_MAX_BYTES {
             return Err(Error::RecordTooLong);
@@ -217,10 +209,17 @@ impl Log {
             return Ok((0, false));
         }
         let (first, before) = (first * TILE_WIDTH as u64, end * TILE_WIDTH as u64);
-        self.append(Event::Pruned { before, older_than_s: keep_s, forced: is_forced })?;
+        let observed = RetentionFacts { before, older_than_s: keep_s, forced: is_forced };
+        self.append(Event::RetentionRun { observed })?;
         self.commit()?;
         self.copies.remove_bundles(end)?;
         Ok((before - first, has_more))
+    }
+
+    /// Which start of the machine this is, in hex.
+    #[must_use]
+    pub fn boot(&self) -> &str {
+        &self.boot
     }
 
     /// How each copy is.
@@ -264,11 +263,4 @@ fn boot_id() -> Result<String, Error> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
     let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
     Ok(text.trim().replace('-', ""))
-}
-
-fn monotonic_s() -> u64 {
-    clock_gettime(ClockId::CLOCK_BOOTTIME)
-        .ok()
-        .and_then(|time| u64::try_from(time.tv_sec()).ok())
-        .unwrap_or(0)
 }

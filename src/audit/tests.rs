@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use ring::rand::SystemRandom;
 use ring::signature::Ed25519KeyPair;
 
-use super::record::{MissingCause, RefusalReason};
+use super::record::{MissingCause, RefusalReason, RefusedFacts};
 use super::tiles::{Kind, tile_path};
 use super::verify::{Report, verify};
 use super::*;
@@ -57,7 +57,8 @@ impl Key {
 }
 
 fn refused(count: u64) -> Event {
-    Event::Refused { reason: RefusalReason::KeyInvalid, count, principal: None }
+    let reason = RefusalReason::TooManyRequests;
+    Event::Refused { observed: RefusedFacts { reason, count, principal: None } }
 }
 
 fn fill(log: &mut Log, count: u64) {
@@ -266,7 +267,7 @@ fn requests_without_an_end_are_found_at_the_next_start() {
     for request in ["01", "02"] {
         log.append(begin(request)).unwrap();
     }
-    log.append(Event::EndMissing { request: "01".into(), cause: MissingCause::Deadline }).unwrap();
+    log.append(Event::end_missing("01".into(), MissingCause::Deadline)).unwrap();
     log.commit().unwrap();
     drop(log);
     let (mut log, found) = Log::open(&folder.0, key.signer()).unwrap();
@@ -286,6 +287,8 @@ fn begin(request: &str) -> Event {
             role: "user".into(),
             model: "m".into(),
             model_digest: "00".into(),
+            policy_digest: "00".into(),
+            build_digest: "00".into(),
         },
         declared: record::AskedFacts { endpoint: "chat".into(), max_tokens: 16, stream: true },
     }

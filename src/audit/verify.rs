@@ -178,8 +178,8 @@ impl<'a> Walk<'a> {
                 let is_matched = self.began.remove(request) || report.pruned > 0;
                 report.unmatched_ends += u64::from(!is_matched);
             }
-            Event::Pruned { before, .. } => {
-                self.pruned_recorded = self.pruned_recorded.max(*before);
+            Event::RetentionRun { observed } => {
+                self.pruned_recorded = self.pruned_recorded.max(observed.before);
             }
             _ => {}
         }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 
 use super::{Outcome, Verdict, audit_checkpoint, audit_prune, audit_witness, print, tell};
+use crate::audit::record::SCHEMA;
 use crate::audit::verify::{Report, verify};
 use crate::audit::{Checkpoint, Error, Record, Verifier, Witness};
 
@@ -26,6 +27,9 @@ pub enum Command {
     Witness(audit_witness::Arguments),
     /// Have the running supervisor remove old records; their hashes stay.
     Prune(audit_prune::Arguments),
+    /// Print the schema of a record: JSON Schema, draft 2020-12.
+    #[command(after_help = "Examples:\n  cloister audit schema > record.schema.json")]
+    Schema,
 }
 
 /// Which log, and what it must be signed with.
@@ -83,6 +87,10 @@ pub fn run(command: Command) -> Outcome {
         Command::Checkpoint(arguments) => audit_checkpoint::run(&arguments),
         Command::Witness(arguments) => audit_witness::run(&arguments),
         Command::Prune(arguments) => audit_prune::run(&arguments),
+        Command::Schema => {
+            print(SCHEMA.trim_end());
+            Ok(Verdict::Holds)
+        }
     }
 }
 

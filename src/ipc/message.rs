@@ -397,6 +397,8 @@ pub struct EndReport {
     pub messages: Vec<Digest>,
     /// SHA-256 of the answer's text.
     pub answer: Digest,
+    /// SHA-256 of the request's parameters, written as text.
+    pub parameters: Digest,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
     /// Tokens of the answer.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use nix::errno::Errno;
+use nix::sys::signal::Signal;
 
 use super::codec::{fields, variants};
 use super::{DESCRIPTORS_COUNT_MAX, Message};
@@ -70,6 +71,17 @@ pub enum Exit {
     Code(i32),
     /// By this signal; 31 (`SIGSYS`) is a broken seccomp filter.
     Signal(i32),
+}
+
+impl Exit {
+    /// The signal, if it is the one by which the kernel ends who breaks its filter.
+    #[must_use]
+    pub fn violation(self) -> Option<u32> {
+        match self {
+            Self::Signal(signal) if signal == Signal::SIGSYS as i32 => signal.try_into().ok(),
+            _ => None,
+        }
+    }
 }
 
 /// Why a child was not started.

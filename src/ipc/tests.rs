@@ -161,6 +161,7 @@ fn worker_control(visit: &mut impl Visit) {
             outcome,
             messages: vec![DIGEST, DIGEST],
             answer: DIGEST,
+            parameters: DIGEST,
             prompt_tokens: 5,
             completion_tokens: 6,
         }));

@@ -202,6 +202,7 @@ fields!(EndReport {
     outcome,
     messages: Limit::count(MESSAGES_COUNT_MAX),
     answer,
+    parameters,
     prompt_tokens,
     completion_tokens,
 });

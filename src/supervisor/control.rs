@@ -20,6 +20,7 @@ use nix::sys::socket::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::audit::record::LogAction;
 use crate::sys::socket::{peer, receive};
 
 /// Longest question, in bytes.
@@ -56,11 +57,19 @@ pub enum Command {
     },
     /// Stop in order.
     Stop {},
+    /// Record that the operator reads the log.
+    LogRead {
+        /// How.
+        action: LogAction,
+        /// How many records were shown.
+        records: u64,
+    },
 }
 
 /// An operator's connection.
 struct Client {
     socket: OwnedFd,
+    uid: u32,
     since: Instant,
 }
 
@@ -73,6 +82,8 @@ pub(super) struct ControlSocket {
 /// A question, and the connection that waits for its answer.
 pub(super) struct Question {
     pub(super) command: Command,
+    /// Who asks, as the kernel says.
+    pub(super) uid: u32,
     /// In the order of the command.
     pub(super) descriptors: VecDeque<OwnedFd>,
     socket: OwnedFd,
@@ -120,15 +131,15 @@ impl ControlSocket {
     pub(super) fn turn(&mut self, now: Instant) -> Vec<Question> {
         while let Ok((stream, _)) = self.listener.accept() {
             let socket = OwnedFd::from(stream);
-            if is_operator(socket.as_fd()) && self.clients.len() < CLIENTS_COUNT_MAX {
-                self.clients.push(Client { socket, since: now });
-            }
+            let uid = operator(socket.as_fd()).filter(|_| self.clients.len() < CLIENTS_COUNT_MAX);
+            self.clients.extend(uid.map(|uid| Client { socket, uid, since: now }));
         }
         let mut questions = Vec::new();
         for client in std::mem::take(&mut self.clients) {
             match ask_of(client.socket.as_fd()) {
                 Ok((command, descriptors)) => {
-                    questions.push(Question { command, descriptors, socket: client.socket });
+                    let Client { socket, uid, .. } = client;
+                    questions.push(Question { command, uid, descriptors, socket });
                 }
                 Err(Errno::EAGAIN)
                     if now.saturating_duration_since(client.since) < ASK_DEADLINE =>
@@ -142,9 +153,11 @@ impl ControlSocket {
     }
 }
 
-fn is_operator(socket: BorrowedFd<'_>) -> bool {
+/// The user at the other end, if that may ask.
+fn operator(socket: BorrowedFd<'_>) -> Option<u32> {
     let own = nix::unistd::geteuid().as_raw();
-    peer(socket).is_ok_and(|(_, uid, _)| uid == 0 || uid == own)
+    let (_, uid, _) = peer(socket).ok()?;
+    (uid == 0 || uid == own).then_some(uid)
 }
 
 fn ask_of(socket: BorrowedFd<'_>) -> Result<(Command, VecDeque<OwnedFd>), Errno> {
@@ -220,6 +233,7 @@ mod tests {
             std::thread::yield_now();
         };
         assert_eq!(question.command, Command::Reload { certificate: true });
+        assert_eq!(question.uid, nix::unistd::geteuid().as_raw());
         assert_eq!(question.descriptors.len(), 3);
         question.answer(&serde_json::json!({ "ok": true }));
         assert_eq!(client.join().unwrap()["ok"], true);

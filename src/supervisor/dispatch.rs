@@ -5,6 +5,7 @@
 //! the gateway hears of it. A child that says what the table does not allow gets an `Err` here
 //! and dies in `serve`.
 
+mod authenticate;
 mod cuts;
 mod pool;
 mod pulse;
@@ -28,7 +29,7 @@ use super::tls::TlsKey;
 use super::tokens::TokenTable;
 use crate::audit::Event;
 use crate::audit::principal_keys::hex;
-use crate::audit::record::{AskedFacts, BeginFacts, KeyRole, MissingCause, bucket};
+use crate::audit::record::{AskedFacts, KeyRole, MissingCause, bucket};
 use crate::ipc::message::{
     Denial, Digest, EndReport, FromGateway, MESSAGES_COUNT_MAX, ModelIndex, Outcome, RequestId,
     Ticket, ToGateway, ToWorkerControl, WorkerIndex, WorkerReport,
@@ -238,7 +239,7 @@ impl Dispatch {
             .collect();
         for id in hit {
             self.close(id);
-            ledger.append(Event::EndMissing { request: request_name(id), cause });
+            ledger.append(Event::end_missing(request_name(id), cause));
         }
     }
 
@@ -286,12 +287,10 @@ impl Dispatch {
                     self.deny(correlation, denial, principal);
                 }
             }
-            FromGateway::Authorize { correlation, key } => {
-                match self.tokens.find(&key, now.wall_s) {
-                    Some(_) => self.answer(ToGateway::Authorized { correlation }),
-                    None => self.deny(correlation, Denial::KeyInvalid, None),
-                }
-            }
+            FromGateway::Authorize { correlation, key } => match self.authenticate(&key, now) {
+                Some(_) => self.answer(ToGateway::Authorized { correlation }),
+                None => self.deny(correlation, Denial::KeyInvalid, None),
+            },
             FromGateway::Sign { correlation, scheme, message } => {
                 let key = self.tls.as_ref().ok_or(Fault::Moment(Kind::Sign))?;
                 let signature = key.sign(scheme, &message).ok_or(Fault::Value(Kind::Sign))?;
@@ -314,8 +313,8 @@ impl Dispatch {
         declared: AskedFacts,
         (ledger, now): (&mut Ledger, Now),
     ) -> Result<(), (Denial, Option<String>)> {
-        let token = self.tokens.find(key, now.wall_s).ok_or((Denial::KeyInvalid, None))?;
-        let (principal, role) = (token.name.clone(), token.role);
+        let token = self.authenticate(key, now).ok_or((Denial::KeyInvalid, None))?;
+        let (principal, role) = token;
         let denied = |denial| (denial, Some(principal.clone()));
         if self.is_stopping {
             return Err(denied(Denial::Stopping));
@@ -340,13 +339,9 @@ impl Dispatch {
         let mut id = [0; 16];
         self.random.fill(&mut id).map_err(|_| unavailable())?;
         let id = RequestId(id);
-        let pseudonym = ledger.pseudonym(&principal).map_err(|_| unavailable())?;
-        let observed = BeginFacts {
-            principal: pseudonym,
-            role: role.name().to_owned(),
-            model: model.name.clone(),
-            model_digest: model.digest_hex.clone(),
-        };
+        let about = (model.name.as_str(), model.digest_hex.as_str());
+        let observed = ledger.begin_facts(&principal, role.name(), about);
+        let observed = observed.map_err(|_| unavailable())?;
         let limit = self.token_limit(max_tokens, model.context_len_tokens);
         let ticket = Ticket {
             request: id,
@@ -383,7 +378,9 @@ impl Dispatch {
     }
 
     fn deny(&mut self, correlation: u64, reason: Denial, principal: Option<String>) {
-        self.refusals.refused(refusal_reason(reason), principal);
+        if let Some(reason) = refusal_reason(reason) {
+            self.refusals.refused(reason, principal);
+        }
         self.answer(ToGateway::Denied { correlation, reason });
     }
 
@@ -502,7 +499,7 @@ impl Dispatch {
                     None
                 }
                 Found::Gone(cause) => {
-                    ledger.append(Event::EndMissing { request: request_name(id), cause });
+                    ledger.append(Event::end_missing(request_name(id), cause));
                     self.deny(correlation, Denial::ModelUnavailable, Some(request.principal));
                     continue;
                 }

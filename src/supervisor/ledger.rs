@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use crate::audit::record::{KeyedDigest, MissingCause};
+use crate::audit::record::{BeginFacts, KeyedDigest, MissingCause, StartFacts};
 use crate::audit::{CopyState, Error, Event, Log, PrincipalKeys};
 use crate::ipc::message::{Digest, RequestId};
 
@@ -18,6 +18,9 @@ const BACKLOG_COUNT_MAX: usize = 4096;
 pub(super) struct Ledger {
     log: Log,
     keys: PrincipalKeys,
+    /// Digests of policy and programs, which stand in every begin.
+    policy_digest: String,
+    build_digest: String,
     batch: VecDeque<Event>,
     /// Why the last commit failed.
     failure: Option<String>,
@@ -26,9 +29,17 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Uses an open log.
-    pub(super) fn new(log: Log, keys: PrincipalKeys) -> Self {
-        Self { log, keys, batch: VecDeque::new(), failure: None, pruning_due: None }
+    /// Uses an open log; what starts goes into each begin.
+    pub(super) fn new(log: Log, keys: PrincipalKeys, start: &StartFacts) -> Self {
+        Self {
+            log,
+            keys,
+            policy_digest: start.policy_digest.clone(),
+            build_digest: start.build_digest.clone(),
+            batch: VecDeque::new(),
+            failure: None,
+            pruning_due: None,
+        }
     }
 
     /// Adds an event to the next commit.
@@ -36,6 +47,16 @@ impl Ledger {
         if is_end(&event) || self.batch.len() < BACKLOG_COUNT_MAX {
             self.batch.push_back(event);
         }
+    }
+
+    /// Adds events to the next commit.
+    pub(super) fn append_all(&mut self, events: impl IntoIterator<Item = Event>) {
+        events.into_iter().for_each(|event| self.append(event));
+    }
+
+    /// Which start of the machine this is.
+    pub(super) fn boot(&self) -> &str {
+        self.log.boot()
     }
 
     /// Whether a commit has anything to do: also whether it works again.
@@ -87,8 +108,8 @@ impl Ledger {
             }
             durable_count -= 1;
             if let (Err(_), Event::Begin { request, .. }) = (&written, event) {
-                let cause = MissingCause::LogUnavailable;
-                self.batch.push_front(Event::EndMissing { request, cause });
+                let missing = Event::end_missing(request, MissingCause::LogUnavailable);
+                self.batch.push_front(missing);
             }
         }
         written
@@ -107,6 +128,23 @@ impl Ledger {
     /// How each copy of the log is.
     pub(super) fn copies(&self) -> Vec<CopyState> {
         self.log.copies()
+    }
+
+    /// What the supervisor itself knows of a request that begins.
+    pub(super) fn begin_facts(
+        &mut self,
+        principal: &str,
+        role: &str,
+        (model, model_digest): (&str, &str),
+    ) -> Result<BeginFacts, Error> {
+        Ok(BeginFacts {
+            principal: self.pseudonym(principal)?,
+            role: role.to_owned(),
+            model: model.to_owned(),
+            model_digest: model_digest.to_owned(),
+            policy_digest: self.policy_digest.clone(),
+            build_digest: self.build_digest.clone(),
+        })
     }
 
     /// The principal's name in the log.

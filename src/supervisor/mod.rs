@@ -10,11 +10,15 @@
 //! 6. Verify each model's signature, open it through opener and loader; record it, or refuse to start.
 //! 7. Start workers and gateway, and serve.
 
+mod beginning;
+mod build;
 mod cache_domains;
 mod children;
+mod clock;
 mod compute;
 pub mod config;
 pub mod control;
+mod deaths;
 mod dispatch;
 mod error;
 mod intake;

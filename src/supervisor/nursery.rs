@@ -17,6 +17,8 @@ use crate::spawner::message::{ChildId, Exit, FromSpawner, ToSpawner};
 
 /// Time in which the spawner builds a child's jail.
 const SPAWN_DEADLINE: Duration = Duration::from_secs(20);
+/// Time in which a killed child is gone.
+const END_DEADLINE: Duration = Duration::from_secs(5);
 /// Descriptors of a gateway beside one for each connection: channels, listeners, the runtime's.
 const GATEWAY_DESCRIPTORS_COUNT: u64 = 64;
 /// Descriptors of a worker, loader or opener: channels, image, pipes, threads' event counters.
@@ -110,6 +112,32 @@ impl Nursery {
     /// Kills a child; its end will follow.
     pub(super) fn kill(&self, id: ChildId) -> Result<(), Error> {
         self.channel.try_send(&ToSpawner::Kill { child: id }, &[]).map_err(Error::Channel)
+    }
+
+    /// Kills children and waits for their ends; `None` for one whose end does not come in time.
+    pub(super) fn end<const N: usize>(
+        &mut self,
+        ids: [ChildId; N],
+    ) -> Result<[Option<Exit>; N], Error> {
+        ids.iter().try_for_each(|&id| self.kill(id))?;
+        let deadline = Instant::now() + END_DEADLINE;
+        let mut exits = [None; N];
+        loop {
+            for (child, exit) in self.ends()? {
+                match ids.iter().position(|&id| id == child) {
+                    Some(at) => exits[at] = Some(exit),
+                    None => self.ends.push_back((child, exit)),
+                }
+            }
+            if !exits.contains(&None) {
+                return Ok(exits);
+            }
+            match wait(self.channel.as_fd(), PollFlags::POLLIN, None, deadline) {
+                Ok(Wake::Ready) => {}
+                Ok(_) => return Ok(exits),
+                Err(errno) => return Err(Error::System("wait for the spawner", errno)),
+            }
+        }
     }
 
     /// The children that ended since the last call.

@@ -10,6 +10,8 @@ use super::seat::Seat;
 use super::serve::{Supervisor, now};
 use super::swap;
 use super::workers::Served;
+use crate::audit::Event;
+use crate::audit::record::{LogReadFacts, OperatorFacts, bucket};
 use crate::ipc::message::{ListenerKind, ModelIndex};
 
 impl Supervisor {
@@ -23,6 +25,12 @@ impl Supervisor {
                 Command::Prune { older_than_s, force } => self.prune(older_than_s, force),
                 Command::Stop {} => {
                     self.begin_stop();
+                    json!({ "ok": true })
+                }
+                Command::LogRead { action, records } => {
+                    let observed = OperatorFacts { uid: question.uid };
+                    let declared = LogReadFacts { action, records_max: bucket(records) };
+                    self.ledger.append(Event::LogRead { observed, declared });
                     json!({ "ok": true })
                 }
             };

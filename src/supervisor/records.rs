@@ -7,7 +7,7 @@ use ring::hmac;
 use super::ledger::{Ledger, request_name};
 use crate::audit::Event;
 use crate::audit::principal_keys::hex;
-use crate::audit::record::{EndFacts, MissingCause, RefusalReason, bucket};
+use crate::audit::record::{EndFacts, EndedFacts, MissingCause, RefusalReason, bucket};
 use crate::ipc::message::{Denial, EndReport, Endpoint, Outcome, RequestId};
 
 /// The record of an end; the digests are keyed here.
@@ -18,22 +18,25 @@ pub(super) fn end_event(
     ledger: &mut Ledger,
 ) -> Event {
     let name = request_name(report.request);
-    let cause = MissingCause::KeyUnavailable;
-    let missing = Event::EndMissing { request: name.clone(), cause };
+    let missing = Event::end_missing(name.clone(), MissingCause::KeyUnavailable);
     // What was refused was not processed: its digests would be a cheap way to fill the disk.
     let is_processed = report.outcome != Outcome::Refused;
     let processed = report.messages.iter().filter(|_| is_processed);
     let messages: Result<Vec<_>, _> =
         processed.map(|digest| ledger.keyed(principal, digest)).collect();
     let answer = ledger.keyed(principal, &report.answer);
-    let (Ok(messages), Ok(answer)) = (messages, answer) else { return missing };
+    let parameters = ledger.keyed(principal, &report.parameters);
+    let (Ok(messages), Ok(answer), Ok(parameters)) = (messages, answer, parameters) else {
+        return missing;
+    };
     Event::End {
         request: name,
-        duration_s_max: bucket(duration.as_secs()),
+        observed: EndedFacts { duration_s_max: bucket(duration.as_secs()) },
         declared: EndFacts {
             outcome: outcome_name(report.outcome).to_owned(),
             messages,
             answer,
+            parameters,
             prompt_tokens_max: bucket(report.prompt_tokens.into()),
             completion_tokens_max: bucket(report.completion_tokens.into()),
         },
@@ -80,14 +83,15 @@ pub(super) fn outcome_name(outcome: Outcome) -> &'static str {
     }
 }
 
-pub(super) fn refusal_reason(denial: Denial) -> RefusalReason {
-    match denial {
-        Denial::KeyInvalid => RefusalReason::KeyInvalid,
+/// The reason in the log; `None` for a key that opens nothing, which has an event of its own.
+pub(super) fn refusal_reason(denial: Denial) -> Option<RefusalReason> {
+    Some(match denial {
+        Denial::KeyInvalid => return None,
         Denial::RoleForbids => RefusalReason::RoleForbids,
         Denial::ModelUnknown => RefusalReason::ModelUnknown,
         Denial::ModelUnavailable => RefusalReason::ModelUnavailable,
         Denial::LogUnavailable => RefusalReason::LogUnavailable,
         Denial::TooManyRequests => RefusalReason::TooManyRequests,
         Denial::Stopping => RefusalReason::Stopping,
-    }
+    })
 }

@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::ledger::Ledger;
 use crate::audit::Event;
-use crate::audit::record::{KeyRole, RefusalReason};
+use crate::audit::record::{
+    AuthenticationCause, AuthenticationFacts, KeyRole, KeyUseFacts, RefusalReason, RefusedFacts,
+    TicketFacts, TicketRequestFacts,
+};
 
 /// Time between two records of one kind.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -19,6 +22,7 @@ const TICKETS_COUNT_MAX: usize = 64;
 #[derive(Default)]
 pub(super) struct Refusals {
     counts: HashMap<(RefusalReason, Option<String>), u64>,
+    failures: HashMap<(AuthenticationCause, Option<String>), u64>,
     key_uses: HashMap<KeyRole, u64>,
     tickets: Vec<Event>,
     flushed: Option<Instant>,
@@ -30,6 +34,11 @@ impl Refusals {
         *self.counts.entry((reason, principal)).or_default() += 1;
     }
 
+    /// Counts a key that opens nothing; `principal` is whose it was.
+    pub(super) fn key_rejected(&mut self, cause: AuthenticationCause, principal: Option<String>) {
+        *self.failures.entry((cause, principal)).or_default() += 1;
+    }
+
     /// Counts a use of a long-term key.
     pub(super) fn key_used(&mut self, key: KeyRole) {
         *self.key_uses.entry(key).or_default() += 1;
@@ -38,15 +47,19 @@ impl Refusals {
     /// Notes that a worker refused a request without a ticket.
     pub(super) fn ticket_missing(&mut self, model: &str, request: &str) {
         if self.tickets.len() < TICKETS_COUNT_MAX {
-            let (model, request) = (model.to_owned(), request.to_owned());
-            self.tickets.push(Event::TicketMissing { model, request });
+            self.tickets.push(Event::TicketMissing {
+                observed: TicketFacts { model: model.to_owned() },
+                declared: TicketRequestFacts { request: request.to_owned() },
+            });
         }
     }
 
     /// Appends the records that are due.
     pub(super) fn flush(&mut self, ledger: &mut Ledger, now: Instant) {
-        let is_empty =
-            self.counts.is_empty() && self.key_uses.is_empty() && self.tickets.is_empty();
+        let is_empty = self.counts.is_empty()
+            && self.failures.is_empty()
+            && self.key_uses.is_empty()
+            && self.tickets.is_empty();
         let is_early =
             self.flushed.is_some_and(|last| now.saturating_duration_since(last) < INTERVAL);
         if is_empty || is_early {
@@ -60,10 +73,15 @@ impl Refusals {
     pub(super) fn flush_now(&mut self, ledger: &mut Ledger) {
         for ((reason, principal), count) in self.counts.drain() {
             let principal = principal.and_then(|name| ledger.pseudonym(&name).ok());
-            ledger.append(Event::Refused { reason, count, principal });
+            ledger.append(Event::Refused { observed: RefusedFacts { reason, count, principal } });
+        }
+        for ((cause, principal), count) in self.failures.drain() {
+            let principal = principal.and_then(|name| ledger.pseudonym(&name).ok());
+            let observed = AuthenticationFacts { cause, count, principal };
+            ledger.append(Event::AuthenticationFailed { observed });
         }
         for (key, count) in self.key_uses.drain() {
-            ledger.append(Event::KeyUsed { key, count });
+            ledger.append(Event::KeyUsed { observed: KeyUseFacts { key, count } });
         }
         for event in self.tickets.drain(..) {
             ledger.append(event);

@@ -8,6 +8,7 @@ use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::{fmt, io};
 
+use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 
 use super::control::Question;
@@ -17,6 +18,7 @@ use super::serve::{Supervisor, now};
 use super::tls::{self, ECDSA_P256_SHA256, TlsKey};
 use super::tokens::{self, TokenTable};
 use crate::audit::Event;
+use crate::audit::record::{CertificateFacts, ReloadFacts, ReloadOutcome};
 use crate::ipc::message::ToGateway;
 
 /// Why nothing is taken.
@@ -55,10 +57,20 @@ impl Supervisor {
             _ => Err(Refusal::Files),
         };
         self.tell_reload(false);
-        match taken {
-            Ok(()) => json!({ "ok": true }),
-            Err(refusal) => json!({ "ok": false, "error": refusal.to_string() }),
+        let check = taken.err().map(|refusal| refusal.to_string());
+        self.record_reload(Some(question.uid), check.clone());
+        match check {
+            None => json!({ "ok": true }),
+            Some(check) => json!({ "ok": false, "error": check }),
         }
+    }
+
+    fn record_reload(&mut self, uid: Option<u32>, check: Option<String>) {
+        let outcome = match check {
+            None => ReloadOutcome::Taken,
+            Some(_) => ReloadOutcome::Refused,
+        };
+        self.ledger.append(Event::Reloaded { observed: ReloadFacts { outcome, uid, check } });
     }
 
     /// Tells the service manager that a reload begins or has ended; one that comes before all parts serve
@@ -97,10 +109,9 @@ impl Supervisor {
         if chain == self.certificates {
             return;
         }
-        let leaf = chain.first().map(Vec::as_slice).unwrap_or_default();
-        let digest = ring::digest::digest(&ring::digest::SHA256, leaf);
-        let digest = crate::audit::principal_keys::hex(digest.as_ref());
-        self.ledger.append(Event::CertificateLoaded { digest });
+        let before = Some(leaf_digest(&self.certificates));
+        let observed = CertificateFacts { digest: leaf_digest(&chain), before };
+        self.ledger.append(Event::CertificateLoaded { observed });
         self.dispatch.set_tls(key);
         self.certificates.clone_from(&chain);
         let scheme = ECDSA_P256_SHA256;
@@ -114,17 +125,28 @@ impl Supervisor {
     pub(super) fn reload_from_file(&mut self) {
         self.tell_reload(true);
         let owner = owner_uid(self.config.profile);
-        match TokenTable::read(&self.config.tokens_file, owner) {
+        let check = match TokenTable::read(&self.config.tokens_file, owner) {
             Ok(table) => {
                 self.dispatch.set_tokens(table, &mut self.ledger, now());
                 super::say("token table reloaded");
+                None
             }
-            Err(error) => super::say(&format!(
-                "token table not reloaded: {error}; as root, use: cloister reload"
-            )),
-        }
+            Err(error) => {
+                super::say(&format!(
+                    "token table not reloaded: {error}; as root, use: cloister reload"
+                ));
+                Some(Refusal::Tokens(error).to_string())
+            }
+        };
+        self.record_reload(None, check);
         self.tell_reload(false);
     }
+}
+
+/// SHA-256 of the first certificate of a chain, in hex.
+fn leaf_digest(chain: &[Vec<u8>]) -> String {
+    let leaf = chain.first().map(Vec::as_slice).unwrap_or_default();
+    crate::audit::principal_keys::hex(digest(&SHA256, leaf).as_ref())
 }
 
 fn read_tls(chain: OwnedFd, key: OwnedFd, owner: u32) -> Result<(TlsKey, Vec<Vec<u8>>), Refusal> {

@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
+use super::clock::Clocks;
 use super::compute::Place;
 use super::config::Config;
 use super::control::ControlSocket;
@@ -23,6 +24,7 @@ use super::nursery::Nursery;
 use super::seat::{Doom, Seat};
 use super::workers::{Served, WorkerSeat};
 use crate::audit::Event;
+use crate::audit::record::ChildFacts;
 use crate::ipc::message::{FromGateway, GatewayConfig, ListenerKind, ToGateway, ToWorkerControl};
 use crate::sandbox::Role;
 use crate::spawner::message::Exit;
@@ -71,6 +73,8 @@ pub(super) struct Supervisor {
     /// The state that the service manager knows.
     pub(super) told_state: &'static str,
     pub(super) log_retry: Option<Instant>,
+    /// The system's clock against the monotonic one, when last seen to step.
+    pub(super) clocks: Clocks,
 }
 
 /// The moment now.
@@ -99,6 +103,7 @@ impl Supervisor {
                 self.read_worker(at, FRAMES_PER_TURN)?;
             }
             self.bury()?;
+            self.watch_clock();
             let now = now();
             self.dispatch.expire(&mut self.ledger, now);
             self.dispatch.feel_pulses(now);
@@ -185,15 +190,8 @@ impl Supervisor {
     fn gateway_gone(&mut self, exit: Exit) -> Result<(), Error> {
         let cause = self.gateway.leave(exit, false, Instant::now());
         self.dispatch.gateway_gone(&mut self.ledger);
-        if self.stop.is_none() {
-            self.record_death("gateway".to_owned(), cause.unwrap_or_default());
-        }
+        self.record_death("gateway".to_owned(), Some(exit), cause.unwrap_or_default(), None);
         self.replace_introduced_workers()
-    }
-
-    pub(super) fn record_death(&mut self, child: String, cause: String) {
-        super::say(&format!("{child}: {cause}"));
-        self.ledger.append(Event::ChildDied { child, cause });
     }
 
     /// One commit a turn; a log that fails is tried again after a pause.
@@ -328,7 +326,8 @@ impl Supervisor {
         let copies: Result<Vec<_>, _> =
             self.listeners.iter().map(|(_, fd)| fd.try_clone()).collect();
         let copies = copies.map_err(|_| Error::System("copy a listener", Errno::EMFILE))?;
-        self.ledger.append(Event::ChildStarted { child: self.gateway.name.clone() });
+        let observed = ChildFacts { child: self.gateway.name.clone() };
+        self.ledger.append(Event::ChildStarted { observed });
         self.gateway.send(ToGateway::Config(config), copies, &self.nursery)
     }
 }

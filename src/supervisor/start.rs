@@ -13,6 +13,7 @@ use ring::digest::{SHA256, digest};
 use super::compute::{self, Place};
 use super::config::{Config, Model, Profile, Swap};
 use super::control::ControlSocket;
+use super::deaths::violation;
 use super::dispatch::Dispatch;
 use super::error::{Error, ModelFault};
 use super::intake::Intake;
@@ -23,11 +24,13 @@ use super::nursery::Nursery;
 use super::opening::{Job, Opened, Opening, Refusal, Step};
 use super::operators::missing_protections;
 use super::serve::{Supervisor, gateway_seat, now};
-use super::swap;
 use super::workers::{Served, worker_seats};
+use super::{beginning, build, swap};
+use crate::audit::Event;
 use crate::audit::principal_keys::hex;
-use crate::audit::record::{KeyRole, MissingCause, ModelFacts, StartFacts};
-use crate::audit::{Event, Found, Log, PrincipalKeys};
+use crate::audit::record::{
+    KeyRole, KeyUseFacts, LoaderFacts, ModelFacts, ModelRefusedFacts, ProgramFacts, StartFacts,
+};
 use crate::ipc::Channel;
 use crate::ipc::message::{Digest, KvFormat, ListenerKind, ModelIndex};
 use crate::package::age_stream::Decryptor;
@@ -58,6 +61,7 @@ pub(super) struct OpenedAll {
     models: Vec<ModelFile>,
     trust: Option<TrustStore>,
     config_digest: String,
+    programs: ProgramFacts,
     /// Of each model.
     places: Vec<Place>,
     manager: Manager,
@@ -98,6 +102,7 @@ pub(super) fn open_all(config: &Config, mut manager: Manager) -> Result<OpenedAl
         models,
         trust,
         config_digest: hex(digest(&SHA256, &text).as_ref()),
+        programs: build::programs()?,
         places,
         missing: missing_protections(config.profile),
         manager,
@@ -153,6 +158,7 @@ pub(super) fn begin(
         models,
         trust,
         config_digest,
+        programs,
         places,
         manager,
         missing,
@@ -162,19 +168,9 @@ pub(super) fn begin(
         super::say(&format!("missing protection: {missing}"));
     }
     // 5. Open the audit log.
-    let audit = |error| Error::Audit(config.audit_folder.clone(), error);
-    let (log, found) = match &config.audit_replica {
-        None => Log::open(&config.audit_folder, keys.audit),
-        Some(replica) => {
-            let mode = config.audit_replica_mode;
-            Log::open_copies(&config.audit_folder, replica, mode, keys.audit)
-        }
-    }
-    .map_err(audit)?;
-    let principals = PrincipalKeys::open(&material::principals_folder(&config)).map_err(audit)?;
-    let mut ledger = Ledger::new(log, principals);
-    record_start(&config, config_digest, &found, sandboxed, &mut ledger);
-    ledger.commit().map_err(audit)?;
+    let start = start_facts(&config, config_digest, programs, sandboxed);
+    let (mut ledger, clocks) = beginning::open_log(&config, keys.audit, start, &missing)
+        .map_err(|error| Error::Audit(config.audit_folder.clone(), error))?;
     // 6. Verify and open each model.
     let intake = Intake::new(trust, &material::admissions_folder(&config));
     let (served, unwraps_count) = open_each(
@@ -189,7 +185,7 @@ pub(super) fn begin(
     let (limits, worker) = (config.limits, config.worker);
     let dispatch = Dispatch::new(limits, worker, keys.tokens, keys.tls, names.collect());
     let mut dispatch = dispatch.ok_or(Error::NotReady("random number generator"))?;
-    dispatch.record_tokens(&mut ledger, now());
+    dispatch.record_tokens(None, &mut ledger, now());
     (0..unwraps_count).for_each(|_| dispatch.identity_used());
     let models: Vec<Served> = served.into_iter().map(|(model, _)| model).collect();
     Ok(Supervisor {
@@ -212,33 +208,26 @@ pub(super) fn begin(
         is_announced: false,
         told_state: "",
         log_retry: None,
+        clocks,
     })
 }
 
-/// The first records: the start, and the ends that the last run did not write.
-fn record_start(
+/// What starts, and under which protections.
+fn start_facts(
     config: &Config,
     config_digest: String,
-    found: &Found,
+    programs: ProgramFacts,
     sandboxed: &Sandboxed,
-    ledger: &mut Ledger,
-) {
-    if found.dropped_bytes > 0 || !found.stopped_in_order {
-        ledger.append(Event::Recovered { dropped_bytes: found.dropped_bytes });
+) -> StartFacts {
+    StartFacts {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        profile: config.profile.name().to_owned(),
+        config_digest,
+        policy_digest: policy_digest(),
+        build_digest: build::digest_of(&programs),
+        programs,
+        landlock_abi: sandboxed.landlock_abi,
     }
-    for request in &found.open_requests {
-        let (request, cause) = (request.clone(), MissingCause::SupervisorGone);
-        ledger.append(Event::EndMissing { request, cause });
-    }
-    ledger.append(Event::Start {
-        observed: StartFacts {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            profile: config.profile.name().to_owned(),
-            config_digest,
-            policy_digest: policy_digest(),
-            landlock_abi: sandboxed.landlock_abi,
-        },
-    });
 }
 
 /// SHA-256 of the policy that this binary was built with.
@@ -268,20 +257,18 @@ fn open_each(
             (intake, identity, &unwraps_count),
             (nursery, signals),
             &terminal,
+            ledger,
         )? {
             Ok((opened, facts)) => {
                 ledger.append(Event::ModelOpened { observed: facts.clone() });
                 served.push((Served::new(index, facts, opened.image, now().wall_s), opened.digest));
             }
             Err(fault) => {
-                let check = fault.to_string();
                 if unwraps_count.get() > 0 {
-                    ledger.append(Event::KeyUsed {
-                        key: KeyRole::ModelIdentity,
-                        count: unwraps_count.get() as u64,
-                    });
+                    let (key, count) = (KeyRole::ModelIdentity, unwraps_count.get() as u64);
+                    ledger.append(Event::KeyUsed { observed: KeyUseFacts { key, count } });
                 }
-                ledger.append(Event::ModelRefused { model: model.name.clone(), check });
+                ledger.append(refused_event(&model.name, &fault));
                 ledger.append(Event::Stop {});
                 let audit = |error| Error::Audit(config.audit_folder.clone(), error);
                 ledger.commit().map_err(audit)?;
@@ -292,6 +279,17 @@ fn open_each(
     Ok((served, unwraps_count.get()))
 }
 
+/// The record of a refused model; what the loader said of it is kept apart.
+fn refused_event(model: &str, fault: &ModelFault) -> Event {
+    let (check, declared) = match fault {
+        ModelFault::Refused(Refusal::Loader(check)) => {
+            ("the loader refused it".to_owned(), Some(LoaderFacts { check: check.clone() }))
+        }
+        fault => (fault.to_string(), None),
+    };
+    Event::ModelRefused { observed: ModelRefusedFacts { model: model.to_owned(), check }, declared }
+}
+
 /// Opens one model through an opener and a loader of its own.
 fn open_model(
     (model, kv, place): (&Model, KvFormat, &Place),
@@ -299,6 +297,7 @@ fn open_model(
     (intake, identity, unwraps_count): (&Intake, Option<&Identity>, &Cell<usize>),
     (nursery, signals): (&mut Nursery, &SignalFd),
     terminal: &Terminal<'_>,
+    ledger: &mut Ledger,
 ) -> Result<Result<(Opened, ModelFacts), ModelFault>, Error> {
     let admitted = file
         .bundle
@@ -323,8 +322,10 @@ fn open_model(
     unwraps_count.set(unwraps_count.get() + opening.unwraps_count.get());
     terminal.end();
     // They have done their work or are not believed any more.
-    nursery.kill(opener.id)?;
-    nursery.kill(loader.id)?;
+    let exits = nursery.end([opener.id, loader.id])?;
+    for (child, exit) in ["opener", "loader"].into_iter().zip(exits) {
+        ledger.append_all(exit.and_then(|exit| violation(child, exit)));
+    }
     Ok(match opened {
         Ok(opened) => {
             if let Some(admitted) = &admitted {

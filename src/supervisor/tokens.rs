@@ -20,6 +20,7 @@ use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
 use super::secret_file;
+use crate::audit::record::AuthenticationCause;
 use crate::ipc::message::Digest;
 
 /// What every token starts with, so that secret scanners know it.
@@ -251,6 +252,22 @@ impl TokenTable {
             let is_it = bool::from(token.sha256.0.0.ct_eq(&key.0));
             if is_it && token.is_valid(now_s) {
                 found = Some(token);
+            }
+        }
+        found
+    }
+
+    /// Why [`TokenTable::find`] found nothing, and whose the token was; takes the same time too.
+    #[must_use]
+    pub fn rejection(&self, key: &Digest) -> (AuthenticationCause, Option<&str>) {
+        let mut found = (AuthenticationCause::Unknown, None);
+        for token in &self.tokens {
+            if bool::from(token.sha256.0.0.ct_eq(&key.0)) {
+                let cause = match token.revoked_s {
+                    Some(_) => AuthenticationCause::Revoked,
+                    None => AuthenticationCause::Expired,
+                };
+                found = (cause, Some(token.name.as_str()));
             }
         }
         found

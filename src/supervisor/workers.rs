@@ -14,7 +14,7 @@ use super::ledger::request_name;
 use super::seat::{Doom, Seat};
 use super::serve::{Supervisor, now};
 use crate::audit::Event;
-use crate::audit::record::ModelFacts;
+use crate::audit::record::{ChildFacts, ModelFacts};
 use crate::ipc::data_pair;
 use crate::ipc::message::{
     ModelIndex, ModelInfo, ToGateway, ToWorkerControl, WorkerConfig, WorkerIndex, WorkerReport,
@@ -97,12 +97,10 @@ impl Supervisor {
             (None, Some(request)) => {
                 self.models[model].ended_count += 1;
                 let request = request_name(request);
-                self.ledger.append(Event::WorkerEnded { child: name, request });
+                let observed = ChildFacts { child: name };
+                self.ledger.append(Event::WorkerEnded { request, observed });
             }
-            (cause, _) if self.stop.is_none() => {
-                self.record_death(name, panic.or(cause).unwrap_or_default());
-            }
-            _ => {}
+            (cause, _) => self.record_death(name, Some(exit), cause.unwrap_or_default(), panic),
         }
     }
 
@@ -184,7 +182,7 @@ impl Supervisor {
                 let (name, index) = (worker.seat.name.clone(), worker.index);
                 let is_given_up = worker.seat.has_failed;
                 self.dispatch.worker_gone(index, is_given_up, &mut self.ledger);
-                self.record_death(name, error.to_string());
+                self.record_death(name, None, error.to_string(), None);
                 Ok(())
             }
             started => started,
@@ -224,7 +222,8 @@ impl Supervisor {
         };
         let image = model.image.try_clone();
         let image = image.map_err(|_| Error::System("copy the image", Errno::EMFILE))?;
-        self.ledger.append(Event::ChildStarted { child: worker.seat.name.clone() });
+        let observed = ChildFacts { child: worker.seat.name.clone() };
+        self.ledger.append(Event::ChildStarted { observed });
         worker.seat.send(ToWorkerControl::Config(config), vec![image, far], &self.nursery)
     }
 

@@ -5,7 +5,7 @@
 pub fn is_synchronized() -> bool {
     let mut state = libc::timex { modes: 0, ..zeroed() };
     // SAFETY: with no mode set the call changes nothing and fills the structure that it is given.
-    let code = unsafe { libc::adjtimex(&raw mut state) };
+    let code = unsafe { libc::clock_adjtime(libc::CLOCK_REALTIME, &raw mut state) };
     code >= 0 && code != libc::TIME_ERROR
 }
 

@@ -32,8 +32,17 @@ pub(super) struct Prepared {
     pub(super) stop: Vec<String>,
     /// Most tokens to generate.
     pub(super) max_tokens: u32,
+    /// What the supervisor is told of it.
+    pub(super) digests: Digests,
+}
+
+/// What the supervisor is told of a request, whether it is served or not.
+#[derive(Clone, Debug)]
+pub(super) struct Digests {
     /// SHA-256 of each message's text, in order.
-    pub(super) digests: Vec<Digest>,
+    pub(super) messages: Vec<Digest>,
+    /// SHA-256 of the parameters' text.
+    pub(super) parameters: Digest,
 }
 
 /// Renders and tokenizes until the link is gone.
@@ -52,10 +61,9 @@ pub(super) fn run(
             continue;
         };
         let request = generate.request;
-        let digests = digests(&generate.prompt);
-        match prepare(text, context_len, *generate, right) {
-            Ok(mut prepared) => {
-                prepared.digests = digests;
+        let digests = digests(&generate);
+        match prepare(text, context_len, *generate, right, &digests) {
+            Ok(prepared) => {
                 if engine.send(Heard::Start(Box::new(prepared))).is_err() {
                     return;
                 }
@@ -66,12 +74,13 @@ pub(super) fn run(
 }
 
 /// Answers and reports a request that never reached the engine.
-pub(super) fn refuse(mouth: &Mouth, request: RequestId, messages: Vec<Digest>, failure: Failure) {
+pub(super) fn refuse(mouth: &Mouth, request: RequestId, digests: Digests, failure: Failure) {
     mouth.say(Said::Supervisor(WorkerReport::End(EndReport {
         request,
         outcome: Outcome::Refused,
-        messages,
+        messages: digests.messages,
         answer: digest(b""),
+        parameters: digests.parameters,
         prompt_tokens: 0,
         completion_tokens: 0,
     })));
@@ -83,6 +92,7 @@ fn prepare(
     context_len: u32,
     generate: Generate,
     right: Right,
+    digests: &Digests,
 ) -> Result<Prepared, Failure> {
     if !is_valid(&generate) {
         return Err(Failure::RequestInvalid);
@@ -104,7 +114,7 @@ fn prepare(
         sampling: generate.sampling,
         stop: generate.stop,
         max_tokens: max_tokens.min(right.ticket.max_tokens),
-        digests: Vec::new(),
+        digests: digests.clone(),
     })
 }
 
@@ -145,9 +155,38 @@ fn is_valid(generate: &Generate) -> bool {
         && stop.iter().all(|text| !text.is_empty() && text.len() <= STOP_LEN_MAX_BYTES)
 }
 
+fn digests(generate: &Generate) -> Digests {
+    Digests {
+        messages: message_digests(&generate.prompt),
+        parameters: digest(parameters_text(generate).as_bytes()),
+    }
+}
+
+/// The parameters as text, in the form that the schema of the log's records gives.
+fn parameters_text(generate: &Generate) -> String {
+    let sampling = &generate.sampling;
+    let seed = sampling.seed.map(|seed| seed.to_string()).unwrap_or_default();
+    let biases = sampling.logit_bias.iter().map(|(token, bias)| format!("{token}:{bias}"));
+    let fields = [
+        ("temperature", sampling.temperature.to_string()),
+        ("top_k", sampling.top_k.to_string()),
+        ("top_p", sampling.top_p.to_string()),
+        ("min_p", sampling.min_p.to_string()),
+        ("repeat_penalty", sampling.repeat_penalty.to_string()),
+        ("presence_penalty", sampling.presence_penalty.to_string()),
+        ("frequency_penalty", sampling.frequency_penalty.to_string()),
+        ("seed", seed),
+        ("max_tokens", generate.max_tokens.to_string()),
+        ("logit_bias", biases.collect::<Vec<_>>().join(",")),
+    ];
+    let stops = generate.stop.iter().map(|stop| ("stop", Value::from(stop.as_str()).to_string()));
+    let lines = fields.into_iter().chain(stops).map(|(name, value)| format!("{name}={value}\n"));
+    lines.collect()
+}
+
 /// SHA-256 of each message's text: of `content` when it is a string, of its text parts one
 /// after the other when it is a list, of the prompt when there are no messages.
-fn digests(prompt: &Prompt) -> Vec<Digest> {
+fn message_digests(prompt: &Prompt) -> Vec<Digest> {
     match prompt {
         Prompt::Text(text) => vec![digest(text.as_bytes())],
         Prompt::Chat { messages_json, .. } => match parse_array(messages_json) {
@@ -201,7 +240,30 @@ mod tests {
             messages_count: 2,
             tools_json: String::new(),
         };
-        assert_eq!(digests(&prompt), [digest(b"ab"), digest(b"ab")]);
-        assert_eq!(digests(&Prompt::Text("ab".into())), [digest(b"ab")]);
+        assert_eq!(message_digests(&prompt), [digest(b"ab"), digest(b"ab")]);
+        assert_eq!(message_digests(&Prompt::Text("ab".into())), [digest(b"ab")]);
+    }
+
+    #[test]
+    fn parameters_have_one_text() {
+        let mut generate = Generate {
+            request: RequestId([0; 16]),
+            prompt: Prompt::Text("ab".into()),
+            sampling: Sampling { temperature: 0.7, ..Sampling::greedy() },
+            stop: vec!["a\nb=".into()],
+            max_tokens: 16,
+        };
+        let text = "temperature=0.7\ntop_k=0\ntop_p=1\nmin_p=0\nrepeat_penalty=1\n\
+            presence_penalty=0\nfrequency_penalty=0\nseed=\nmax_tokens=16\nlogit_bias=\n\
+            stop=\"a\\nb=\"\n";
+        assert_eq!(parameters_text(&generate), text);
+        let before = digests(&generate);
+        generate.sampling.seed = Some(0);
+        generate.sampling.logit_bias = vec![(3, -1.5), (4, 2.0)];
+        assert!(
+            parameters_text(&generate).contains("seed=0\nmax_tokens=16\nlogit_bias=3:-1.5,4:2\n")
+        );
+        assert_ne!(digests(&generate).parameters, before.parameters);
+        assert_eq!(digests(&generate).messages, before.messages);
     }
 }

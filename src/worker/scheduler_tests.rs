@@ -9,7 +9,7 @@ use kernels::Isa;
 use nix::unistd::pipe;
 
 use super::link::{Mouth, Said, Sayings};
-use super::prepare::Prepared;
+use super::prepare::{Digests, Prepared};
 use super::scheduler::{Heard, Scheduler};
 use super::text::Text;
 use super::tickets::Right;
@@ -18,7 +18,7 @@ use crate::cli::fetch::{SMOLLM2, fetch};
 use crate::cli::packed_file::PackedFile;
 use crate::engine::Engine;
 use crate::engine::{CacheDomain, Model, Options};
-use crate::ipc::message::{Finish, FromWorker, RequestId, Sampling, Ticket};
+use crate::ipc::message::{Digest, Finish, FromWorker, RequestId, Sampling, Ticket};
 
 /// What was answered: text, why it ended, how many tokens, and how many were there before.
 #[derive(Clone, Debug, PartialEq)]
@@ -109,7 +109,7 @@ fn prepared(id: u8, tokens: Vec<u32>, sampling: Sampling, domain: Option<[u8; 16
         sampling,
         stop: vec!["3, 4, 5, 6, 1".to_owned()],
         max_tokens: ticket.max_tokens,
-        digests: Vec::new(),
+        digests: Digests { messages: Vec::new(), parameters: Digest([0; 32]) },
     }
 }
 

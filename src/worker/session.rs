@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 use zeroize::Zeroize as _;
 
 use super::guesses::Guess;
-use super::prepare::Prepared;
+use super::prepare::{Digests, Prepared};
 #[cfg(debug_assertions)]
 use super::text::Text;
 use super::turns::Need;
@@ -41,7 +41,7 @@ pub(super) struct Session {
     pub(super) guess: Guess,
     /// Makes text of them.
     pub(super) text: TextStream,
-    digests: Vec<Digest>,
+    digests: Digests,
     answer: Sha256,
     #[cfg(debug_assertions)]
     seed: Option<u64>,
@@ -131,8 +131,9 @@ impl Session {
         EndReport {
             request: self.request,
             outcome,
-            messages: std::mem::take(&mut self.digests),
+            messages: std::mem::take(&mut self.digests.messages),
             answer: Digest(self.answer.clone().finalize().into()),
+            parameters: self.digests.parameters,
             prompt_tokens: self.prompt_tokens,
             completion_tokens: self.completion_tokens,
         }

@@ -129,6 +129,7 @@ fn end(peers: &Peers, request: u8) {
         outcome: Outcome::Stop,
         messages: Vec::new(),
         answer: Digest([0; 32]),
+        parameters: Digest([0; 32]),
         prompt_tokens: 1,
         completion_tokens: 1,
     })));

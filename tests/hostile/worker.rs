@@ -48,6 +48,7 @@ fn end(request: RequestId, completion_tokens: u32) -> WorkerReport {
         outcome: Outcome::Stop,
         messages: vec![Digest([1; 32])],
         answer: Digest([2; 32]),
+        parameters: Digest([3; 32]),
         prompt_tokens: 1,
         completion_tokens,
     })

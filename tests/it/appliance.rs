@@ -22,6 +22,7 @@ mod live_memory;
 mod long_log;
 mod memory;
 mod node;
+mod records;
 mod replica;
 mod retention;
 mod swap;
@@ -731,7 +732,8 @@ fn assert_refused(appliance: &mut Appliance, why: &str) {
     loop {
         let refused = appliance.records("model_refused");
         if refused.len() > before {
-            let check = refused.last().unwrap()["event"]["model_refused"]["check"].to_string();
+            let check =
+                refused.last().unwrap()["event"]["model_refused"]["observed"]["check"].to_string();
             assert!(check.to_lowercase().contains(why), "{check}");
             break;
         }

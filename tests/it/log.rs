@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use cloister::audit::record::{KeyRole, RefusalReason};
+use cloister::audit::record::{KeyRole, KeyUseFacts, RefusalReason, RefusedFacts};
 use cloister::audit::{Event, Log, Signer};
 
 mod go;
@@ -52,9 +52,10 @@ impl Drop for Folder {
 }
 
 fn some_event(count: u64) -> Event {
+    let reason = RefusalReason::TooManyRequests;
     match count % 2 {
-        0 => Event::KeyUsed { key: KeyRole::Tls, count },
-        _ => Event::Refused { reason: RefusalReason::KeyInvalid, count, principal: None },
+        0 => Event::KeyUsed { observed: KeyUseFacts { key: KeyRole::Tls, count } },
+        _ => Event::Refused { observed: RefusedFacts { reason, count, principal: None } },
     }
 }
 

@@ -193,6 +193,7 @@ syscalls! {
     epoll_wait SYS_epoll_wait,
     exit SYS_exit,
     exit_group SYS_exit_group,
+    clock_adjtime SYS_clock_adjtime,
     fallocate SYS_fallocate,
     fchmod SYS_fchmod,
     fcntl SYS_fcntl,

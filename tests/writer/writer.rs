@@ -7,7 +7,7 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 
-use cloister::audit::record::{MissingCause, RefusalReason};
+use cloister::audit::record::{MissingCause, RecoveredFacts, RefusalReason, RefusedFacts};
 use cloister::audit::{Event, Log, Signer};
 
 fn main() {
@@ -17,15 +17,17 @@ fn main() {
     let (mut log, found) = Log::open(folder, signer).unwrap();
     let mut out = std::io::stdout();
     if !found.stopped_in_order {
-        log.append(Event::Recovered { dropped_bytes: found.dropped_bytes }).unwrap();
+        let observed = RecoveredFacts { dropped_bytes: found.dropped_bytes };
+        log.append(Event::Recovered { observed }).unwrap();
     }
     for request in found.open_requests {
-        log.append(Event::EndMissing { request, cause: MissingCause::SupervisorGone }).unwrap();
+        log.append(Event::end_missing(request, MissingCause::SupervisorGone)).unwrap();
     }
     for commit in 0_u64.. {
         for count in 0..=commit * 7 % 12 {
-            let reason = RefusalReason::KeyInvalid;
-            log.append(Event::Refused { reason, count, principal: None }).unwrap();
+            let reason = RefusalReason::TooManyRequests;
+            let observed = RefusedFacts { reason, count, principal: None };
+            log.append(Event::Refused { observed }).unwrap();
         }
         log.commit().unwrap();
         // A line that nobody reads any more ends the program as well as a signal.

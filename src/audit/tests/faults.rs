@@ -15,7 +15,7 @@ fn open(folder: &Path, key: &Key, disk: &Arc<FaultyDisk>) -> Log {
 }
 
 fn end(request: &str) -> Event {
-    Event::EndMissing { request: request.into(), cause: MissingCause::WorkerGone }
+    Event::end_missing(request.into(), MissingCause::WorkerGone)
 }
 
 /// Errors that a disk gives, on each operation that a commit makes.

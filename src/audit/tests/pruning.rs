@@ -37,7 +37,7 @@ fn old_bundles_go_and_the_rest_is_proven() {
     assert_eq!(log.prune(10 * DAY_S - 1, true).unwrap(), (768, false));
     assert_eq!(log.prune(10 * DAY_S - 1, true).unwrap(), (0, false));
     let report = key.check(&folder.0).unwrap();
-    assert_eq!((report.pruned, report.size, report.events["pruned"]), (768, 2001, 1));
+    assert_eq!((report.pruned, report.size, report.events["retention_run"]), (768, 2001, 1));
     assert!(!tile_path(&folder.0, Kind::Entries, 2, 256).exists());
     assert!(tile_path(&folder.0, Kind::Entries, 3, 256).exists());
     assert!(tile_path(&folder.0, Kind::Hashes(0), 0, 256).exists());

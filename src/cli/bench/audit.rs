@@ -17,7 +17,7 @@ use ring::signature::Ed25519KeyPair;
 use serde_json::{Value, json};
 
 use super::super::{Outcome, Verdict, print};
-use crate::audit::record::{AskedFacts, BeginFacts, EndFacts, KeyedDigest};
+use crate::audit::record::{AskedFacts, BeginFacts, EndFacts, EndedFacts, KeyedDigest};
 use crate::audit::verify::verify;
 use crate::audit::{Event, Log, Reader, Signer};
 
@@ -327,6 +327,8 @@ fn event(record: u64) -> Event {
                 role: "user".to_owned(),
                 model: "llama-3.2-3b".to_owned(),
                 model_digest: "ab".repeat(32),
+                policy_digest: "ab".repeat(32),
+                build_digest: "ab".repeat(32),
             },
             declared: AskedFacts { endpoint: "chat".to_owned(), max_tokens: 512, stream: true },
         };
@@ -334,11 +336,12 @@ fn event(record: u64) -> Event {
     let digest = || KeyedDigest { nonce: "cd".repeat(16), hmac: format!("{record:064x}") };
     Event::End {
         request,
-        duration_s_max: 4,
+        observed: EndedFacts { duration_s_max: 4 },
         declared: EndFacts {
             outcome: "stop".to_owned(),
             messages: vec![digest(), digest()],
             answer: digest(),
+            parameters: digest(),
             prompt_tokens_max: 128,
             completion_tokens_max: 256,
         },

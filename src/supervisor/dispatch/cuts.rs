@@ -72,7 +72,7 @@ impl Dispatch {
         if self.close(id).is_none() {
             return;
         }
-        ledger.append(Event::EndMissing { request: request_name(id), cause });
+        ledger.append(Event::end_missing(request_name(id), cause));
         if tell_gateway {
             self.answer(ToGateway::Turn { request: id, worker: None });
         }
@@ -109,7 +109,7 @@ impl Dispatch {
         for (id, worker, is_abandoned) in overdue {
             self.close(id);
             let cause = if is_abandoned { MissingCause::Abandoned } else { MissingCause::Deadline };
-            ledger.append(Event::EndMissing { request: request_name(id), cause });
+            ledger.append(Event::end_missing(request_name(id), cause));
             let Some(worker) = worker else { continue };
             if is_abandoned {
                 self.worker_done(worker, id, Duration::ZERO, now);

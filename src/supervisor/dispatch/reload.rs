@@ -2,7 +2,8 @@
 
 use super::{Dispatch, Effect, Ledger, Now, Phase, Request, TlsKey, TokenTable};
 use crate::audit::Event;
-use crate::audit::record::MissingCause;
+use crate::audit::principal_keys::hex;
+use crate::audit::record::{MissingCause, TokensFacts};
 use crate::ipc::message::{ToWorkerControl, WorkerIndex};
 
 impl Dispatch {
@@ -16,7 +17,7 @@ impl Dispatch {
         now: Now,
     ) {
         let before = std::mem::replace(&mut self.tokens, tokens);
-        self.record_tokens(ledger, now);
+        self.record_tokens(Some(&before), ledger, now);
         let tokens = self.tokens.clone();
         let has_lost = |one: &Request| !tokens.is_valid_name(&one.principal, now.wall_s);
         self.cut(has_lost, MissingCause::Revoked, ledger, now);
@@ -35,11 +36,20 @@ impl Dispatch {
         self.tls = Some(key);
     }
 
-    /// Records which tokens count.
-    pub(in crate::supervisor) fn record_tokens(&self, ledger: &mut Ledger, now: Now) {
+    /// Records which tokens count, and which table they were read after.
+    pub(in crate::supervisor) fn record_tokens(
+        &self,
+        before: Option<&TokenTable>,
+        ledger: &mut Ledger,
+        now: Now,
+    ) {
+        let digest = |table: &TokenTable| hex(&table.digest().0);
         ledger.append(Event::TokensLoaded {
-            digest: crate::audit::principal_keys::hex(&self.tokens.digest().0),
-            count: self.tokens.valid_count(now.wall_s) as u64,
+            observed: TokensFacts {
+                digest: digest(&self.tokens),
+                before: before.map(digest),
+                count: self.tokens.valid_count(now.wall_s) as u64,
+            },
         });
     }
 }

@@ -9,6 +9,7 @@ use base64::Engine as _;
 use ring::signature::Ed25519KeyPair;
 
 use super::*;
+use crate::audit::record::{ProgramFacts, StartFacts};
 use crate::audit::{Log, PrincipalKeys, Signer};
 use crate::ipc::message::Endpoint;
 use crate::supervisor::tokens::{Role, token_digest};
@@ -46,7 +47,8 @@ fn appliance_of(name: &str, worker: config::Worker) -> Appliance {
     let pem = format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n");
     let signer = Signer::from_pem("test/log", pem.as_bytes()).unwrap();
     let (log, _) = Log::open(&folder.join("log"), signer).unwrap();
-    let ledger = Ledger::new(log, PrincipalKeys::open(&folder.join("principals")).unwrap());
+    let keys = PrincipalKeys::open(&folder.join("principals")).unwrap();
+    let ledger = Ledger::new(log, keys, &start_facts());
     let mut tokens = TokenTable::default();
     let token = tokens.add("alice", Role::User, 0, Some(1000)).unwrap();
     let models = ["first", "second"].map(|name| (name.to_owned(), Digest([1; 32])));
@@ -59,6 +61,19 @@ fn appliance_of(name: &str, worker: config::Worker) -> Appliance {
     let dispatch = Dispatch::new(limits, worker, tokens, None, models.into()).unwrap();
     let now = Now { wall_s: 100, instant: Instant::now() };
     Appliance { dispatch, ledger, now, key: token_digest(&token), folder }
+}
+
+fn start_facts() -> StartFacts {
+    let digest = || "00".repeat(32);
+    StartFacts {
+        version: "0.0.0".into(),
+        profile: "evaluation".into(),
+        config_digest: digest(),
+        policy_digest: digest(),
+        build_digest: digest(),
+        programs: ProgramFacts { supervisor: digest(), gateway: digest(), worker: digest() },
+        landlock_abi: 1,
+    }
 }
 
 /// An appliance whose gateway and workers serve.
@@ -94,6 +109,7 @@ fn end(request: RequestId) -> EndReport {
         outcome: Outcome::Stop,
         messages: vec![Digest([2; 32])],
         answer: Digest([3; 32]),
+        parameters: Digest([4; 32]),
         prompt_tokens: 5,
         completion_tokens: 9,
     }
@@ -286,8 +302,29 @@ fn refusals_are_counted_so_that_a_flood_is_few_records() {
     it.now.instant += Duration::from_secs(11);
     it.turn();
     let text = journal(&it.folder);
-    assert_eq!(text.matches("\"refused\":").count(), 2, "{text}");
+    assert_eq!(text.matches("\"authentication_failed\":").count(), 2, "{text}");
     assert!(text.contains("\"count\":1}") && text.contains("\"count\":499}"), "{text}");
+}
+
+#[test]
+fn keys_that_open_nothing_are_told_apart_and_never_named() {
+    let mut it = serving("authentication");
+    let mut tokens = it.dispatch.tokens.clone();
+    let revoked = token_digest(&tokens.add("bob", Role::User, 0, None).unwrap());
+    tokens.revoke("bob", 100).unwrap();
+    it.dispatch.set_tokens(tokens, &mut it.ledger, it.now);
+    it.now.wall_s = 1000;
+    for key in [it.key, revoked, Digest([9; 32])] {
+        let correlation = 7;
+        it.gateway(FromGateway::Authorize { correlation, key }).unwrap();
+    }
+    it.turn();
+    let text = journal(&it.folder);
+    for cause in ["expired", "revoked", "unknown"] {
+        assert!(text.contains(&format!("\"cause\":\"{cause}\",\"count\":1")), "{cause}: {text}");
+    }
+    let pseudonym = it.ledger.pseudonym("bob").unwrap();
+    assert!(text.contains(&pseudonym) && !text.contains("bob") && !text.contains("alice"));
 }
 
 #[test]
@@ -323,7 +360,7 @@ fn a_log_that_cannot_be_written_grants_nothing_and_cuts_what_runs() {
     let count = |what: &str| text.matches(what).count();
     assert_eq!(count("\"end\":"), 1, "{text}");
     // A begin that became durable although its commit failed has an end too.
-    assert_eq!(count("\"begin\":"), 2 + count("log_unavailable\"}}"), "{text}");
+    assert_eq!(count("\"begin\":"), 2 + count("\"cause\":\"log_unavailable\""), "{text}");
 }
 
 #[test]

@@ -25,7 +25,8 @@ fn a_part_that_hangs_is_killed_recorded_and_started_again() {
         let died = appliance.records("child_died");
         let told = |record: &Value| {
             let event = &record["event"]["child_died"];
-            event["child"] == name && event["cause"].as_str().unwrap().contains("hangs")
+            event["observed"]["child"] == name
+                && event["observed"]["cause"].as_str().unwrap().contains("hangs")
         };
         assert!(died.iter().any(told), "{part}: {died:?}");
     }

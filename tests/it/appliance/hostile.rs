@@ -9,7 +9,7 @@ use super::*;
 const TOKENS_MAX: u32 = 8;
 
 /// An appliance of a model that loads at once, one of whose programs was taken over.
-fn taken_over(user: As, program: &str) -> Appliance {
+pub(super) fn taken_over(user: As, program: &str) -> Appliance {
     let tiny = support::golden().join("tiny/llama.gguf");
     let mut appliance = Appliance::start_with(user, &tiny, "");
     appliance.stop();
@@ -48,7 +48,7 @@ fn order_with(appliance: &Appliance, attack: &str, key: &str, max_tokens: u32) -
     serde_json::from_str(&answer).ok()
 }
 
-fn order(appliance: &Appliance, attack: &str) -> Option<Value> {
+pub(super) fn order(appliance: &Appliance, attack: &str) -> Option<Value> {
     let key = token_digest(&appliance.token).0.map(|byte| format!("{byte:02x}")).concat();
     order_with(appliance, attack, &key, 4)
 }
@@ -104,14 +104,17 @@ fn a_gateway_that_takes_a_worker_for_a_second_request_is_refused_by_the_worker()
     assert_eq!(appliance.verify_log()["verdict"], "INTACT");
 }
 
-/// The causes of the deaths of `child`, in order.
-fn deaths(appliance: &Appliance, child: &str) -> Vec<String> {
+/// The causes of the deaths of `child`, and what it said of them, in order.
+pub(super) fn deaths(appliance: &Appliance, child: &str) -> Vec<String> {
     let died = appliance
         .records("child_died")
         .into_iter()
         .map(|record| record["event"]["child_died"].clone());
-    let its = died.filter(|event| event["child"].as_str().unwrap().starts_with(child));
-    its.map(|event| event["cause"].as_str().unwrap().to_owned()).collect()
+    let its = died.filter(|event| event["observed"]["child"].as_str().unwrap().starts_with(child));
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let both =
+        |event: Value| text(&event["observed"]["cause"]) + &text(&event["declared"]["panic"]);
+    its.map(both).collect()
 }
 
 /// Waits for the record of a death of `child`; returns its cause.

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
-use cloister::audit::record::RefusalReason;
+use cloister::audit::record::{RefusalReason, RefusedFacts};
 use cloister::audit::{Event, Log, Signer};
 
 use super::*;
@@ -45,8 +45,11 @@ fn whole_tiles_are_settled_inside_the_sandbox() {
         let signer = Signer::from_pem("test.example/audit", &pem).unwrap();
         let (mut log, _) = Log::open(&folder, signer).unwrap();
         for count in 0..5000 {
-            let reason = RefusalReason::KeyInvalid;
-            log.append(Event::Refused { reason, count, principal: None }).unwrap();
+            let reason = RefusalReason::TooManyRequests;
+            log.append(Event::Refused {
+                observed: RefusedFacts { reason, count, principal: None },
+            })
+            .unwrap();
         }
         log.append(Event::Stop {}).unwrap();
         log.commit().unwrap();

@@ -1,0 +1,92 @@
+//! The first records of a run: what the last one left, the start itself, what has changed since the
+//! last start, and which settings weaken a protection.
+
+use super::clock::{Clocks, step_since};
+use super::config::{Config, Profile};
+use super::ledger::Ledger;
+use super::{material, swap};
+use crate::audit::record::{
+    ChangeFacts, ConfigPart, MissingCause, OverrideFacts, RecoveredFacts, StartFacts, WeakSetting,
+};
+use crate::audit::{Error, Event, Found, Log, PrincipalKeys, Signer};
+
+/// Opens the log and the principals' keys, and makes the first records durable.
+pub(super) fn open_log(
+    config: &Config,
+    audit: Signer,
+    start: StartFacts,
+    missing: &[String],
+) -> Result<(Ledger, Clocks), Error> {
+    let (log, found) = match &config.audit_replica {
+        None => Log::open(&config.audit_folder, audit)?,
+        Some(replica) => {
+            Log::open_copies(&config.audit_folder, replica, config.audit_replica_mode, audit)?
+        }
+    };
+    let principals = PrincipalKeys::open(&material::principals_folder(config))?;
+    let mut ledger = Ledger::new(log, principals, &start);
+    let clocks = Clocks::now();
+    let step = step_since(&found, ledger.boot(), clocks);
+    ledger.append_all(step.map(|observed| Event::ClockJump { observed }));
+    record(config, start, &found, missing, &mut ledger);
+    ledger.commit()?;
+    Ok((ledger, clocks))
+}
+
+/// Appends them; `missing` are the protections that this machine or profile lacks, in sentences.
+fn record(
+    config: &Config,
+    start: StartFacts,
+    found: &Found,
+    missing: &[String],
+    ledger: &mut Ledger,
+) {
+    if found.dropped_bytes > 0 || !found.stopped_in_order {
+        let observed = RecoveredFacts { dropped_bytes: found.dropped_bytes };
+        ledger.append(Event::Recovered { observed });
+    }
+    for request in &found.open_requests {
+        ledger.append(Event::end_missing(request.clone(), MissingCause::SupervisorGone));
+    }
+    let changes = found.last_start.as_ref().map(|before| changes(before, &start));
+    ledger.append(Event::Start { observed: start });
+    let changes = changes.into_iter().flatten();
+    ledger.append_all(changes.map(|observed| Event::ConfigChanged { observed }));
+    for (setting, model) in weak_settings(config, missing) {
+        let model = model.map(ToOwned::to_owned);
+        ledger.append(Event::Override { observed: OverrideFacts { setting, model } });
+    }
+}
+
+/// What is not as it was at the last start.
+fn changes(before: &StartFacts, after: &StartFacts) -> Vec<ChangeFacts> {
+    let parts = [
+        (ConfigPart::Configuration, &before.config_digest, &after.config_digest),
+        (ConfigPart::Policy, &before.policy_digest, &after.policy_digest),
+        (ConfigPart::Build, &before.build_digest, &after.build_digest),
+    ];
+    let changed = parts.into_iter().filter(|(_, before, after)| before != after);
+    let facts = |(part, before, after): (_, &String, &String)| ChangeFacts {
+        part,
+        before: before.clone(),
+        after: after.clone(),
+    };
+    changed.map(facts).collect()
+}
+
+/// The settings in force that weaken a protection, each with the model that it is about.
+fn weak_settings<'a>(
+    config: &'a Config,
+    missing: &[String],
+) -> Vec<(WeakSetting, Option<&'a str>)> {
+    let unsigned = config.models.iter().filter(|model| model.allow_unsigned);
+    let mut weak: Vec<_> =
+        unsigned.map(|model| (WeakSetting::AllowUnsigned, Some(model.name.as_str()))).collect();
+    let others = [
+        (WeakSetting::EvaluationProfile, config.profile == Profile::Evaluation),
+        (WeakSetting::Swap, missing.iter().any(|sentence| sentence == swap::MISSING)),
+        (WeakSetting::GuessTokens, config.worker.guess_tokens > 0),
+    ];
+    weak.extend(others.into_iter().filter(|(_, is_so)| *is_so).map(|(setting, _)| (setting, None)));
+    weak
+}

@@ -1,0 +1,222 @@
+//! What the real supervisor puts on the record: each event that a run can bring about, in a log whose every
+//! record is of the shipped schema.
+
+use std::collections::BTreeSet;
+
+use cloister::audit::record::{LogAction, SCHEMA};
+use cloister::supervisor::control::{self, Command as Question};
+
+use super::hostile::{deaths, order, taken_over};
+use super::*;
+
+/// An appliance of a model that loads at once.
+fn tiny(user: As, worker: &str) -> Appliance {
+    Appliance::start_with(user, &support::golden().join("tiny/llama.gguf"), worker)
+}
+
+fn complete(appliance: &Appliance) -> u16 {
+    let body = json!({ "model": "smol", "prompt": "abc", "max_tokens": 3, "temperature": 0 });
+    let answer = read_answer(appliance.post("/v1/completions", &body));
+    answer.map(|(status, _)| status).unwrap_or_default()
+}
+
+/// All records of the log, each of which must be of the schema.
+fn all_records(appliance: &Appliance) -> Vec<Value> {
+    let schema: Value = serde_json::from_str(SCHEMA).unwrap();
+    let validator = jsonschema::draft202012::new(&schema).unwrap();
+    let (log, key) = (appliance.path("audit"), appliance.path("audit.vkey"));
+    let listed = cloister_ok(&["audit", "list", &log, "--public-key", &key, "--json"]);
+    let records = listed.lines().map(|line| {
+        let mut record: Value = serde_json::from_str(line).unwrap();
+        record.as_object_mut().unwrap().remove("index");
+        let faults: Vec<_> = validator.iter_errors(&record).map(|e| e.to_string()).collect();
+        assert!(faults.is_empty(), "{record}: {faults:?}");
+        record
+    });
+    records.collect()
+}
+
+fn name(record: &Value) -> &str {
+    record["event"].as_object().unwrap().keys().next().unwrap()
+}
+
+/// The facts of each such event, in order.
+fn facts(appliance: &Appliance, event: &str) -> Vec<Value> {
+    let records = appliance.records(event);
+    records.into_iter().map(|record| record["event"][event].clone()).collect()
+}
+
+#[test]
+fn what_happens_in_a_run_is_recorded_in_records_of_the_schema() {
+    let mut appliance = tiny(As::Oneself, "guess_tokens = 1\n");
+    let config = appliance.path("cloister.toml");
+    assert_eq!(complete(&appliance), 200);
+    authentication_fails(&mut appliance, &config);
+    files_are_taken_anew(&appliance, &config);
+    let ask = Question::LogRead { action: LogAction::Export, records: 1000 };
+    let socket = PathBuf::from(appliance.path("control.sock"));
+    assert_eq!(control::ask(&socket, ask, &[]).unwrap()["ok"], true);
+    let worker = appliance.only_child("cloister-worker");
+    kill(worker, "KILL");
+    eventually("another worker", || complete(&appliance) == 200);
+    appliance.stop();
+    settings_change(&mut appliance);
+
+    let records = all_records(&appliance);
+    let seen: BTreeSet<&str> = records.iter().map(name).collect();
+    let want = [
+        "authentication_failed",
+        "begin",
+        "child_died",
+        "child_started",
+        "config_changed",
+        "end",
+        "key_used",
+        "log_read",
+        "model_opened",
+        "override",
+        "reloaded",
+        "start",
+        "stop",
+        "tokens_loaded",
+    ];
+    assert!(want.iter().all(|event| seen.contains(event)), "{seen:?}");
+    let read = &facts(&appliance, "log_read")[0];
+    assert_eq!(read["observed"]["uid"], nix::unistd::geteuid().as_raw());
+    assert_eq!(read["declared"], json!({ "action": "export", "records_max": 1024 }));
+}
+
+/// A key that is none, and one that was revoked, are told apart; the second names whose it was.
+fn authentication_fails(appliance: &mut Appliance, config: &str) {
+    let made = cloister_ok(&["token", "add", "gone", "--json", "--config", config]);
+    let made: Value = serde_json::from_str(&made).unwrap();
+    let gone = made["token"].as_str().unwrap().to_owned();
+    let good = std::mem::replace(&mut appliance.token, gone);
+    assert_eq!(complete(appliance), 200);
+    cloister_ok(&["token", "revoke", "gone", "--config", config]);
+    eventually("the revocation", || complete(appliance) == 401);
+    appliance.token = "sk-cloister-none".into();
+    assert_eq!(complete(appliance), 401);
+    appliance.token = good;
+    let failed = || facts(appliance, "authentication_failed");
+    let is = |facts: &Value, cause: &str| facts["observed"]["cause"] == cause;
+    eventually("both failures", || {
+        let failed = failed();
+        failed.iter().any(|one| is(one, "unknown")) && failed.iter().any(|one| is(one, "revoked"))
+    });
+    let failed = failed();
+    let revoked = failed.iter().find(|one| is(one, "revoked")).unwrap();
+    let begun = facts(appliance, "begin");
+    assert_eq!(revoked["observed"]["principal"], begun[1]["observed"]["principal"], "{failed:?}");
+}
+
+/// A reload that is taken, one that is refused, and one by signal, which names nobody.
+fn files_are_taken_anew(appliance: &Appliance, config: &str) {
+    let before = facts(appliance, "reloaded").len();
+    assert!(cloister(&["reload", "--config", config]).status.success());
+    let tokens = appliance.path("tokens.toml");
+    let loosely = |mode| {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(&tokens, fs::Permissions::from_mode(mode)).unwrap();
+    };
+    loosely(0o644);
+    assert_eq!(cloister(&["reload", "--config", config]).status.code(), Some(1));
+    kill(appliance.child.id().cast_signed(), "HUP");
+    eventually("three reloads", || facts(appliance, "reloaded").len() == before + 3);
+    loosely(0o600);
+    let reloads = facts(appliance, "reloaded").split_off(before);
+    let of = |at: usize, member: &str| reloads[at]["observed"][member].clone();
+    assert_eq!([of(0, "outcome"), of(1, "outcome")], ["taken", "refused"], "{reloads:?}");
+    assert!(of(1, "check").as_str().unwrap().contains("chmod 600"), "{reloads:?}");
+    assert!(of(0, "uid").is_number() && of(2, "uid").is_null(), "{reloads:?}");
+    let tables = facts(appliance, "tokens_loaded");
+    let pairs = tables.iter().zip(&tables[1..]);
+    for (before, after) in pairs {
+        assert_eq!(after["observed"]["before"], before["observed"]["digest"]);
+    }
+}
+
+/// A configuration that was changed, and what it weakens, stand behind the start.
+fn settings_change(appliance: &mut Appliance) {
+    let weak = |appliance: &Appliance| -> Vec<String> {
+        let overrides = facts(appliance, "override");
+        let named = |one: &Value| one["observed"]["setting"].as_str().unwrap().to_owned();
+        overrides.iter().map(named).collect()
+    };
+    let before = weak(appliance);
+    assert!(before.contains(&"guess_tokens".into()), "{before:?}");
+    assert!(!before.contains(&"allow_unsigned".into()), "{before:?}");
+    assert!(facts(appliance, "config_changed").is_empty());
+    appliance.change_config("name = \"smol\"\n", "name = \"smol\"\nallow_unsigned = true\n");
+    give_to(&appliance.folder, appliance.user);
+    appliance.start_again();
+    appliance.wait_until_ready();
+    appliance.stop();
+    assert!(weak(appliance).contains(&"allow_unsigned".into()));
+    let changed = facts(appliance, "config_changed");
+    let starts = facts(appliance, "start");
+    let want = json!({
+        "part": "configuration",
+        "before": starts[0]["observed"]["config_digest"],
+        "after": starts[1]["observed"]["config_digest"],
+    });
+    assert_eq!(changed.len(), 1, "{changed:?}");
+    assert_eq!(changed[0]["observed"], want);
+    let programs = &starts[0]["observed"]["programs"];
+    let worker = fs::read(appliance.programs.join("cloister-worker")).unwrap();
+    let digest = cloister::audit::principal_keys::hex(
+        ring::digest::digest(&ring::digest::SHA256, &worker).as_ref(),
+    );
+    assert_eq!(programs["worker"], digest);
+}
+
+#[test]
+fn a_child_that_its_filter_killed_is_named_and_one_that_died_otherwise_is_not() {
+    for user in users() {
+        let mut appliance = taken_over(user, "cloister-gateway");
+        appliance.start_again();
+        appliance.wait_until_ready();
+        assert_eq!(order(&appliance, "garbage"), None, "the control");
+        eventually("the first death", || deaths(&appliance, "gateway").len() == 1);
+        assert!(appliance.records("sandbox_violation").is_empty());
+        appliance.wait_until_ready();
+        assert_eq!(order(&appliance, "break-filter"), None);
+        eventually("the violation", || appliance.records("sandbox_violation").len() == 1);
+        let broken = &facts(&appliance, "sandbox_violation")[0];
+        assert_eq!(broken["observed"], json!({ "child": "gateway", "signal": 31 }));
+        appliance.stop();
+        all_records(&appliance);
+        let weak = facts(&appliance, "override");
+        let is_evaluation =
+            weak.iter().any(|one| one["observed"]["setting"] == "evaluation_profile");
+        assert_eq!(is_evaluation, user == As::Nobody || !is_root(), "{weak:?}");
+    }
+}
+
+#[test]
+fn a_clock_that_was_set_between_two_runs_is_recorded() {
+    if !is_root() {
+        return support::tell("only root may make a time namespace: the clock was not set here");
+    }
+    let mut appliance = tiny(As::Oneself, "");
+    appliance.stop();
+    appliance.start_again();
+    appliance.wait_until_ready();
+    appliance.stop();
+    assert!(appliance.records("clock_jump").is_empty(), "the control");
+    // In this namespace the machine runs a day longer, so the system's clock seems to be set back.
+    appliance.child = Command::new("unshare")
+        .args(["--time", "--fork", "--boottime", "86400", "--"])
+        .arg(appliance.programs.join("cloister-supervisor"))
+        .args(["--config", &appliance.path("cloister.toml")])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    appliance.wait_until_ready();
+    kill(descendants(appliance.child.id().cast_signed())[0], "TERM");
+    appliance.child.wait().unwrap();
+    let jumps = facts(&appliance, "clock_jump");
+    assert_eq!(jumps, [json!({ "observed": { "direction": "back", "by_s_max": 131_072 } })]);
+    assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+}
