@@ -104,10 +104,21 @@ pub enum Error {
     },
     /// No random bytes.
     Random,
-    /// A principal's key file is damaged.
+    /// A principal's key file is damaged, or wrapped under another key.
     PrincipalKeyMalformed {
         /// The file.
         path: PathBuf,
+    },
+    /// A principal's key was erased.
+    PrincipalKeyGone,
+    /// The wrapping key's file holds none.
+    WrappingKeyMalformed,
+    /// The principals' keys are wrapped under another key.
+    WrappingKeyOther {
+        /// Its name.
+        want: String,
+        /// The name of the one that was given.
+        given: String,
     },
 }
 
@@ -178,8 +189,17 @@ impl fmt::Display for Error {
             }
             Self::Random => f.write_str("the system gives no random bytes"),
             Self::PrincipalKeyMalformed { path } => {
-                write!(f, "{} is not a principal's key", path.display())
+                write!(f, "{} is not a principal's key under this wrapping key", path.display())
             }
+            Self::PrincipalKeyGone => f.write_str("the principal's key was erased"),
+            Self::WrappingKeyMalformed => {
+                f.write_str("the wrapping key is none; cloister keygen wrapping makes one")
+            }
+            Self::WrappingKeyOther { want, given } => write!(
+                f,
+                "the principals' keys are wrapped under {want}, and keys.wrapping is {given}: \
+                 give that key, or finish a rotation with cloister audit rotate-wrapping-key"
+            ),
         }
     }
 }

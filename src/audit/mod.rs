@@ -22,6 +22,7 @@ mod settle;
 mod tail;
 pub mod tiles;
 pub mod verify;
+pub mod wrapping;
 
 #[cfg(test)]
 mod tests;
@@ -34,3 +35,4 @@ pub use principal_keys::{PrincipalKey, PrincipalKeys};
 pub use reader::Reader;
 pub use record::{Event, Record};
 pub use retention::Retention;
+pub use wrapping::WrappingKey;

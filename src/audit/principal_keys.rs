@@ -1,10 +1,17 @@
 //! One random key per principal: what makes a digest useless without it, and erasable with it.
 //!
 //! A key is never derived from anything, so destroying its file is final. The log names a
-//! principal by a random pseudonym, which lies beside the key.
+//! principal by a random pseudonym, which lies beside the key. Files are wrapped under a
+//! [`WrappingKey`]; what is wrapped under another is of no use, and refused.
+//!
+//! | file in the folder | what |
+//! |---|---|
+//! | `current` | the name of the wrapping key in force |
+//! | `ID.NAME` | pseudonym and key, wrapped; `ID` names the wrapping key, `NAME` is 16 bytes of SHA-256 of the principal's name, in hex |
+//! | `ID.NAME.erased` | a key that is being destroyed: the log may not say so yet |
 
 use std::collections::HashMap;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -17,10 +24,17 @@ use zeroize::Zeroizing;
 use super::Error;
 use super::record::KeyedDigest;
 use super::tiles::read_bounded;
+use super::wrapping::WrappingKey;
 
 const PSEUDONYM_LEN: usize = 8;
 const KEY_LEN: usize = 32;
 const NONCE_LEN: usize = 16;
+/// Longest file of the folder, in bytes.
+const FILE_LEN_MAX_BYTES: usize = 256;
+/// End of the name of a key that is being destroyed.
+const ERASED: &str = ".erased";
+/// End of the name of a file that is being written.
+const FRESH: &str = ".new";
 
 /// A principal's pseudonym and key.
 pub struct PrincipalKey {
@@ -29,6 +43,12 @@ pub struct PrincipalKey {
 }
 
 impl PrincipalKey {
+    fn new(secret: &[u8]) -> Option<Self> {
+        let (pseudonym, key) = secret.split_at_checked(PSEUDONYM_LEN)?;
+        let key = (key.len() == KEY_LEN).then(|| hmac::Key::new(hmac::HMAC_SHA256, key))?;
+        Some(Self { pseudonym: hex(pseudonym), key })
+    }
+
     /// The principal's name in the log.
     #[must_use]
     pub fn pseudonym(&self) -> &str {
@@ -67,18 +87,45 @@ impl PrincipalKey {
 /// The folder of principals' keys.
 pub struct PrincipalKeys {
     folder: PathBuf,
+    wrapping: WrappingKey,
     loaded: HashMap<String, PrincipalKey>,
+    /// Pseudonyms of keys that were made since [`PrincipalKeys::take_created`].
+    created: Vec<String>,
 }
 
 impl PrincipalKeys {
-    /// Uses `folder`, which is made when it is not there.
+    /// Uses `folder`, which is made when it is not there, under `wrapping`.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] when the folder cannot be made.
-    pub fn open(folder: &Path) -> Result<Self, Error> {
+    /// [`Error::WrappingKeyOther`] when the keys are wrapped under another; [`Error::Io`].
+    pub fn open(folder: &Path, wrapping: WrappingKey) -> Result<Self, Error> {
         fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        Ok(Self { folder: folder.to_owned(), loaded: HashMap::new() })
+        let keys = Self::look(folder, wrapping)?;
+        if current(folder)?.is_none() {
+            write_whole(&folder.join("current"), keys.wrapping.id().as_bytes())?;
+        }
+        keys.destroy_others()?;
+        Ok(keys)
+    }
+
+    /// Looks at `folder`, which another process may write, and changes nothing in it.
+    ///
+    /// # Errors
+    ///
+    /// As [`PrincipalKeys::open`].
+    pub fn look(folder: &Path, wrapping: WrappingKey) -> Result<Self, Error> {
+        if let Some(want) = current(folder)?.filter(|id| id != wrapping.id()) {
+            return Err(Error::WrappingKeyOther { want, given: wrapping.id().to_owned() });
+        }
+        let folder = folder.to_owned();
+        Ok(Self { folder, wrapping, loaded: HashMap::new(), created: Vec::new() })
+    }
+
+    /// The name of the wrapping key in force.
+    #[must_use]
+    pub fn wrapping_id(&self) -> &str {
+        self.wrapping.id()
     }
 
     /// The key of `principal`; made, durably, at its first use.
@@ -87,38 +134,246 @@ impl PrincipalKeys {
     ///
     /// [`Error::PrincipalKeyMalformed`], [`Error::Random`] or [`Error::Io`].
     pub fn of(&mut self, principal: &str) -> Result<&PrincipalKey, Error> {
-        if !self.loaded.contains_key(principal) {
-            let key = self.read_or_make(principal)?;
+        if self.find(principal)?.is_none() {
+            let mut secret = Zeroizing::new([0; PSEUDONYM_LEN + KEY_LEN]);
+            SystemRandom::new().fill(secret.as_mut_slice()).map_err(|_| Error::Random)?;
+            self.write(&self.wrapping, &name_of(principal), secret.as_slice())?;
+            let key = PrincipalKey::new(secret.as_slice()).ok_or(Error::Random)?;
+            self.created.push(key.pseudonym.clone());
             self.loaded.insert(principal.to_owned(), key);
         }
         self.loaded.get(principal).ok_or(Error::Random)
     }
 
-    fn read_or_make(&self, principal: &str) -> Result<PrincipalKey, Error> {
-        let name = digest(&SHA256, principal.as_bytes());
-        let path = self.folder.join(hex(&name.as_ref()[..16]));
-        let mut bytes = Zeroizing::new([0; PSEUDONYM_LEN + KEY_LEN]);
-        SystemRandom::new().fill(bytes.as_mut_slice()).map_err(|_| Error::Random)?;
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-            Ok(mut file) => {
-                file.write_all(bytes.as_slice()).map_err(Error::io("write", &path))?;
-                file.sync_all().map_err(Error::io("sync", &path))?;
-                let folder =
-                    fs::File::open(&self.folder).map_err(Error::io("open", &self.folder))?;
-                folder.sync_all().map_err(Error::io("sync", &self.folder))?;
-            }
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                let read = Zeroizing::new(read_bounded(&path, bytes.len())?);
-                if read.len() != bytes.len() {
-                    return Err(Error::PrincipalKeyMalformed { path });
-                }
-                bytes.copy_from_slice(&read);
-            }
-            Err(error) => return Err(Error::io("create", &path)(error)),
+    /// The key of `principal`, if it has one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PrincipalKeyMalformed`] or [`Error::Io`].
+    pub fn find(&mut self, principal: &str) -> Result<Option<&PrincipalKey>, Error> {
+        if !self.loaded.contains_key(principal)
+            && let Some(secret) = self.read(&self.path(&name_of(principal)))?
+        {
+            let malformed =
+                || Error::PrincipalKeyMalformed { path: self.path(&name_of(principal)) };
+            let key = PrincipalKey::new(&secret).ok_or_else(malformed)?;
+            self.loaded.insert(principal.to_owned(), key);
         }
-        let (pseudonym, key) = bytes.split_at(PSEUDONYM_LEN);
-        Ok(PrincipalKey { pseudonym: hex(pseudonym), key: hmac::Key::new(hmac::HMAC_SHA256, key) })
+        Ok(self.loaded.get(principal))
     }
+
+    /// All keys, to look a text up whoever sent it; the folder does not know the names.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PrincipalKeyMalformed`] or [`Error::Io`].
+    pub fn all(&self) -> Result<Vec<PrincipalKey>, Error> {
+        let key = |path: PathBuf| {
+            let key = self.read(&path)?.and_then(|secret| PrincipalKey::new(&secret));
+            key.ok_or(Error::PrincipalKeyMalformed { path })
+        };
+        self.files(|name| !name.ends_with(ERASED))?.into_iter().map(key).collect()
+    }
+
+    /// Pseudonyms of keys that were made since the last call.
+    pub fn take_created(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.created)
+    }
+
+    /// Puts the key of `principal` aside, so that nobody finds it any more, and returns its pseudonym;
+    /// `None` when there is none. [`PrincipalKeys::finish_erasures`] destroys it,
+    /// [`PrincipalKeys::undo_erasure`] brings it back.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PrincipalKeyMalformed`] or [`Error::Io`].
+    pub fn begin_erasure(&mut self, principal: &str) -> Result<Option<String>, Error> {
+        let Some(key) = self.find(principal)? else { return Ok(None) };
+        let pseudonym = key.pseudonym.clone();
+        let path = self.path(&name_of(principal));
+        rename(&path, &erased(&path))?;
+        self.loaded.remove(principal);
+        Ok(Some(pseudonym))
+    }
+
+    /// Brings a key back whose erasure could not be recorded.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn undo_erasure(&mut self, principal: &str) -> Result<(), Error> {
+        let path = self.path(&name_of(principal));
+        rename(&erased(&path), &path)
+    }
+
+    /// Pseudonyms of keys that were put aside and not destroyed: a crash came between.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn unfinished_erasures(&self) -> Result<Vec<String>, Error> {
+        let mut pseudonyms = Vec::new();
+        for path in self.files(|name| name.ends_with(ERASED))? {
+            // What cannot be read any more has no name; it is destroyed all the same.
+            let secret = self.read(&path).ok().flatten();
+            pseudonyms.extend(secret.and_then(|it| PrincipalKey::new(&it)).map(|it| it.pseudonym));
+        }
+        Ok(pseudonyms)
+    }
+
+    /// Destroys the keys that were put aside.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn finish_erasures(&self) -> Result<(), Error> {
+        self.files(|name| name.ends_with(ERASED))?.iter().try_for_each(|path| destroy(path))
+    }
+
+    /// Wraps every key anew under `next` and destroys what was wrapped under the old one; returns how
+    /// many. A crash leaves all under the one or all under the other.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::PrincipalKeyMalformed`], [`Error::Random`] or [`Error::Io`].
+    pub fn rotate(&mut self, next: WrappingKey) -> Result<u64, Error> {
+        let mut count = 0;
+        for path in self.files(|_| true)? {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let name = name.split_once('.').map_or(name, |(_, name)| name);
+            let malformed = || Error::PrincipalKeyMalformed { path: path.clone() };
+            let secret = self.read(&path)?.ok_or_else(malformed)?;
+            self.write(&next, name, &secret)?;
+            count += 1;
+        }
+        write_whole(&self.folder.join("current"), next.id().as_bytes())?;
+        self.wrapping = next;
+        self.destroy_others()?;
+        Ok(count)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{}.{name}", self.wrapping.id()))
+    }
+
+    /// The secret in a file; `None` when there is no such file.
+    fn read(&self, path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, Error> {
+        let bytes = match read_bounded(path, FILE_LEN_MAX_BYTES) {
+            Err(Error::TileMissing { .. }) if !path.exists() => return Ok(None),
+            bytes => bytes?,
+        };
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let owner = owner_of(name);
+        let secret = self.wrapping.unwrap(owner, &bytes);
+        secret.map(Some).ok_or_else(|| Error::PrincipalKeyMalformed { path: path.to_owned() })
+    }
+
+    fn write(&self, wrapping: &WrappingKey, name: &str, secret: &[u8]) -> Result<(), Error> {
+        let file = format!("{}.{name}", wrapping.id());
+        write_whole(&self.folder.join(&file), &wrapping.wrap(owner_of(&file), secret)?)
+    }
+
+    /// The files under the wrapping key in force whose name `is_wanted`.
+    fn files(&self, is_wanted: impl Fn(&str) -> bool) -> Result<Vec<PathBuf>, Error> {
+        let prefix = format!("{}.", self.wrapping.id());
+        let names = names(&self.folder)?.into_iter();
+        let names = names.filter(|name| name.starts_with(&prefix) && is_wanted(name));
+        Ok(names.map(|name| self.folder.join(name)).collect())
+    }
+
+    /// Destroys what is wrapped under another key, and unfinished files: a rotation's remains.
+    fn destroy_others(&self) -> Result<(), Error> {
+        let prefix = format!("{}.", self.wrapping.id());
+        let is_other = |name: &String| !name.starts_with(&prefix) || name.ends_with(FRESH);
+        let others = names(&self.folder)?.into_iter().filter(|name| is_key_file(name));
+        others.filter(is_other).try_for_each(|name| destroy(&self.folder.join(name)))
+    }
+}
+
+/// The name of the wrapping key that the keys in `folder` are under; `None` when there are none yet.
+///
+/// # Errors
+///
+/// [`Error::Io`].
+pub fn current(folder: &Path) -> Result<Option<String>, Error> {
+    let path = folder.join("current");
+    match read_bounded(&path, FILE_LEN_MAX_BYTES) {
+        Ok(id) => Ok(Some(String::from_utf8_lossy(&id).into_owned())),
+        Err(Error::TileMissing { .. }) if !path.exists() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A principal's file name, less the wrapping key's.
+fn name_of(principal: &str) -> String {
+    hex(&digest(&SHA256, principal.as_bytes()).as_ref()[..16])
+}
+
+/// What is authenticated with a wrapped key: whose it is, whether it is being destroyed or not.
+fn owner_of(file: &str) -> &str {
+    let name = file.split_once('.').map_or(file, |(_, name)| name);
+    name.strip_suffix(ERASED).unwrap_or(name)
+}
+
+/// Whether a file is one of this folder's, under whatever wrapping key.
+fn is_key_file(file: &str) -> bool {
+    let file = file.strip_suffix(FRESH).unwrap_or(file);
+    let is_hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let parts = file.split_once('.').map(|(id, _)| (id, owner_of(file)));
+    parts.is_some_and(|(id, name)| (id.len(), name.len()) == (16, 32) && is_hex(id) && is_hex(name))
+}
+
+fn erased(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ERASED);
+    PathBuf::from(name)
+}
+
+fn names(folder: &Path) -> Result<Vec<String>, Error> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder).map_err(Error::io("read", folder))? {
+        let entry = entry.map_err(Error::io("read", folder))?;
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    Ok(names)
+}
+
+/// Writes a file whole; its bytes and its name are durable on return.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(FRESH);
+    let fresh = PathBuf::from(fresh);
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&fresh).map_err(Error::io("create", &fresh))?;
+    file.write_all(bytes).map_err(Error::io("write", &fresh))?;
+    file.sync_all().map_err(Error::io("sync", &fresh))?;
+    rename(&fresh, path)
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    fs::rename(from, to).map_err(Error::io("rename", from))?;
+    sync_folder_of(to)
+}
+
+/// Overwrites a file, then removes it, durably. What the medium keeps of old blocks stays wrapped.
+fn destroy(path: &Path) -> Result<(), Error> {
+    let mut file = match OpenOptions::new().write(true).open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        file => file.map_err(Error::io("open", path))?,
+    };
+    let len = file.metadata().map_err(Error::io("look at", path))?.len();
+    let zeros = vec![0; usize::try_from(len).unwrap_or(0).min(FILE_LEN_MAX_BYTES)];
+    file.write_all(&zeros).map_err(Error::io("write", path))?;
+    file.sync_all().map_err(Error::io("sync", path))?;
+    fs::remove_file(path).map_err(Error::io("remove", path))?;
+    sync_folder_of(path)
+}
+
+fn sync_folder_of(path: &Path) -> Result<(), Error> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let opened = File::open(folder).map_err(Error::io("open", folder))?;
+    opened.sync_all().map_err(Error::io("sync", folder))
 }
 
 /// Lower-case hex.
@@ -138,3 +393,6 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     }
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
 }
+
+#[cfg(test)]
+mod tests;

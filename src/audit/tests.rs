@@ -293,21 +293,3 @@ fn begin(request: &str) -> Event {
         declared: record::AskedFacts { endpoint: "chat".into(), max_tokens: 16, stream: true },
     }
 }
-
-#[test]
-fn keyed_digests_hide_equal_texts_and_need_the_key() {
-    let folder = Folder::new("principals");
-    let mut keys = PrincipalKeys::open(&folder.0).unwrap();
-    let digest = [7; 32];
-    let (one, two) = (
-        keys.of("anna").unwrap().keyed(&digest).unwrap(),
-        keys.of("anna").unwrap().keyed(&digest).unwrap(),
-    );
-    assert_ne!(one, two);
-    assert!(keys.of("anna").unwrap().matches(&one, &digest));
-    assert!(!keys.of("anna").unwrap().matches(&one, &[8; 32]));
-    assert!(!keys.of("bert").unwrap().matches(&one, &digest));
-    let mut again = PrincipalKeys::open(&folder.0).unwrap();
-    assert_eq!(again.of("anna").unwrap().pseudonym(), keys.of("anna").unwrap().pseudonym());
-    assert!(again.of("anna").unwrap().matches(&two, &digest));
-}

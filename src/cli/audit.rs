@@ -1,5 +1,8 @@
 //! `cloister audit`: verify and list the log, offline, with nothing but its public key.
 
+pub mod erase;
+pub mod rotate;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +33,10 @@ pub enum Command {
     /// Print the schema of a record: JSON Schema, draft 2020-12.
     #[command(after_help = "Examples:\n  cloister audit schema > record.schema.json")]
     Schema,
+    /// Destroy a principal's key: its texts are found in the log by nobody any more.
+    Erase(erase::Arguments),
+    /// Replace the key that the principals' keys are wrapped under.
+    RotateWrappingKey(rotate::Arguments),
 }
 
 /// Which log, and what it must be signed with.
@@ -87,6 +94,8 @@ pub fn run(command: Command) -> Outcome {
         Command::Checkpoint(arguments) => audit_checkpoint::run(&arguments),
         Command::Witness(arguments) => audit_witness::run(&arguments),
         Command::Prune(arguments) => audit_prune::run(&arguments),
+        Command::Erase(arguments) => erase::run(&arguments),
+        Command::RotateWrappingKey(arguments) => rotate::run_wrapping(&arguments),
         Command::Schema => {
             print(SCHEMA.trim_end());
             Ok(Verdict::Holds)

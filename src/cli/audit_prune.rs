@@ -50,7 +50,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let command = Command::Prune { older_than_s, force: arguments.force };
     let mut removed = 0;
     loop {
-        let answer = ask(&config.control_socket, command, &[])
+        let answer = ask(&config.control_socket, command.clone(), &[])
             .map_err(|error| explain(&config.control_socket, &error))?;
         if let Some(error) = answer["error"].as_str() {
             tell(&format!("refused: {error}"));

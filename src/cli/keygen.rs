@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::{Outcome, Verdict, print};
-use crate::audit::Signer;
+use crate::audit::{Signer, WrappingKey};
 use crate::package::Error;
 use crate::package::files::{Overwrite, write_new};
 use crate::package::keys::{Identity, SigningKey, generate_ed25519};
@@ -41,6 +41,10 @@ pub enum Command {
     #[command(after_help = "Examples:\n  cloister keygen audit --name clinic-7.example/audit \
         --out audit.pem")]
     Audit(Audit),
+    /// The key that the principals' keys of the audit log are wrapped under.
+    #[command(after_help = "Examples:\n  cloister keygen wrapping --out wrapping.key\n  \
+        cloister audit rotate-wrapping-key --new wrapping.key")]
+    Wrapping(Target),
     /// A P-256 key and a self-signed certificate for TLS: OUT and .cert.pem.
     #[command(after_help = "Examples:\n  cloister keygen tls --host cloister.example \
         --host 10.0.0.7 --out tls.pem")]
@@ -95,6 +99,7 @@ pub fn run(command: &Command) -> Outcome {
         Command::Signing(target) => signing(target),
         Command::ModelIdentity(target) => model_identity(target),
         Command::Audit(arguments) => audit(arguments),
+        Command::Wrapping(target) => wrapping(target),
         Command::Tls(arguments) => tls(arguments),
     };
     made.map_err(|error| {
@@ -128,6 +133,15 @@ fn audit(arguments: &Audit) -> Result<(), Error> {
     let line = format!("{verifier}\n");
     arguments.target.write(pem.expose(), &public_path, line.as_bytes())?;
     arguments.target.show("audit key", Some(&public_path), "verifier", &verifier);
+    Ok(())
+}
+
+fn wrapping(target: &Target) -> Result<(), Error> {
+    let failed = |_| Error::Generate { what: "wrapping key" };
+    let text = WrappingKey::generate().map_err(failed)?;
+    let id = WrappingKey::parse(text.expose()).map_err(failed)?.id().to_owned();
+    write_new(&target.out, PRIVATE, target.overwrite(), text.expose())?;
+    target.show("wrapping key", None, "id", &id);
     Ok(())
 }
 

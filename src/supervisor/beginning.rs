@@ -4,16 +4,18 @@
 use super::clock::{Clocks, step_since};
 use super::config::{Config, Profile};
 use super::ledger::Ledger;
-use super::{material, swap};
+use super::swap;
 use crate::audit::record::{
-    ChangeFacts, ConfigPart, MissingCause, OverrideFacts, RecoveredFacts, StartFacts, WeakSetting,
+    ChangeFacts, ConfigPart, KeyRole, MissingCause, OverrideFacts, RecoveredFacts, StartFacts,
+    WeakSetting,
 };
-use crate::audit::{Error, Event, Found, Log, PrincipalKeys, Signer};
+use crate::audit::{Error, Event, Found, Log, PrincipalKeys, Signer, WrappingKey};
 
-/// Opens the log and the principals' keys, and makes the first records durable.
+/// Opens the log and the principals' keys, and makes the first records durable; a wrapping key that
+/// `is_fresh` was made by this start.
 pub(super) fn open_log(
     config: &Config,
-    audit: Signer,
+    (audit, wrapping, is_fresh): (Signer, WrappingKey, bool),
     start: StartFacts,
     missing: &[String],
 ) -> Result<(Ledger, Clocks), Error> {
@@ -23,13 +25,17 @@ pub(super) fn open_log(
             Log::open_copies(&config.audit_folder, replica, config.audit_replica_mode, audit)?
         }
     };
-    let principals = PrincipalKeys::open(&material::principals_folder(config))?;
+    let wrapping_id = wrapping.id().to_owned();
+    let principals = PrincipalKeys::open(&config.principals_folder(), wrapping)?;
     let mut ledger = Ledger::new(log, principals, &start);
+    if is_fresh {
+        ledger.key_created(KeyRole::Wrapping, wrapping_id);
+    }
     let clocks = Clocks::now();
     let step = step_since(&found, ledger.boot(), clocks);
     ledger.append_all(step.map(|observed| Event::ClockJump { observed }));
     record(config, start, &found, missing, &mut ledger);
-    ledger.commit()?;
+    ledger.finish_erasures()?;
     Ok((ledger, clocks))
 }
 

@@ -1,8 +1,9 @@
-//! The operator's socket: `status`, `reload`, `stop`, for root and the supervisor's own user.
+//! The operator's socket: `status`, `reload`, `stop` and their like, for root and the supervisor's own
+//! user; erasures for those whom the configuration names.
 //!
-//! A sequenced-packet Unix socket of mode 0600; one JSON packet asks, one answers. The peer's
-//! user is asked of the kernel. A `reload` brings its files as descriptors, because the supervisor
-//! itself may no longer open them.
+//! A sequenced-packet Unix socket; one JSON packet asks, one answers. The peer's user is asked of the
+//! kernel, and where nobody else may ask, the socket's mode says so too. Files come as descriptors,
+//! because the supervisor itself may no longer open them.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -35,7 +36,7 @@ const ASK_DEADLINE: Duration = Duration::from_secs(5);
 const ANSWER_DEADLINE_S: i64 = 10;
 
 /// What an operator asks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields, tag = "command")]
 pub enum Command {
     /// The state, as JSON.
@@ -64,6 +65,20 @@ pub enum Command {
         /// How many records were shown.
         records: u64,
     },
+    /// Destroy a principal's key, or agree to it.
+    Erase {
+        /// The token's name.
+        principal: String,
+    },
+    /// Wrap the principals' keys under the key that comes as a descriptor.
+    RotateWrappingKey {},
+}
+
+impl Command {
+    /// Whether users may ask it who may ask for nothing but erasures.
+    fn is_for_all(&self) -> bool {
+        matches!(self, Self::Erase { .. })
+    }
 }
 
 /// An operator's connection.
@@ -77,6 +92,8 @@ struct Client {
 pub(super) struct ControlSocket {
     listener: UnixListener,
     clients: Vec<Client>,
+    /// Users who may ask for erasures, and for nothing else.
+    erasers: Vec<u32>,
 }
 
 /// A question, and the connection that waits for its answer.
@@ -99,8 +116,8 @@ impl Question {
 }
 
 impl ControlSocket {
-    /// Makes the socket, in the place of one that nobody listens on.
-    pub(super) fn bind(path: &Path) -> io::Result<Self> {
+    /// Makes the socket, in the place of one that nobody listens on. `erasers` may ask for erasures.
+    pub(super) fn bind(path: &Path, erasers: &[u32]) -> io::Result<Self> {
         if let Ok(facts) = fs::symlink_metadata(path) {
             let is_taken = !facts.file_type().is_socket() || dial(path).is_ok();
             if is_taken {
@@ -115,10 +132,12 @@ impl ControlSocket {
         let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
         bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
         // Nobody can connect before `listen`.
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        let mode = if erasers.is_empty() { 0o600 } else { 0o666 };
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
         listen(&listener, Backlog::new(8)?)?;
         // The standard library accepts on any kind of Unix socket.
-        Ok(Self { listener: UnixListener::from(listener), clients: Vec::new() })
+        let (listener, erasers) = (UnixListener::from(listener), erasers.to_vec());
+        Ok(Self { listener, clients: Vec::new(), erasers })
     }
 
     /// What to poll for reading: the listener, then the connections.
@@ -131,13 +150,15 @@ impl ControlSocket {
     pub(super) fn turn(&mut self, now: Instant) -> Vec<Question> {
         while let Ok((stream, _)) = self.listener.accept() {
             let socket = OwnedFd::from(stream);
-            let uid = operator(socket.as_fd()).filter(|_| self.clients.len() < CLIENTS_COUNT_MAX);
+            let uid = peer(socket.as_fd()).map(|(_, uid, _)| uid).ok();
+            let uid = uid.filter(|uid| is_operator(*uid) || self.erasers.contains(uid));
+            let uid = uid.filter(|_| self.clients.len() < CLIENTS_COUNT_MAX);
             self.clients.extend(uid.map(|uid| Client { socket, uid, since: now }));
         }
         let mut questions = Vec::new();
         for client in std::mem::take(&mut self.clients) {
             match ask_of(client.socket.as_fd()) {
-                Ok((command, descriptors)) => {
+                Ok((command, descriptors)) if command.is_for_all() || is_operator(client.uid) => {
                     let Client { socket, uid, .. } = client;
                     questions.push(Question { command, uid, descriptors, socket });
                 }
@@ -146,18 +167,16 @@ impl ControlSocket {
                 {
                     self.clients.push(client);
                 }
-                Err(_) => {}
+                Ok(_) | Err(_) => {}
             }
         }
         questions
     }
 }
 
-/// The user at the other end, if that may ask.
-fn operator(socket: BorrowedFd<'_>) -> Option<u32> {
-    let own = nix::unistd::geteuid().as_raw();
-    let (_, uid, _) = peer(socket).ok()?;
-    (uid == 0 || uid == own).then_some(uid)
+/// Whether a user may ask anything.
+fn is_operator(uid: u32) -> bool {
+    uid == 0 || uid == nix::unistd::geteuid().as_raw()
 }
 
 fn ask_of(socket: BorrowedFd<'_>) -> Result<(Command, VecDeque<OwnedFd>), Errno> {
@@ -219,7 +238,7 @@ mod tests {
     #[test]
     fn questions_come_with_their_descriptor_and_are_answered() {
         let path = path("ask");
-        let mut server = ControlSocket::bind(&path).unwrap();
+        let mut server = ControlSocket::bind(&path, &[]).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let client_path = path.clone();
         let client = std::thread::spawn(move || {
@@ -243,21 +262,21 @@ mod tests {
     #[test]
     fn a_second_supervisor_is_refused_and_a_dead_ones_socket_is_replaced() {
         let path = path("twice");
-        let first = ControlSocket::bind(&path).unwrap();
-        let second = ControlSocket::bind(&path).err().unwrap();
+        let first = ControlSocket::bind(&path, &[]).unwrap();
+        let second = ControlSocket::bind(&path, &[]).err().unwrap();
         assert_eq!(second.kind(), io::ErrorKind::AddrInUse);
         drop(first);
-        ControlSocket::bind(&path).unwrap();
+        ControlSocket::bind(&path, &[]).unwrap();
         fs::remove_file(&path).unwrap();
         fs::write(&path, "a file, not a socket").unwrap();
-        assert!(ControlSocket::bind(&path).is_err());
+        assert!(ControlSocket::bind(&path, &[]).is_err());
         fs::remove_file(path).unwrap();
     }
 
     #[test]
     fn silent_and_babbling_clients_are_dropped() {
         let path = path("babble");
-        let mut server = ControlSocket::bind(&path).unwrap();
+        let mut server = ControlSocket::bind(&path, &[]).unwrap();
         let start = Instant::now();
         let silent = dial(&path).unwrap();
         let babbling = dial(&path).unwrap();

@@ -21,7 +21,7 @@ use self::pool::{Found, Model, Worker};
 use self::pulse::{Pulse, alive};
 use super::cache_domains::CacheDomains;
 use super::config::{self, Lifetime, Limits};
-use super::ledger::{Ledger, request_name};
+use super::ledger::{Ledger, Principal, request_name};
 use super::records::{blind, end_event, endpoint_name, is_plain, panic_text, refusal_reason};
 use super::refusals::Refusals;
 use super::table::{Fault, Kind, Phase, Place, gateway_kind, worker_kind};
@@ -76,7 +76,7 @@ struct Request {
     /// Which worker has its ticket; none while it waits for one.
     worker: Option<WorkerIndex>,
     ticket: Ticket,
-    principal: String,
+    principal: Principal,
     begun: Instant,
     deadline: Instant,
     max_tokens: u32,
@@ -329,7 +329,7 @@ impl Dispatch {
             return Err(denied(Denial::ModelUnavailable));
         }
         let its_count = self.requests.values().chain(self.beginning.iter().map(|one| &one.request));
-        let its_count = its_count.filter(|request| request.principal == principal).count();
+        let its_count = its_count.filter(|request| request.principal.name == principal).count();
         if self.open_count() >= self.limits.requests_max.into()
             || its_count >= self.limits.requests_per_key_max.into()
         {
@@ -353,7 +353,7 @@ impl Dispatch {
             model: ModelIndex(u16::try_from(index).map_err(|_| denied(Denial::ModelUnknown))?),
             worker: None,
             ticket,
-            principal: principal.clone(),
+            principal: Principal { name: principal.clone(), pseudonym: observed.principal.clone() },
             begun: now.instant,
             deadline: now.instant + Duration::from_millis(self.limits.request_deadline_ms.into()),
             max_tokens: limit,
@@ -485,7 +485,7 @@ impl Dispatch {
         let is_durable = ledger.commit().is_ok();
         for Beginning { correlation, id, request } in std::mem::take(&mut self.beginning) {
             if !is_durable {
-                self.deny(correlation, Denial::LogUnavailable, Some(request.principal));
+                self.deny(correlation, Denial::LogUnavailable, Some(request.principal.name));
                 continue;
             }
             let model = request.model;
@@ -500,7 +500,7 @@ impl Dispatch {
                 }
                 Found::Gone(cause) => {
                     ledger.append(Event::end_missing(request_name(id), cause));
-                    self.deny(correlation, Denial::ModelUnavailable, Some(request.principal));
+                    self.deny(correlation, Denial::ModelUnavailable, Some(request.principal.name));
                     continue;
                 }
             };

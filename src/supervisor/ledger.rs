@@ -6,13 +6,23 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use crate::audit::record::{BeginFacts, KeyedDigest, MissingCause, StartFacts};
-use crate::audit::{CopyState, Error, Event, Log, PrincipalKeys};
+use crate::audit::record::{
+    BeginFacts, ErasedFacts, KeyFacts, KeyRole, KeyedDigest, MissingCause, RotationFacts,
+    StartFacts,
+};
+use crate::audit::{CopyState, Error, Event, Log, PrincipalKeys, WrappingKey};
 use crate::ipc::message::{Digest, RequestId};
 
 /// Most events that wait for a log that cannot be written; ends of requests are always kept, and
 /// those are bounded by the requests that began.
 const BACKLOG_COUNT_MAX: usize = 4096;
+
+/// Whose a request is: the token's name, and the name in the log when it began.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Principal {
+    pub(super) name: String,
+    pub(super) pseudonym: String,
+}
 
 /// The log and the principals' keys.
 pub(super) struct Ledger {
@@ -147,14 +157,85 @@ impl Ledger {
         })
     }
 
-    /// The principal's name in the log.
+    /// The principal's name in the log; made with its key at its first use.
     pub(super) fn pseudonym(&mut self, principal: &str) -> Result<String, Error> {
-        Ok(self.keys.of(principal)?.pseudonym().to_owned())
+        let pseudonym = self.keys.of(principal)?.pseudonym().to_owned();
+        for id in self.keys.take_created() {
+            self.key_created(KeyRole::Principal, id);
+        }
+        Ok(pseudonym)
     }
 
-    /// `HMAC-SHA-256(K_principal, nonce || digest)` under a fresh nonce.
-    pub(super) fn keyed(&mut self, principal: &str, digest: &Digest) -> Result<KeyedDigest, Error> {
-        self.keys.of(principal)?.keyed(&digest.0)
+    /// The principal's name in the log, if it has one.
+    pub(super) fn known_pseudonym(&mut self, principal: &str) -> Option<String> {
+        Some(self.keys.find(principal).ok()??.pseudonym().to_owned())
+    }
+
+    /// `HMAC-SHA-256(K_principal, nonce || digest)` under a fresh nonce, with the key that goes with the
+    /// pseudonym: one that was made after an erasure says nothing of what was before it.
+    pub(super) fn keyed(&mut self, who: &Principal, digest: &Digest) -> Result<KeyedDigest, Error> {
+        let key = self.keys.find(&who.name)?.filter(|key| key.pseudonym() == who.pseudonym);
+        key.ok_or(Error::PrincipalKeyGone)?.keyed(&digest.0)
+    }
+
+    /// Records that a key was made.
+    pub(super) fn key_created(&mut self, key: KeyRole, id: String) {
+        self.append(Event::KeyCreated { observed: KeyFacts { key, id } });
+    }
+
+    /// Destroys the key of a principal, whose tombstone is durable before; returns its pseudonym, or
+    /// `None` when it has no key.
+    pub(super) fn erase(&mut self, name: &str, by: &[u32]) -> Result<Option<String>, Error> {
+        let Some(principal) = self.keys.begin_erasure(name)? else { return Ok(None) };
+        let observed = ErasedFacts { principal: principal.clone(), by: by.to_vec() };
+        let tombstone = Event::Erased { observed };
+        self.append(tombstone.clone());
+        if let Err(error) = self.commit() {
+            // A commit may fail after its records became durable; then the erasure goes on.
+            let waiting = self.batch.len();
+            self.batch.retain(|event| *event != tombstone);
+            if self.batch.len() < waiting {
+                self.keys.undo_erasure(name)?;
+                return Err(error);
+            }
+        }
+        self.destroy(vec![principal.clone()])?;
+        Ok(Some(principal))
+    }
+
+    /// Finishes erasures between whose steps the last run ended.
+    pub(super) fn finish_erasures(&mut self) -> Result<(), Error> {
+        let left = self.keys.unfinished_erasures()?;
+        for principal in left.iter().cloned() {
+            self.append(Event::Erased { observed: ErasedFacts { principal, by: Vec::new() } });
+        }
+        self.commit()?;
+        self.destroy(left)
+    }
+
+    fn destroy(&mut self, pseudonyms: Vec<String>) -> Result<(), Error> {
+        self.keys.finish_erasures()?;
+        let facts = |id| KeyFacts { key: KeyRole::Principal, id };
+        let destroyed = pseudonyms.into_iter().map(facts);
+        self.append_all(destroyed.map(|observed| Event::KeyDestroyed { observed }));
+        Ok(())
+    }
+
+    /// Wraps the principals' keys under `next`; returns how many, or `None` when they are already.
+    pub(super) fn rotate_wrapping(
+        &mut self,
+        next: WrappingKey,
+        uid: u32,
+    ) -> Result<Option<u64>, Error> {
+        let (before, after) = (self.keys.wrapping_id().to_owned(), next.id().to_owned());
+        if before == after {
+            return Ok(None);
+        }
+        let count = self.keys.rotate(next)?;
+        let (key, size) = (KeyRole::Wrapping, None);
+        let observed = RotationFacts { key, before, after, uid, size, count: Some(count) };
+        self.append(Event::KeyRotated { observed });
+        Ok(Some(count))
     }
 }
 

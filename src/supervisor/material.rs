@@ -19,10 +19,10 @@ use super::manager::Manager;
 use super::secret_file;
 use super::tls::TlsKey;
 use super::tokens::TokenTable;
-use crate::audit::Signer;
+use crate::audit::{Signer, WrappingKey, principal_keys};
 use crate::ipc::message::ListenerKind;
 use crate::package::bundle::BUNDLE_LEN_MAX_BYTES;
-use crate::package::files::{Ownership, open_regular, read_small};
+use crate::package::files::{Overwrite, Ownership, open_regular, read_small, write_new};
 use crate::package::keys::Identity;
 use crate::package::quarantine;
 use crate::package::trust::TrustStore;
@@ -38,6 +38,9 @@ pub(super) struct Keys {
     /// The certificate chain in DER; empty without TLS.
     pub(super) certificates: Vec<Vec<u8>>,
     pub(super) tokens: TokenTable,
+    pub(super) wrapping: WrappingKey,
+    /// Whether this start made it.
+    pub(super) is_wrapping_fresh: bool,
 }
 
 /// A model that is about to be opened.
@@ -71,7 +74,23 @@ pub(super) fn read_keys(config: &Config) -> Result<Keys, Error> {
         _ => (None, Vec::new()),
     };
     let tokens = TokenTable::read(&config.tokens_file, owner).map_err(Error::Tokens)?;
-    Ok(Keys { audit, identity, tls, certificates, tokens })
+    let (wrapping, is_wrapping_fresh) = wrapping_key(config, owner)?;
+    Ok(Keys { audit, identity, tls, certificates, tokens, wrapping, is_wrapping_fresh })
+}
+
+/// Reads the wrapping key, or makes it while there is nothing that is wrapped.
+fn wrapping_key(config: &Config, owner: u32) -> Result<(WrappingKey, bool), Error> {
+    let path = &config.keys.wrapping;
+    let fault = |error| Error::Audit(path.clone(), error);
+    let is_absent = secret_file::open(path, owner).is_err_and(|error| error.is_absent());
+    let is_first = principal_keys::current(&config.principals_folder()).map_err(fault)?.is_none();
+    let is_fresh = is_absent && is_first;
+    if is_fresh {
+        let text = WrappingKey::generate().map_err(fault)?;
+        write_new(path, 0o600, Overwrite::No, text.expose()).map_err(Error::Package)?;
+    }
+    let text = secret(path, owner)?;
+    Ok((WrappingKey::parse(text.expose()).map_err(fault)?, is_fresh))
 }
 
 /// Who may own secret files, beside root.
@@ -180,7 +199,7 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 
 /// Makes the folders that the supervisor writes to, as its own user's.
 pub(super) fn make_folders(config: &Config) -> Result<(), Error> {
-    let own = [&config.audit_folder, &principals_folder(config), &admissions_folder(config)];
+    let own = [&config.audit_folder, &config.principals_folder(), &admissions_folder(config)];
     for folder in own.into_iter().chain(&config.audit_replica) {
         let fault = |source| Error::Folder(folder.clone(), source);
         fs::create_dir_all(folder).map_err(fault)?;
@@ -198,16 +217,7 @@ pub(super) fn make_folders(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// Where the principals' keys are: beside the log, not in it.
-pub(super) fn principals_folder(config: &Config) -> PathBuf {
-    beside_the_log(config, "principals")
-}
-
-/// Where admissions are kept.
+/// Where admissions are kept: beside the log.
 pub(super) fn admissions_folder(config: &Config) -> PathBuf {
-    beside_the_log(config, "admissions")
-}
-
-fn beside_the_log(config: &Config, name: &str) -> PathBuf {
-    config.audit_folder.parent().unwrap_or(Path::new(".")).join(name)
+    config.audit_folder.parent().unwrap_or(Path::new(".")).join("admissions")
 }

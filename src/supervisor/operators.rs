@@ -19,7 +19,7 @@ impl Supervisor {
     pub(super) fn answer_operators(&mut self) {
         self.keep_retention(now().instant);
         for mut question in self.control.turn(now().instant) {
-            let answer = match question.command {
+            let answer = match question.command.clone() {
                 Command::Status {} => self.status(),
                 Command::Reload { certificate } => self.reload(&mut question, certificate),
                 Command::Prune { older_than_s, force } => self.prune(older_than_s, force),
@@ -33,6 +33,8 @@ impl Supervisor {
                     self.ledger.append(Event::LogRead { observed, declared });
                     json!({ "ok": true })
                 }
+                Command::Erase { principal } => self.erase(&principal, question.uid),
+                Command::RotateWrappingKey {} => self.rotate_wrapping(&mut question),
             };
             question.answer(&answer);
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ring::hmac;
 
-use super::ledger::{Ledger, request_name};
+use super::ledger::{Ledger, Principal, request_name};
 use crate::audit::Event;
 use crate::audit::principal_keys::hex;
 use crate::audit::record::{EndFacts, EndedFacts, MissingCause, RefusalReason, bucket};
@@ -13,7 +13,7 @@ use crate::ipc::message::{Denial, EndReport, Endpoint, Outcome, RequestId};
 /// The record of an end; the digests are keyed here.
 pub(super) fn end_event(
     report: &EndReport,
-    principal: &str,
+    principal: &Principal,
     duration: Duration,
     ledger: &mut Ledger,
 ) -> Event {

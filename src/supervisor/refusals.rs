@@ -76,7 +76,7 @@ impl Refusals {
             ledger.append(Event::Refused { observed: RefusedFacts { reason, count, principal } });
         }
         for ((cause, principal), count) in self.failures.drain() {
-            let principal = principal.and_then(|name| ledger.pseudonym(&name).ok());
+            let principal = principal.and_then(|name| ledger.known_pseudonym(&name));
             let observed = AuthenticationFacts { cause, count, principal };
             ledger.append(Event::AuthenticationFailed { observed });
         }

@@ -17,6 +17,7 @@ use super::compute::Place;
 use super::config::Config;
 use super::control::ControlSocket;
 use super::dispatch::{Dispatch, Effect, Now};
+use super::erasure::Erasures;
 use super::error::Error;
 use super::ledger::Ledger;
 use super::manager::Manager;
@@ -75,6 +76,7 @@ pub(super) struct Supervisor {
     pub(super) log_retry: Option<Instant>,
     /// The system's clock against the monotonic one, when last seen to step.
     pub(super) clocks: Clocks,
+    pub(super) erasures: Erasures,
 }
 
 /// The moment now.

@@ -15,6 +15,7 @@ use super::config::{Config, Model, Profile, Swap};
 use super::control::ControlSocket;
 use super::deaths::violation;
 use super::dispatch::Dispatch;
+use super::erasure::Erasures;
 use super::error::{Error, ModelFault};
 use super::intake::Intake;
 use super::ledger::Ledger;
@@ -78,7 +79,7 @@ pub(super) fn open_all(config: &Config, mut manager: Manager) -> Result<OpenedAl
     }
     material::make_folders(config)?;
     let control_path = &config.control_socket;
-    let control = ControlSocket::bind(control_path)
+    let control = ControlSocket::bind(control_path, &config.erasure.operators)
         .map_err(|source| Error::Control(control_path.clone(), source))?;
     let listeners = material::bind_listeners(config, &mut manager)?;
     let keys = material::read_keys(config)?;
@@ -116,7 +117,7 @@ pub(super) fn give_up_powers(config: &Config) -> Result<Sandboxed, Error> {
         let uid = config.users.supervisor;
         sandbox::assume(Ids { uid, gid: uid }, true).map_err(Error::Sandbox)?;
     }
-    let principals = material::principals_folder(config);
+    let principals = config.principals_folder();
     let admissions = material::admissions_folder(config);
     let parent = |path: &std::path::Path| path.parent().map(ToOwned::to_owned).unwrap_or_default();
     let (tokens, control) = (parent(&config.tokens_file), parent(&config.control_socket));
@@ -169,7 +170,8 @@ pub(super) fn begin(
     }
     // 5. Open the audit log.
     let start = start_facts(&config, config_digest, programs, sandboxed);
-    let (mut ledger, clocks) = beginning::open_log(&config, keys.audit, start, &missing)
+    let log_keys = (keys.audit, keys.wrapping, keys.is_wrapping_fresh);
+    let (mut ledger, clocks) = beginning::open_log(&config, log_keys, start, &missing)
         .map_err(|error| Error::Audit(config.audit_folder.clone(), error))?;
     // 6. Verify and open each model.
     let intake = Intake::new(trust, &material::admissions_folder(&config));
@@ -181,6 +183,7 @@ pub(super) fn begin(
         (has_terminal, &manager),
         &mut ledger,
     )?;
+    let erasures = Erasures::new(config.erasure.confirmations);
     let names = served.iter().map(|(model, digest)| (model.facts.model.clone(), *digest));
     let (limits, worker) = (config.limits, config.worker);
     let dispatch = Dispatch::new(limits, worker, keys.tokens, keys.tls, names.collect());
@@ -209,6 +212,7 @@ pub(super) fn begin(
         told_state: "",
         log_retry: None,
         clocks,
+        erasures,
     })
 }
 

@@ -121,6 +121,7 @@ impl Gateway<'_> {
                 let control = self.generate(others, second, 4);
                 json!({ "before": before, "right": right, "after": after, "control": control })
             }
+            "mislabel" => self.mislabel(key),
             "other-model" => {
                 let asked = self.question(key, "none such", 4);
                 json!(format!("{:?}", self.ask(&asked)))
@@ -134,11 +135,7 @@ impl Gateway<'_> {
                 let content = b"TLS 1.3, client CertificateVerify\0";
                 self.sign([&[b' '; 64][..], content, &[7; 32]].concat())
             }
-            "break-filter" => {
-                let begun = sandbox::begin(Role::Gateway, self.control).unwrap();
-                let _sealed = begun.seal(MEMORY).unwrap();
-                json!(TcpListener::bind("127.0.0.1:0").is_ok())
-            }
+            "break-filter" => self.break_filter(),
             "ready" => self.tell(&FromGateway::Ready),
             "alive" => self.tell(&FromGateway::Alive),
             "abandon" => self.tell(&FromGateway::Abandoned { request: RequestId([9; 16]) }),
@@ -160,6 +157,22 @@ impl Gateway<'_> {
                 }
             }
         }
+    }
+
+    /// Says that a request is another than what its worker gets.
+    fn mislabel(&mut self, key: Digest) -> Value {
+        let (correlation, model, max_tokens) = (CORRELATION, String::new(), 4096);
+        let (endpoint, stream) = (Endpoint::Chat, true);
+        let begun =
+            self.ask(&FromGateway::Begin { correlation, key, endpoint, model, max_tokens, stream });
+        let ToGateway::Begun { request, worker: Some(worker), .. } = begun else { panic!() };
+        self.generate(worker, request, 4)
+    }
+
+    /// Closes its own sandbox, as the real one does, and then listens: what no rule allows.
+    fn break_filter(&self) -> Value {
+        let _sealed = sandbox::begin(Role::Gateway, self.control).unwrap().seal(MEMORY).unwrap();
+        json!(TcpListener::bind("127.0.0.1:0").is_ok())
     }
 
     fn question(&self, key: Digest, model: &str, max_tokens: u32) -> FromGateway {

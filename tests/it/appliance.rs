@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::support;
 
 mod children;
+mod erasure;
 mod full_disk;
 mod hang;
 mod hostile;
@@ -22,6 +23,7 @@ mod live_memory;
 mod long_log;
 mod memory;
 mod node;
+mod privacy;
 mod records;
 mod replica;
 mod retention;

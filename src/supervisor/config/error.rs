@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::{fmt, io};
 
-use super::{LISTENERS_COUNT_MAX, MODELS_COUNT_MAX, WORKERS_COUNT_MAX};
+use super::{ERASURE_USERS_COUNT_MAX, LISTENERS_COUNT_MAX, MODELS_COUNT_MAX, WORKERS_COUNT_MAX};
 use crate::ipc::message::NAME_LEN_MAX_BYTES;
 
 /// What is wrong with a configuration.
@@ -62,6 +62,11 @@ pub enum Fault {
     Users,
     /// A credential asked, but systemd gave no folder of credentials.
     NoCredentials,
+    /// Fewer users may ask for an erasure than must, or more than [`ERASURE_USERS_COUNT_MAX`].
+    ErasureUsers {
+        /// How many must.
+        needed: u32,
+    },
     /// A name of a log with other than printable characters or a plus sign.
     Origin,
     /// How copies are written is said, but there is one.
@@ -125,6 +130,11 @@ impl fmt::Display for Fault {
             Self::NoCredentials => write!(
                 f,
                 "systemd passed no credentials; add LoadCredential= to the unit, or give a path"
+            ),
+            Self::ErasureUsers { needed } => write!(
+                f,
+                "{needed} users must ask for an erasure; name as many but one (root may ask too), \
+                 at most {ERASURE_USERS_COUNT_MAX}"
             ),
             Self::NoReplica => write!(f, "there is one copy; set audit.replica too"),
             Self::Retention => write!(

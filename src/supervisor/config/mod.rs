@@ -27,6 +27,8 @@ const FILE_LEN_MAX_BYTES: u64 = 1 << 20;
 pub const MODELS_COUNT_MAX: usize = 16;
 /// Most worker processes at once, of all models: the spawner starts no more.
 pub const WORKERS_COUNT_MAX: usize = 56;
+/// Most users who must agree to an erasure, and most who may.
+const ERASURE_USERS_COUNT_MAX: u32 = 8;
 /// Most listeners: they travel as descriptors of one message.
 pub const LISTENERS_COUNT_MAX: usize = 8;
 
@@ -128,6 +130,8 @@ pub struct Config {
     pub audit_retention: Retention,
     /// The log's name in its checkpoints.
     pub audit_origin: String,
+    /// Who must agree to an erasure.
+    pub erasure: Erasure,
     /// The token table.
     pub tokens_file: PathBuf,
     /// The control socket.
@@ -229,6 +233,17 @@ pub struct Keys {
     pub audit: PathBuf,
     /// The P-256 key of the TLS certificate.
     pub tls: Option<PathBuf>,
+    /// The key that the principals' keys are wrapped under.
+    pub wrapping: PathBuf,
+}
+
+/// Who must agree before a principal's key is destroyed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Erasure {
+    /// How many users of the machine must ask for the same erasure.
+    pub confirmations: u32,
+    /// Users, beside root and the supervisor's own, who may ask for one, and for nothing else.
+    pub operators: Vec<u32>,
 }
 
 /// How long a worker process lives.
@@ -408,6 +423,12 @@ impl Default for Users {
 }
 
 impl Config {
+    /// Where the principals' keys are: beside the log, not in it.
+    #[must_use]
+    pub fn principals_folder(&self) -> PathBuf {
+        self.audit_folder.parent().unwrap_or(Path::new(".")).join("principals")
+    }
+
     /// Reads and checks `file`; `is_root` chooses the profile, and `credentials` is the folder of
     /// systemd's, if there is one.
     ///

@@ -57,6 +57,23 @@ fn the_commented_default_file_is_a_configuration() {
 }
 
 #[test]
+fn an_erasure_needs_as_many_users_as_may_ask() {
+    let audit = |text: &str| format!("{SMALLEST}[audit]\n{text}\n");
+    let config = parse(&audit("")).unwrap();
+    assert_eq!(config.erasure, Erasure { confirmations: 1, operators: Vec::new() });
+    assert_eq!(config.keys.wrapping, Path::new("/var/lib/cloister/wrapping.key"));
+    let two = audit("erase_confirmations = 2\nerase_operators = [1001, 1000, 1001]");
+    let want = Erasure { confirmations: 2, operators: vec![1000, 1001] };
+    assert_eq!(parse(&two).unwrap().erasure, want);
+    let key = "audit.erase_operators";
+    refuses(&audit("erase_confirmations = 2\nerase_operators = [0]"), 5, key, "2 users must ask");
+    refuses(&audit("erase_confirmations = 2"), 0, key, "2 users must ask");
+    let key = "audit.erase_confirmations";
+    refuses(&audit("erase_confirmations = 0"), 4, key, "from 1 to 8");
+    refuses(&audit("erase_confirmations = 9"), 4, key, "from 1 to 8");
+}
+
+#[test]
 fn encrypted_models_and_unix_sockets_are_taken() {
     let text = "[server]\nlisten = [\"unix:run/s\", \"[::1]:1\"]\n\
                 [[model]]\nfile = \"/m/a.gguf.age\"\nname = \"org/a:1\"\n\

@@ -8,8 +8,9 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    Activations, Config, Error, Fault, Keys, Kv, LISTENERS_COUNT_MAX, Limits, Listen,
-    MODELS_COUNT_MAX, Model, Profile, Sandbox, Users, WORKERS_COUNT_MAX, Worker,
+    Activations, Config, ERASURE_USERS_COUNT_MAX, Erasure, Error, Fault, Keys, Kv,
+    LISTENERS_COUNT_MAX, Limits, Listen, MODELS_COUNT_MAX, Model, Profile, Sandbox, Users,
+    WORKERS_COUNT_MAX, Worker,
 };
 use crate::audit::Mode;
 use crate::audit::retention::{RETENTION_FLOOR_S, Retention, parse_time_s};
@@ -63,6 +64,7 @@ struct KeysText {
     identity: Option<Spanned<String>>,
     audit: Option<Spanned<String>>,
     tls: Option<Spanned<String>>,
+    wrapping: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -74,6 +76,8 @@ struct AuditText {
     replica_mode: Option<Spanned<Mode>>,
     retention_min: Option<Spanned<String>>,
     retention_max: Option<Spanned<String>>,
+    erase_confirmations: Option<Spanned<u32>>,
+    erase_operators: Option<Spanned<Vec<u32>>>,
 }
 
 #[derive(Deserialize, Default)]
@@ -110,6 +114,8 @@ impl Config {
         let worker = reader.worker(raw.worker, models.len())?;
         let workers_len = models.len() * usize::from(worker.count());
         let audit_folder = raw.audit.folder.as_deref().unwrap_or("/var/lib/cloister/audit");
+        let audit_folder = reader.path(audit_folder);
+        let beside = audit_folder.parent().unwrap_or(Path::new("")).join("wrapping.key");
         let tokens_file = raw.tokens.file.as_deref().unwrap_or("tokens.toml");
         let socket = raw.control.socket.as_deref().unwrap_or("/run/cloister/control.sock");
         let keys = Keys {
@@ -121,6 +127,10 @@ impl Config {
             )?,
             audit: reader.key_path(raw.keys.audit.as_ref(), "keys.audit", "audit.key")?,
             tls,
+            wrapping: match raw.keys.wrapping.as_ref() {
+                Some(wrapping) => reader.key_path(Some(wrapping), "keys.wrapping", "")?,
+                None => beside,
+            },
         };
         Ok(Self {
             file: file.to_owned(),
@@ -129,11 +139,12 @@ impl Config {
             certificate,
             limits,
             keys,
-            audit_folder: reader.path(audit_folder),
+            audit_folder,
             audit_replica: raw.audit.replica.as_deref().map(|path| reader.path(path)),
             audit_replica_mode: reader.replica_mode(&raw.audit)?,
             audit_retention: reader.retention(&raw.audit)?,
             audit_origin: reader.origin(raw.audit.origin.as_ref())?,
+            erasure: reader.erasure(&raw.audit)?,
             tokens_file: reader.path(tokens_file),
             control_socket: reader.path(socket),
             worker,
@@ -334,6 +345,29 @@ impl TextReader<'_> {
             return Err(self.error(at, "audit.retention_max", Fault::RetentionOrder));
         }
         Ok(Retention { min_s, max_s })
+    }
+
+    /// As many users must be able to ask as are needed: the configured ones and root.
+    fn erasure(&self, asked: &AuditText) -> Result<Erasure, Error> {
+        let confirmations = asked.erase_confirmations.as_ref();
+        let needed = confirmations.map_or(1, |count| *count.get_ref());
+        if !(1..=ERASURE_USERS_COUNT_MAX).contains(&needed) {
+            let range = Fault::Range(1..=ERASURE_USERS_COUNT_MAX);
+            let at = confirmations.map(Spanned::span);
+            return Err(self.error(at, "audit.erase_confirmations", range));
+        }
+        let span = asked.erase_operators.as_ref().map(Spanned::span);
+        let operators = asked.erase_operators.as_ref().map(|uids| uids.get_ref().clone());
+        let mut operators = operators.unwrap_or_default();
+        operators.sort_unstable();
+        operators.dedup();
+        let count = u32::try_from(operators.len()).unwrap_or(u32::MAX);
+        let is_enough = operators.iter().filter(|uid| **uid != 0).count() + 1 >= needed as usize;
+        if count > ERASURE_USERS_COUNT_MAX || !is_enough {
+            let fault = Fault::ErasureUsers { needed };
+            return Err(self.error(span, "audit.erase_operators", fault));
+        }
+        Ok(Erasure { confirmations: needed, operators })
     }
 
     fn limits(&self, asked: Option<Spanned<Limits>>) -> Result<Limits, Error> {

@@ -10,7 +10,7 @@ use ring::signature::Ed25519KeyPair;
 
 use super::*;
 use crate::audit::record::{ProgramFacts, StartFacts};
-use crate::audit::{Log, PrincipalKeys, Signer};
+use crate::audit::{Log, PrincipalKeys, Signer, WrappingKey};
 use crate::ipc::message::Endpoint;
 use crate::supervisor::tokens::{Role, token_digest};
 
@@ -47,7 +47,9 @@ fn appliance_of(name: &str, worker: config::Worker) -> Appliance {
     let pem = format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n");
     let signer = Signer::from_pem("test/log", pem.as_bytes()).unwrap();
     let (log, _) = Log::open(&folder.join("log"), signer).unwrap();
-    let keys = PrincipalKeys::open(&folder.join("principals")).unwrap();
+    let wrapping = WrappingKey::generate().unwrap();
+    let wrapping = WrappingKey::parse(wrapping.expose()).unwrap();
+    let keys = PrincipalKeys::open(&folder.join("principals"), wrapping).unwrap();
     let ledger = Ledger::new(log, keys, &start_facts());
     let mut tokens = TokenTable::default();
     let token = tokens.add("alice", Role::User, 0, Some(1000)).unwrap();
@@ -313,6 +315,7 @@ fn keys_that_open_nothing_are_told_apart_and_never_named() {
     let revoked = token_digest(&tokens.add("bob", Role::User, 0, None).unwrap());
     tokens.revoke("bob", 100).unwrap();
     it.dispatch.set_tokens(tokens, &mut it.ledger, it.now);
+    let pseudonym = it.ledger.pseudonym("bob").unwrap();
     it.now.wall_s = 1000;
     for key in [it.key, revoked, Digest([9; 32])] {
         let correlation = 7;
@@ -323,7 +326,6 @@ fn keys_that_open_nothing_are_told_apart_and_never_named() {
     for cause in ["expired", "revoked", "unknown"] {
         assert!(text.contains(&format!("\"cause\":\"{cause}\",\"count\":1")), "{cause}: {text}");
     }
-    let pseudonym = it.ledger.pseudonym("bob").unwrap();
     assert!(text.contains(&pseudonym) && !text.contains("bob") && !text.contains("alice"));
 }
 
@@ -525,6 +527,61 @@ fn revoking_a_token_ends_its_requests() {
     assert!(journal(&it.folder).contains("\"tokens_loaded\""));
     it.ask("").unwrap();
     assert_eq!(it.denied(), Denial::KeyInvalid);
+}
+
+#[test]
+fn an_erasure_ends_what_runs_and_no_new_key_says_anything_of_it() {
+    let mut it = serving("erased");
+    let running = it.begun();
+    let before = it.ledger.known_pseudonym("alice").unwrap();
+    assert_eq!(it.ledger.erase("nobody", &[0]).unwrap(), None);
+    assert_eq!(it.ledger.erase("alice", &[0, 1000]).unwrap(), Some(before.clone()));
+    assert_eq!(it.ledger.known_pseudonym("alice"), None);
+    it.dispatch.end_principal("alice", &mut it.ledger, it.now);
+    let effects = it.turn();
+    assert!(matches!(
+        effects[..],
+        [
+            Effect::Worker(WORKER, ToWorkerControl::Revoke { request: it }),
+            Effect::Worker(WORKER, ToWorkerControl::Forget { .. }),
+            Effect::Worker(OTHER, ToWorkerControl::Forget { .. }),
+        ] if it == running
+    ));
+    // The principal goes on under another key, which does not sign for the old request.
+    let after = it.begun();
+    assert_ne!(it.ledger.known_pseudonym("alice").unwrap(), before);
+    it.worker(WORKER, WorkerReport::End(end(running))).unwrap();
+    it.worker(WORKER, WorkerReport::End(end(after))).unwrap();
+    it.turn();
+    let text = journal(&it.folder);
+    let erased = format!("\"erased\":{{\"observed\":{{\"principal\":\"{before}\",\"by\":[0,1000]");
+    assert!(text.contains(&erased), "{text}");
+    assert_eq!(text.matches("\"key_unavailable\"").count(), 1, "{text}");
+    assert_eq!(text.matches("\"end\":").count(), 1, "{text}");
+    assert_eq!(text.matches("\"key_created\":").count(), 2, "{text}");
+    assert_eq!(text.matches("\"key_destroyed\":").count(), 1, "{text}");
+}
+
+#[test]
+fn an_erasure_that_cannot_be_recorded_is_none() {
+    let mut it = serving("unerased");
+    it.begun();
+    let before = it.ledger.known_pseudonym("alice").unwrap();
+    let (log, away) = (it.folder.join("log"), it.folder.join("away"));
+    fs::rename(&log, &away).unwrap();
+    fs::write(&log, "in the way").unwrap();
+    it.ask("").unwrap();
+    it.turn();
+    assert!(it.ledger.is_failing());
+    it.ledger.erase("alice", &[0]).unwrap_err();
+    assert_eq!(it.ledger.known_pseudonym("alice").unwrap(), before);
+    fs::remove_file(&log).unwrap();
+    fs::rename(&away, &log).unwrap();
+    it.turn();
+    it.begun();
+    let text = journal(&it.folder);
+    assert!(!text.contains("\"erased\""), "{text}");
+    assert_eq!(it.ledger.known_pseudonym("alice").unwrap(), before);
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! A part that was taken over speaks the protocol as an attacker would: what it wants is refused, what breaks
 //! the protocol ends it on the record, and the others go on. Each test has a control that works.
 
+use cloister::audit::record::KeyedDigest;
+use cloister::audit::{PrincipalKeys, WrappingKey};
 use cloister::supervisor::tokens::token_digest;
 
+use super::erasure::sha256;
+use super::records::facts;
 use super::*;
 
 /// Tokens of an answer, at most, whoever asks.
@@ -102,6 +106,39 @@ fn a_gateway_that_takes_a_worker_for_a_second_request_is_refused_by_the_worker()
     assert_eq!(appliance.records("ticket_missing").len(), 1);
     assert!(appliance.records("child_died").is_empty());
     assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+}
+
+#[test]
+fn a_gateway_that_mislabels_a_request_does_not_change_what_the_worker_reports() {
+    let mut appliance = taken_over(As::Oneself, "cloister-gateway");
+    appliance.start_again();
+    appliance.wait_until_ready();
+    for attack in ["honest", "mislabel"] {
+        assert_eq!(order(&appliance, attack).unwrap()["tokens"], 4, "{attack}");
+    }
+    appliance.stop();
+    let declared = |event: &str| -> Vec<Value> {
+        facts(&appliance, event).iter().map(|one| one["declared"].clone()).collect()
+    };
+    let begun = declared("begin");
+    assert_eq!(begun[0], json!({ "endpoint": "completion", "max_tokens": 4, "stream": false }));
+    assert_eq!(begun[1], json!({ "endpoint": "chat", "max_tokens": 4096, "stream": true }));
+    // Both were of the same text and of the same parameters, and the worker says so.
+    let wrapping = WrappingKey::parse(&fs::read(appliance.path("wrapping.key")).unwrap()).unwrap();
+    let keys = PrincipalKeys::look(Path::new(&appliance.path("principals")), wrapping).unwrap();
+    let key = keys.all().unwrap().remove(0);
+    let parameters = "temperature=0\ntop_k=0\ntop_p=1\nmin_p=0\nrepeat_penalty=1\npresence_penalty=0\n\
+        frequency_penalty=0\nseed=\nmax_tokens=4\nlogit_bias=\n";
+    for end in declared("end") {
+        let is = |member: &str, text: &str| {
+            let keyed = end.pointer(member).unwrap().clone();
+            let keyed: KeyedDigest = serde_json::from_value(keyed).unwrap();
+            key.matches(&keyed, &sha256(text.as_bytes()))
+        };
+        assert!(is("/messages/0", "abc") && is("/parameters", parameters), "{end}");
+        assert!(!is("/messages/0", "abd") && !is("/parameters", "temperature=1\n"));
+        assert_eq!(end["completion_tokens_max"], 4);
+    }
 }
 
 /// The causes of the deaths of `child`, and what it said of them, in order.

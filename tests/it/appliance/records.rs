@@ -10,18 +10,18 @@ use super::hostile::{deaths, order, taken_over};
 use super::*;
 
 /// An appliance of a model that loads at once.
-fn tiny(user: As, worker: &str) -> Appliance {
+pub(super) fn tiny(user: As, worker: &str) -> Appliance {
     Appliance::start_with(user, &support::golden().join("tiny/llama.gguf"), worker)
 }
 
-fn complete(appliance: &Appliance) -> u16 {
+pub(super) fn complete(appliance: &Appliance) -> u16 {
     let body = json!({ "model": "smol", "prompt": "abc", "max_tokens": 3, "temperature": 0 });
     let answer = read_answer(appliance.post("/v1/completions", &body));
     answer.map(|(status, _)| status).unwrap_or_default()
 }
 
 /// All records of the log, each of which must be of the schema.
-fn all_records(appliance: &Appliance) -> Vec<Value> {
+pub(super) fn all_records(appliance: &Appliance) -> Vec<Value> {
     let schema: Value = serde_json::from_str(SCHEMA).unwrap();
     let validator = jsonschema::draft202012::new(&schema).unwrap();
     let (log, key) = (appliance.path("audit"), appliance.path("audit.vkey"));
@@ -41,7 +41,7 @@ fn name(record: &Value) -> &str {
 }
 
 /// The facts of each such event, in order.
-fn facts(appliance: &Appliance, event: &str) -> Vec<Value> {
+pub(super) fn facts(appliance: &Appliance, event: &str) -> Vec<Value> {
     let records = appliance.records(event);
     records.into_iter().map(|record| record["event"][event].clone()).collect()
 }
