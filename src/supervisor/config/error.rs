@@ -62,7 +62,7 @@ pub enum Fault {
     Users,
     /// A credential asked, but systemd gave no folder of credentials.
     NoCredentials,
-    /// Fewer users may ask for an erasure than must, or more than [`ERASURE_USERS_COUNT_MAX`].
+    /// Fewer users may ask for an erasure than must, or more than there may be.
     ErasureUsers {
         /// How many must.
         needed: u32,
