@@ -65,10 +65,16 @@ pub(super) struct Copies {
 /// What is to be made durable at once.
 pub(super) struct Batch {
     pub(super) records: Vec<Vec<u8>>,
-    /// How many of them are begins.
+    /// How many of them are begins, and how many are ends.
     pub(super) begins: u64,
-    /// Whether all of them are ends, which may use the room that is reserved for them.
-    pub(super) is_ends_alone: bool,
+    pub(super) ends: u64,
+}
+
+impl Batch {
+    /// Whether all are ends, which may use the room that is reserved for them.
+    fn is_ends_alone(&self) -> bool {
+        self.ends == self.records.len() as u64
+    }
 }
 
 impl Copies {
@@ -107,13 +113,13 @@ impl Copies {
         signer: &Signer,
         batch: Batch,
     ) -> Result<(), Error> {
-        let room = frames_len(&batch.records)
-            + reserve_bytes(tail.carried().open.len() as u64 + batch.begins);
+        let open = tail.carried().open.len() as u64 + batch.begins;
+        let room = frames_len(&batch.records) + reserve_bytes(open.saturating_sub(batch.ends));
         let ready = self.step(true, |copy, other| {
             copy.repair(tail, &|| sign(signer, tail), other)?;
             copy.take_room(room)
         });
-        if ready.is_err() && !batch.is_ends_alone {
+        if ready.is_err() && !batch.is_ends_alone() {
             return ready;
         }
         if !batch.records.is_empty() {
@@ -304,7 +310,7 @@ pub(super) fn open(
             true => (0, Carried::default()),
             false => (found.tail.first().0, found.tail.first().1.clone()),
         };
-        let copy = Copy::new(&found.folder, Arc::clone(disk), (base, carried), found.lock);
+        let copy = Copy::new(&found.folder, Arc::clone(disk), (base, carried), found.lock)?;
         match &mut opened {
             None => {
                 opened = Some(Opened {
@@ -425,7 +431,7 @@ fn read_checkpoint(path: &Path, verifier: &Verifier) -> Result<Option<Checkpoint
         return Ok(None);
     }
     let note = read_bounded(path, NOTE_LEN_MAX_BYTES)?;
-    let checkpoint = Checkpoint::parse(verifier.open(&note)?)?;
+    let checkpoint = Checkpoint::parse(verifier.open_kept(&note)?)?;
     if checkpoint.origin != verifier.name() {
         return Err(Error::CheckpointOrigin);
     }

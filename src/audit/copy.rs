@@ -9,17 +9,16 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use nix::fcntl::{Flock, FlockArg};
 
 use super::Error;
 use super::carried::Carried;
-use super::disk::{Disk, Durable, put};
+use super::disk::{Disk, Durable, put, put_new};
 use super::journal::{Blank, Journal};
 use super::merkle::TILE_WIDTH;
 use super::retention;
-use super::settle::{CatchUp, Settle, Settled, journal_bytes};
+use super::settle::{Beside, CatchUp, Settle, Settled, journal_bytes};
 use super::tail::Tail;
 use super::tiles::{Kind, encode_entries, tile_path};
 
@@ -42,7 +41,7 @@ pub(super) struct Copy {
     /// Records whose whole bundles were published.
     whole: u64,
     open_tiles: Vec<OpenTile>,
-    settling: Option<JoinHandle<Result<Settled, Error>>>,
+    beside: Beside,
     /// Whether the last attempt to settle failed.
     must_settle: bool,
     _lock: Flock<File>,
@@ -62,8 +61,9 @@ impl Copy {
         disk: Arc<dyn Disk>,
         (base, carried): (u64, Carried),
         lock: Flock<File>,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, Error> {
+        let beside = Beside::start().map_err(Error::io("start a thread for", folder))?;
+        Ok(Self {
             folder: folder.to_owned(),
             disk,
             base,
@@ -72,10 +72,10 @@ impl Copy {
             published: None,
             whole: base,
             open_tiles: Vec::new(),
-            settling: None,
+            beside,
             must_settle: false,
             _lock: lock,
-        }
+        })
     }
 
     /// Records that durable tiles hold.
@@ -91,8 +91,8 @@ impl Copy {
         sign: &dyn Fn() -> String,
         other: Option<&Path>,
     ) -> Result<(), Error> {
-        if self.settling.as_ref().is_some_and(JoinHandle::is_finished) {
-            self.finish_settling(tail)?;
+        if let Some(settled) = self.beside.done() {
+            self.finish(settled, tail)?;
         }
         let (first, carried) = tail.first();
         if self.base < first {
@@ -106,7 +106,7 @@ impl Copy {
                 to: first,
                 carried: carried.clone(),
             };
-            self.start(move || job.run())?;
+            self.beside.run(move || job.run());
             return Err(Error::CopyBehind { path: self.folder.clone() });
         }
         if self.journal.is_none() {
@@ -119,18 +119,6 @@ impl Copy {
         }
         if self.published.is_some_and(|published| published < tail.size()) {
             self.publish(tail, &sign())?;
-        }
-        Ok(())
-    }
-
-    /// Runs a job beside the commits, unless one runs.
-    fn start(
-        &mut self,
-        job: impl FnOnce() -> Result<Settled, Error> + Send + 'static,
-    ) -> Result<(), Error> {
-        if self.settling.is_none() {
-            let thread = std::thread::Builder::new().name("audit-settle".to_owned()).spawn(job);
-            self.settling = Some(thread.map_err(Error::io("start a thread for", &self.folder))?);
         }
         Ok(())
     }
@@ -215,7 +203,11 @@ impl Copy {
             return Ok(());
         }
         let path = tile_path(&self.folder, tile.0, tile.1, tile.2);
-        put(self.disk.as_ref(), &path, &bytes(), Durable::No)
+        // A checkpoint of the last run may name it, none of this run does.
+        match self.published {
+            None => put(self.disk.as_ref(), &path, &bytes(), Durable::No),
+            Some(_) => put_new(self.disk.as_ref(), &path, &bytes()).map(drop),
+        }
     }
 
     /// Removes the narrower tiles that the published checkpoint needs no longer; at the first time
@@ -250,19 +242,24 @@ impl Copy {
         sign: &dyn Fn() -> String,
         count: u64,
     ) -> Result<(), Error> {
-        if self.settling.is_some() || tail.whole() - self.base < count {
-            return Ok(());
+        if !self.beside.is_busy() && tail.whole() - self.base >= count {
+            let job = self.job(tail, sign());
+            self.beside.run(move || job.run());
         }
-        let job = self.job(tail, sign());
-        self.start(move || job.run())
+        Ok(())
     }
 
     /// Waits for what settles.
     pub(super) fn finish_settling(&mut self, tail: &Tail) -> Result<(), Error> {
-        let Some(thread) = self.settling.take() else { return Ok(()) };
+        match self.beside.wait() {
+            Some(settled) => self.finish(settled, tail),
+            None => Ok(()),
+        }
+    }
+
+    fn finish(&mut self, settled: Result<Settled, Error>, tail: &Tail) -> Result<(), Error> {
         self.must_settle = self.base >= tail.first().0;
-        let settled = thread.join().map_err(|_| Error::Unavailable)??;
-        self.take_settled(settled, tail)
+        self.take_settled(settled?, tail)
     }
 
     fn take_settled(&mut self, settled: Settled, tail: &Tail) -> Result<(), Error> {
@@ -337,13 +334,4 @@ fn tiles_between(folder: &Path, tail: &Tail, from: u64, to: u64) -> Vec<(PathBuf
         (path, tile.hashes.as_flattened().to_vec())
     });
     entries.chain(hashes).collect()
-}
-
-impl Drop for Copy {
-    /// No thread writes after the lock is gone.
-    fn drop(&mut self) {
-        if let Some(thread) = self.settling.take() {
-            let _ = thread.join();
-        }
-    }
 }

@@ -90,18 +90,24 @@ pub(super) fn put(
     bytes: &[u8],
     durable: Durable,
 ) -> Result<(), Error> {
-    if let Some(folder) = path.parent() {
-        disk.make_folders(folder).map_err(Error::io("create", folder))?;
-    }
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let fresh = PathBuf::from(name);
-    let file = disk.create(&fresh).map_err(Error::io("create", &fresh))?;
-    disk.write_at(&file, &fresh, 0, bytes).map_err(Error::io("write", &fresh))?;
+    let file = put_new(disk, &fresh, bytes)?;
     if durable == Durable::Yes {
         disk.sync(&file, &fresh).map_err(Error::io("sync", &fresh))?;
     }
     disk.rename(&fresh, path).map_err(Error::io("rename", path))
+}
+
+/// Writes a file that no reader looks for yet.
+pub(super) fn put_new(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<File, Error> {
+    if let Some(folder) = path.parent() {
+        disk.make_folders(folder).map_err(Error::io("create", folder))?;
+    }
+    let file = disk.create(path).map_err(Error::io("create", path))?;
+    disk.write_at(&file, path, 0, bytes).map_err(Error::io("write", path))?;
+    Ok(file)
 }
 
 /// Makes the names on the way from `log` to each of `paths` durable, and no other: what lies above

@@ -197,8 +197,18 @@ fn parse(bytes: &[u8]) -> Option<Content> {
         records.push(record.to_vec());
         rest = tail;
     }
-    let dropped_bytes = rest.iter().rposition(|&byte| byte != 0).map_or(0, |at| at as u64 + 1);
+    let dropped_bytes = written_len(rest);
     Some(Content { base, carried, records, dropped_bytes })
+}
+
+/// Bytes before the zeros at the end: a page at a time, as there are millions.
+fn written_len(bytes: &[u8]) -> u64 {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let mut rest = bytes;
+    while let Some((before, _)) = rest.split_last_chunk().filter(|(_, page)| **page == ZEROS) {
+        rest = before;
+    }
+    rest.iter().rposition(|&byte| byte != 0).map_or(0, |at| at as u64 + 1)
 }
 
 fn push_frame(bytes: &mut Vec<u8>, index: u64, record: &[u8]) {

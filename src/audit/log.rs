@@ -16,13 +16,13 @@ use super::Error;
 use super::copies::{self, Batch, Copies, CopyState, Mode, Opened};
 use super::disk::{Disk, Kernel};
 use super::merkle::{Edge, Hash, TILE_WIDTH, perfect_root};
-use super::note::Signer;
+use super::note::{Signer, Verifier};
 use super::record::{Event, Record, RetentionFacts, StartFacts};
 use super::tail::Tail;
 use super::tiles::{self, RECORD_LEN_MAX_BYTES};
 
 /// Records in the journal before whole bundles are settled.
-const SETTLE_COUNT: u64 = 4096;
+const SETTLE_COUNT: u64 = 8192;
 
 /// What [`Log::open`] found.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub(super) struct Options {
     pub(super) settle_count: u64,
     /// Which copies must take a record.
     pub(super) mode: Mode,
+    /// Keys that may have signed the log before.
+    pub(super) retired: Option<Verifier>,
     /// Seconds since 1970.
     pub(super) now_s: fn() -> u64,
 }
@@ -56,6 +58,7 @@ impl Default for Options {
             disk: Arc::new(Kernel { is_durable: true }),
             settle_count: SETTLE_COUNT,
             mode: Mode::default(),
+            retired: None,
             now_s: || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         }
     }
@@ -76,7 +79,7 @@ pub struct Log {
     pending: Vec<Vec<u8>>,
     /// How many of them are begins, and how many are ends.
     pending_begins: u64,
-    pending_ends: usize,
+    pending_ends: u64,
 }
 
 impl Log {
@@ -89,18 +92,19 @@ impl Log {
         Self::open_with(&[folder], signer, Options::default())
     }
 
-    /// Opens the log whose copies are in `folder` and `replica`, or starts them there.
+    /// Opens the log whose copies are in `folders`, or starts them there; `retired` holds the keys that
+    /// may have signed it before: from now on `signer` does.
     ///
     /// # Errors
     ///
     /// As [`Log::open`], for each of them; [`Error::CopiesDiffer`].
     pub fn open_copies(
-        folder: &Path,
-        replica: &Path,
+        folders: &[&Path],
         mode: Mode,
         signer: Signer,
+        retired: Option<Verifier>,
     ) -> Result<(Self, Found), Error> {
-        Self::open_with(&[folder, replica], signer, Options { mode, ..Options::default() })
+        Self::open_with(folders, signer, Options { mode, retired, ..Options::default() })
     }
 
     /// Opens a log that is thrown away afterwards, for measurements: nothing is synced, so that a power
@@ -121,7 +125,10 @@ impl Log {
         signer: Signer,
         options: Options,
     ) -> Result<(Self, Found), Error> {
-        let verifier = signer.verifier();
+        let verifier = match &options.retired {
+            Some(retired) => signer.verifier().after(retired)?,
+            None => signer.verifier(),
+        };
         let mut opened = copies::open(folders, &verifier, &options.disk)?;
         let others = opened.take_others();
         let Opened { tail, copies, dropped_bytes, is_checkpoint_lost, .. } = opened;
@@ -163,7 +170,7 @@ impl Log {
     /// [`Error::RecordTooLong`].
     pub fn append(&mut self, event: Event) -> Result<u64, Error> {
         let begins = u64::from(matches!(event, Event::Begin { .. }));
-        let ends = usize::from(matches!(event, Event::End { .. } | Event::EndMissing { .. }));
+        let ends = u64::from(matches!(event, Event::End { .. } | Event::EndMissing { .. }));
         let record = Record::now((self.now_s)(), &self.boot, event);
         let bytes = serde_json::to_vec(&record).map_err(|_| Error::RecordTooLong)?;
         if bytes.len() > RECORD_LEN_MAX_BYTES {
@@ -186,8 +193,8 @@ impl Log {
     pub fn commit(&mut self) -> Result<(), Error> {
         let records = std::mem::take(&mut self.pending);
         let begins = std::mem::take(&mut self.pending_begins);
-        let is_ends_alone = std::mem::take(&mut self.pending_ends) == records.len();
-        let batch = Batch { records, begins, is_ends_alone };
+        let ends = std::mem::take(&mut self.pending_ends);
+        let batch = Batch { records, begins, ends };
         self.copies.commit(&mut self.tail, &self.signer, batch)
     }
 

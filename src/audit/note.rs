@@ -97,6 +97,20 @@ impl Verifier {
         Ok(Self { name, keys })
     }
 
+    /// This verifier, which takes the keys of `retired` for those before its own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::CheckpointOrigin`] when they are of another log.
+    pub fn after(mut self, retired: &Self) -> Result<Self, Error> {
+        if retired.name != self.name {
+            return Err(Error::CheckpointOrigin);
+        }
+        let newest = self.keys[0];
+        self.keys.extend(retired.keys.iter().filter(|key| **key != newest));
+        Ok(self)
+    }
+
     /// The text that [`Verifier::parse`] reads; for the auditor.
     #[must_use]
     pub fn to_text(&self) -> String {

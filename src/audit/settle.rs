@@ -1,8 +1,11 @@
 //! What is written durably beside the commits: whole tiles that a journal may let go of, and those that
 //! a copy which was left behind lacks.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 
 use super::Error;
 use super::carried::Carried;
@@ -11,8 +14,8 @@ use super::journal::{Blank, FRAME_LEN_MAX_BYTES, Journal};
 use super::merkle::{TILE_WIDTH, leaf_hash};
 use super::tiles::{Kind, encode_entries, read_entries, read_hashes, tile_path};
 
-/// Bytes of room in a fresh journal beside what is reserved.
-const JOURNAL_ROOM_BYTES: u64 = 2 << 20;
+/// Bytes of room in a fresh journal beside what is reserved: for the records until it is settled.
+const JOURNAL_ROOM_BYTES: u64 = 6 << 20;
 /// Open requests whose ends a fresh journal has room for, beside those that are open already.
 const OPEN_MORE_COUNT: u64 = 8;
 /// Bundles that are caught up with between two syncs of names.
@@ -37,6 +40,71 @@ pub(super) struct Settled {
     pub(super) carried: Carried,
     /// Where the journal that follows can be started.
     pub(super) blank: Blank,
+}
+
+/// A job of the thread.
+type Job = Box<dyn FnOnce() -> Result<Settled, Error> + Send>;
+
+/// A thread that does one job at a time. It is made when the log is opened: later no thread may be.
+#[derive(Debug)]
+pub(super) struct Beside {
+    /// `None` at the end alone.
+    jobs: Option<Sender<Job>>,
+    done: Receiver<Result<Settled, Error>>,
+    is_busy: bool,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Beside {
+    /// Starts the thread.
+    pub(super) fn start() -> io::Result<Self> {
+        let (jobs, to_do) = channel::<Job>();
+        let (sender, done) = channel();
+        let run = move || {
+            while let Ok(job) = to_do.recv() {
+                if sender.send(job()).is_err() {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("audit-settle".to_owned()).spawn(run)?;
+        Ok(Self { jobs: Some(jobs), done, is_busy: false, thread: Some(thread) })
+    }
+
+    /// Whether a job runs, or its result was not taken.
+    pub(super) fn is_busy(&self) -> bool {
+        self.is_busy
+    }
+
+    /// Runs a job, unless one runs.
+    pub(super) fn run(&mut self, job: impl FnOnce() -> Result<Settled, Error> + Send + 'static) {
+        if let (false, Some(jobs)) = (self.is_busy, &self.jobs) {
+            self.is_busy = jobs.send(Box::new(job)).is_ok();
+        }
+    }
+
+    /// The result of a job that ended.
+    pub(super) fn done(&mut self) -> Option<Result<Settled, Error>> {
+        let done = self.done.try_recv().ok()?;
+        self.is_busy = false;
+        Some(done)
+    }
+
+    /// Waits for the job that runs, if one does.
+    pub(super) fn wait(&mut self) -> Option<Result<Settled, Error>> {
+        let is_busy = std::mem::take(&mut self.is_busy);
+        is_busy.then(|| self.done.recv().unwrap_or(Err(Error::Unavailable)))
+    }
+}
+
+impl Drop for Beside {
+    /// Nothing is written after the log's lock is gone.
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
 }
 
 /// Whole tiles to write.

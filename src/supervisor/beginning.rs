@@ -9,22 +9,19 @@ use crate::audit::record::{
     ChangeFacts, ConfigPart, KeyRole, MissingCause, OverrideFacts, RecoveredFacts, StartFacts,
     WeakSetting,
 };
-use crate::audit::{Error, Event, Found, Log, PrincipalKeys, Signer, WrappingKey};
+use crate::audit::{Error, Event, Found, Log, PrincipalKeys, Signer, Verifier, WrappingKey};
 
 /// Opens the log and the principals' keys, and makes the first records durable; a wrapping key that
 /// `is_fresh` was made by this start.
 pub(super) fn open_log(
     config: &Config,
-    (audit, wrapping, is_fresh): (Signer, WrappingKey, bool),
+    (audit, retired, wrapping, is_fresh): (Signer, Option<Verifier>, WrappingKey, bool),
     start: StartFacts,
     missing: &[String],
 ) -> Result<(Ledger, Clocks), Error> {
-    let (log, found) = match &config.audit_replica {
-        None => Log::open(&config.audit_folder, audit)?,
-        Some(replica) => {
-            Log::open_copies(&config.audit_folder, replica, config.audit_replica_mode, audit)?
-        }
-    };
+    let mut folders = vec![config.audit_folder.as_path()];
+    folders.extend(config.audit_replica.as_deref());
+    let (log, found) = Log::open_copies(&folders, config.audit_replica_mode, audit, retired)?;
     let wrapping_id = wrapping.id().to_owned();
     let principals = PrincipalKeys::open(&config.principals_folder(), wrapping)?;
     let mut ledger = Ledger::new(log, principals, &start);

@@ -19,7 +19,7 @@ use super::manager::Manager;
 use super::secret_file;
 use super::tls::TlsKey;
 use super::tokens::TokenTable;
-use crate::audit::{Signer, WrappingKey, principal_keys};
+use crate::audit::{Signer, Verifier, WrappingKey, principal_keys};
 use crate::ipc::message::ListenerKind;
 use crate::package::bundle::BUNDLE_LEN_MAX_BYTES;
 use crate::package::files::{Overwrite, Ownership, open_regular, read_small, write_new};
@@ -33,6 +33,8 @@ pub(super) const KEY_LEN_MAX_BYTES: usize = 64 << 10;
 /// Long-term keys and tables.
 pub(super) struct Keys {
     pub(super) audit: Signer,
+    /// Keys that signed the log before.
+    pub(super) audit_retired: Option<Verifier>,
     pub(super) identity: Option<Identity>,
     pub(super) tls: Option<TlsKey>,
     /// The certificate chain in DER; empty without TLS.
@@ -57,6 +59,10 @@ pub(super) fn read_keys(config: &Config) -> Result<Keys, Error> {
     let audit = secret(&config.keys.audit, owner)?;
     let audit = Signer::from_pem(&config.audit_origin, audit.expose())
         .map_err(|error| Error::Audit(config.keys.audit.clone(), error))?;
+    let audit_retired = match &config.keys.audit_retired {
+        Some(path) => Some(read_retired(path)?),
+        None => None,
+    };
     let needs_identity = config.models.iter().any(Model::is_encrypted);
     let identity = match needs_identity {
         true => Some(read_identity(&config.keys.identity, owner)?),
@@ -75,7 +81,16 @@ pub(super) fn read_keys(config: &Config) -> Result<Keys, Error> {
     };
     let tokens = TokenTable::read(&config.tokens_file, owner).map_err(Error::Tokens)?;
     let (wrapping, is_wrapping_fresh) = wrapping_key(config, owner)?;
-    Ok(Keys { audit, identity, tls, certificates, tokens, wrapping, is_wrapping_fresh })
+    Ok(Keys {
+        audit,
+        audit_retired,
+        identity,
+        tls,
+        certificates,
+        tokens,
+        wrapping,
+        is_wrapping_fresh,
+    })
 }
 
 /// Reads the wrapping key, or makes it while there is nothing that is wrapped.
@@ -104,6 +119,14 @@ pub(super) fn owner_uid(profile: Profile) -> u32 {
 fn secret(path: &Path, owner_uid: u32) -> Result<crate::secret::Secret, Error> {
     let file = secret_file::open(path, owner_uid).map_err(Error::Secret)?;
     file.read_to_end(KEY_LEN_MAX_BYTES).map_err(Error::Secret)
+}
+
+/// Reads the public keys that signed the log before.
+fn read_retired(path: &Path) -> Result<Verifier, Error> {
+    let text =
+        read_small(path, "retired audit keys", KEY_LEN_MAX_BYTES as u64).map_err(Error::Package)?;
+    let text = String::from_utf8_lossy(&text);
+    Verifier::parse(&text).map_err(|error| Error::Audit(path.to_owned(), error))
 }
 
 fn read_identity(path: &Path, owner_uid: u32) -> Result<Identity, Error> {

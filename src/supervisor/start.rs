@@ -170,7 +170,7 @@ pub(super) fn begin(
     }
     // 5. Open the audit log.
     let start = start_facts(&config, config_digest, programs, sandboxed);
-    let log_keys = (keys.audit, keys.wrapping, keys.is_wrapping_fresh);
+    let log_keys = (keys.audit, keys.audit_retired, keys.wrapping, keys.is_wrapping_fresh);
     let (mut ledger, clocks) = beginning::open_log(&config, log_keys, start, &missing)
         .map_err(|error| Error::Audit(config.audit_folder.clone(), error))?;
     // 6. Verify and open each model.

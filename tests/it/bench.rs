@@ -122,3 +122,31 @@ fn the_distance_of_the_fast_mode_is_measured_at_every_position() {
         assert!((ratio - 1.0).abs() < 0.01);
     }
 }
+
+#[test]
+fn the_log_is_timed_beside_its_disk() {
+    let folder = std::path::PathBuf::from("/var/tmp").join(format!("bench-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let words = ["bench", "audit", "--folder", folder.to_str().unwrap(), "--records", "700"];
+    let options = ["--rate", "200", "--seconds", "1", "--json"];
+    let output = cloister(&[&words[..], &options[..]].concat(), "");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let positive = |value: &Value| value.as_f64().is_some_and(|number| number > 0.0);
+    for place in [
+        &said["disk"]["sync_into_room"]["p99_ms"],
+        &said["disk"]["sync_behind_end"]["p50_ms"],
+        &said["steady"]["records_per_s"],
+        &said["steady"]["delay"]["p99_ms"],
+        &said["full_speed"]["records_per_commit"],
+        &said["long_log"]["open_for_append_s"],
+        &said["long_log"]["open_for_review_s"],
+        &said["long_log"]["verify_records_per_s"],
+        &said["long_log"]["bytes"],
+    ] {
+        assert!(positive(place), "{said}");
+    }
+    assert_eq!(said["long_log"]["records"], 700);
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0, "nothing is left");
+    std::fs::remove_dir(&folder).unwrap();
+}

@@ -194,3 +194,27 @@ fn a_clock_that_was_set_back_is_named() {
     let report = key.check(&folder.0).unwrap();
     assert_eq!((report.clock_steps_back, report.clock_step_back_first), (1, Some(300)));
 }
+
+/// A key is changed: the old one's checkpoints still anchor, and it signs nothing new.
+#[test]
+fn a_log_whose_key_was_changed_verifies_with_both_and_is_signed_by_the_new_one_alone() {
+    let (old, new) = (Key::new(), Key::new());
+    let folder = log_of("rotated", &old, 300);
+    let kept = fs::read(folder.0.join("checkpoint")).unwrap();
+    assert!(matches!(Log::open(&folder.0, new.signer()), Err(Error::NoteUnsigned)));
+    let retired = Some(old.signer().verifier());
+    let folders = [folder.0.as_path()];
+    let (mut log, _) = Log::open_copies(&folders, Mode::Both, new.signer(), retired).unwrap();
+    fill(&mut log, 100);
+    drop(log);
+    let both = new.signer().verifier().after(&old.signer().verifier()).unwrap();
+    assert_eq!(Verifier::parse(&both.to_text()).unwrap(), both);
+    let anchor = Checkpoint::parse(both.open_kept(&kept).unwrap()).unwrap();
+    let report = verify(&folder.0, &both, Some(&anchor), &mut |_, _| {}).unwrap();
+    assert_eq!((report.size, report.anchored_at), (400, Some(300)));
+    assert!(Log::open(&folder.0, new.signer()).is_ok(), "the old key is not needed any more");
+    // Who has the old key cannot sign for the log any more.
+    let signed = power::checkpoint_of(&folder.0, &new);
+    fs::write(folder.0.join("checkpoint"), old.signer().sign(&signed.to_text())).unwrap();
+    assert!(matches!(verify(&folder.0, &both, None, &mut |_, _| {}), Err(Error::NoteUnsigned)));
+}

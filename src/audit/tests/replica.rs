@@ -118,7 +118,10 @@ fn a_fresh_copy_of_an_old_log_is_made_at_the_start() {
     for mode in [Mode::One, Mode::Both] {
         let pair = Pair::new("fresh");
         let (mut log, _) = Log::open(&pair.one.0, pair.key.signer()).unwrap();
-        fill(&mut log, 5000);
+        for count in 0..9000 {
+            log.append(refused(count)).unwrap();
+        }
+        log.commit().unwrap();
         drop(log);
         let disk = Arc::new(FaultyDisk::default());
         let mut log = pair.open(mode, &disk).unwrap();

@@ -231,6 +231,8 @@ pub struct Keys {
     pub identity: PathBuf,
     /// The Ed25519 key that signs the audit log's checkpoints.
     pub audit: PathBuf,
+    /// Public keys that signed the log before.
+    pub audit_retired: Option<PathBuf>,
     /// The P-256 key of the TLS certificate.
     pub tls: Option<PathBuf>,
     /// The key that the principals' keys are wrapped under.

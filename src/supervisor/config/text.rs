@@ -63,6 +63,7 @@ struct KeysText {
     trust: Option<Spanned<String>>,
     identity: Option<Spanned<String>>,
     audit: Option<Spanned<String>>,
+    audit_retired: Option<String>,
     tls: Option<Spanned<String>>,
     wrapping: Option<Spanned<String>>,
 }
@@ -126,6 +127,7 @@ impl Config {
                 "identity.age",
             )?,
             audit: reader.key_path(raw.keys.audit.as_ref(), "keys.audit", "audit.key")?,
+            audit_retired: raw.keys.audit_retired.as_deref().map(|path| reader.path(path)),
             tls,
             wrapping: match raw.keys.wrapping.as_ref() {
                 Some(wrapping) => reader.key_path(Some(wrapping), "keys.wrapping", "")?,

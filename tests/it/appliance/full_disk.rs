@@ -87,7 +87,7 @@ fn a_full_disk_stops_requests_and_keeps_the_ends_of_those_that_run() {
     let log = appliance.folder.join("audit");
     let kept = appliance.folder.join("kept");
     fs::rename(&log, &kept).unwrap();
-    let mounted = Mounted::tmpfs(&log, "24m");
+    let mounted = Mounted::tmpfs(&log, "40m");
     appliance.start_again();
     appliance.wait_until_ready();
     assert_eq!(appliance.chat(&ask("hi", 4)).0, 200);

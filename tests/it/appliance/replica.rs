@@ -17,7 +17,7 @@ fn a_replica_that_fails_is_told_and_caught_up_or_stops_requests_as_configured() 
     let tiny = support::golden().join("tiny/llama.gguf");
     let mut appliance = Appliance::start_with(As::Oneself, &tiny, "");
     let replica = appliance.folder.join("replica");
-    let mounted = Mounted::tmpfs(&replica, "16m");
+    let mounted = Mounted::tmpfs(&replica, "32m");
     let body = json!({ "model": "smol", "prompt": "a", "max_tokens": 1, "temperature": 0 });
     let asked = |appliance: &Appliance| {
         read_answer(appliance.post("/v1/completions", &body)).map_or(0, |answer| answer.0)
