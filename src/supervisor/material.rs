@@ -19,7 +19,7 @@ use super::manager::Manager;
 use super::secret_file;
 use super::tls::TlsKey;
 use super::tokens::TokenTable;
-use crate::audit::{Signer, Verifier, WrappingKey, principal_keys};
+use crate::audit::{Signer, Verifier, WrappingKey};
 use crate::ipc::message::ListenerKind;
 use crate::package::bundle::BUNDLE_LEN_MAX_BYTES;
 use crate::package::files::{Overwrite, Ownership, open_regular, read_small, write_new};
@@ -93,13 +93,12 @@ pub(super) fn read_keys(config: &Config) -> Result<Keys, Error> {
     })
 }
 
-/// Reads the wrapping key, or makes it while there is nothing that is wrapped.
+/// Reads the wrapping key, or makes it where there is none; whether there is anything that is wrapped under
+/// another is seen when the principals' folder is opened, by its own user.
 fn wrapping_key(config: &Config, owner: u32) -> Result<(WrappingKey, bool), Error> {
     let path = &config.keys.wrapping;
     let fault = |error| Error::Audit(path.clone(), error);
-    let is_absent = secret_file::open(path, owner).is_err_and(|error| error.is_absent());
-    let is_first = principal_keys::current(&config.principals_folder()).map_err(fault)?.is_none();
-    let is_fresh = is_absent && is_first;
+    let is_fresh = secret_file::open(path, owner).is_err_and(|error| error.is_absent());
     if is_fresh {
         let text = WrappingKey::generate().map_err(fault)?;
         write_new(path, 0o600, Overwrite::No, text.expose()).map_err(Error::Package)?;
