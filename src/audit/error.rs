@@ -104,6 +104,20 @@ pub enum Error {
     },
     /// No random bytes.
     Random,
+    /// A proof is malformed.
+    ProofMalformed,
+    /// A record does not lead to the signed root.
+    ProofWrong {
+        /// Where the proof says that it stands.
+        index: u64,
+    },
+    /// The log holds no such record.
+    IndexBeyond {
+        /// The index that was asked for.
+        index: u64,
+        /// Records in the log.
+        size: u64,
+    },
     /// A principal's key file is damaged, or wrapped under another key.
     PrincipalKeyMalformed {
         /// The file.
@@ -186,6 +200,13 @@ impl fmt::Display for Error {
             ),
             Self::RecordMalformed { index } => {
                 write!(f, "record {index} is not of the known schema")
+            }
+            Self::ProofMalformed => f.write_str("the proof is malformed"),
+            Self::ProofWrong { index } => {
+                write!(f, "the proof of record {index} does not lead to the signed tree")
+            }
+            Self::IndexBeyond { index, size } => {
+                write!(f, "there is no record {index}: the log holds {size}")
             }
             Self::Random => f.write_str("the system gives no random bytes"),
             Self::PrincipalKeyMalformed { path } => {
