@@ -4,6 +4,7 @@
 #![expect(clippy::tests_outside_test_module, reason = "an integration test has no such module")]
 
 mod appliance;
+mod audit;
 mod bench;
 mod binaries;
 #[path = "../probe/bpf.rs"]

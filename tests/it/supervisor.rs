@@ -219,6 +219,32 @@ fn a_sealed_model_is_opened_recorded_and_shown() {
 }
 
 #[test]
+fn who_reads_the_log_is_on_the_record_or_is_told_that_it_is_not() {
+    let mut site = Site::new("readers", User::Own);
+    site.start();
+    let log = ["state/audit", "--public-key", "audit.vkey", "--config"];
+    let read = |site: &Site, command: &str, config: &str| {
+        site.cloister(&[&["audit", command][..], &log, &[config]].concat())
+    };
+    let told = |done: &Output| String::from_utf8_lossy(&done.stderr).contains("not recorded");
+    for command in ["list", "stats", "verify"] {
+        let done = read(&site, command, "cloister.toml");
+        assert!(done.status.success() && !told(&done), "{done:?}");
+    }
+    assert!(told(&read(&site, "list", "elsewhere.toml")), "no appliance that could record it");
+    let events = site.stop();
+    let uid = nix::unistd::geteuid().as_raw();
+    let actions: Vec<&str> = events
+        .iter()
+        .map(|record| &record["event"]["log_read"])
+        .filter(|read| read["observed"]["uid"] == uid)
+        .filter_map(|read| read["declared"]["action"].as_str())
+        .collect();
+    assert_eq!(actions, ["list", "stats", "verify"]);
+    assert!(told(&read(&site, "list", "cloister.toml")), "an appliance that has stopped");
+}
+
+#[test]
 fn a_plain_user_gets_the_evaluation_profile() {
     if !is_root() {
         // The test above ran as one.

@@ -1,0 +1,120 @@
+//! Which log is meant, what it must be signed with, and who is told that it is read.
+
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::recorded::{self, Reading};
+use super::text::time_text;
+use crate::audit::{Checkpoint, Snapshot, Verifier, Witness};
+use crate::supervisor::config;
+
+/// Which log, and what it must be signed with.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Log {
+    /// The log's folder.
+    #[arg(value_name = "LOG", default_value = "/var/lib/cloister/audit")]
+    pub(super) folder: PathBuf,
+    #[command(flatten)]
+    pub(super) key: PublicKey,
+    #[command(flatten)]
+    pub(super) appliance: Appliance,
+}
+
+/// What a log must be signed with.
+#[derive(Args, Clone, Debug)]
+pub(super) struct PublicKey {
+    /// The log's public key (NAME+KEYID+BASE64) [default: LOG/../audit.vkey].
+    ///
+    /// Take it from where the log cannot be changed: a key that lies beside the log proves
+    /// only that the log is whole.
+    #[arg(long, value_name = "FILE")]
+    pub(super) public_key: Option<PathBuf>,
+}
+
+/// The appliance that records that its log is read.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Appliance {
+    /// The configuration of the appliance that records the reading, if LOG is its log.
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_FILE)]
+    pub(super) config: PathBuf,
+}
+
+impl Log {
+    /// The log's public key.
+    pub(super) fn verifier(&self) -> Result<Verifier, Box<dyn std::error::Error>> {
+        self.key.read(&self.folder)
+    }
+
+    /// Opens the log and has the reading recorded, before a record is shown.
+    pub(super) fn open(&self, reading: Reading) -> Result<Snapshot, Box<dyn std::error::Error>> {
+        let reader = Snapshot::open(&self.folder, &self.verifier()?)?;
+        recorded::announce(self, reading, reader.size());
+        Ok(reader)
+    }
+}
+
+impl PublicKey {
+    /// Reads the key: the one that was named, or the one beside `folder`.
+    pub(super) fn read(&self, folder: &Path) -> Result<Verifier, Box<dyn std::error::Error>> {
+        let path = match &self.public_key {
+            Some(path) => path.clone(),
+            None => folder.parent().unwrap_or(Path::new(".")).join("audit.vkey"),
+        };
+        let text = fs::read_to_string(&path).map_err(|error| {
+            format!(
+                "cannot read the audit public key {}: {error}; name it with --public-key",
+                path.display()
+            )
+        })?;
+        Ok(Verifier::parse(&text).map_err(|error| format!("{}: {error}", path.display()))?)
+    }
+}
+
+/// What a log is held against: a checkpoint kept elsewhere.
+#[derive(Args, Clone, Debug)]
+pub(super) struct Anchor {
+    /// A checkpoint kept off this machine, which the log must extend.
+    #[arg(long, value_name = "FILE")]
+    checkpoint: Option<PathBuf>,
+    /// The key of a witness that must have signed that checkpoint.
+    #[arg(long, value_name = "FILE", requires = "checkpoint")]
+    witness_key: Option<PathBuf>,
+}
+
+impl Anchor {
+    /// The checkpoint, if one was given, and by whom it was kept.
+    pub(super) fn read(
+        &self,
+        verifier: &Verifier,
+    ) -> Result<Option<(Checkpoint, String)>, Box<dyn std::error::Error>> {
+        let Some(path) = &self.checkpoint else { return Ok(None) };
+        let fault =
+            |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+        let note = fs::read(path).map_err(|error| fault(path, &error))?;
+        let text = verifier.open_kept(&note).map_err(|error| fault(path, &error))?;
+        let checkpoint = Checkpoint::parse(text).map_err(|error| fault(path, &error))?;
+        let Some(key) = &self.witness_key else {
+            return Ok(Some((checkpoint, path.display().to_string())));
+        };
+        let text = fs::read_to_string(key).map_err(|error| fault(key, &error))?;
+        let witness = Witness::parse(&text).map_err(|error| fault(key, &error))?;
+        let seen_s = witness.seen_s(&note).map_err(|error| fault(path, &error))?;
+        let by = format!("witness {} (seen {})", witness.name(), time_text(seen_s));
+        Ok(Some((checkpoint, by)))
+    }
+}
+
+/// Reads a text file of at most `len_max` bytes.
+pub(super) fn read_text(path: &Path, len_max: usize) -> Result<String, Box<dyn std::error::Error>> {
+    let fault = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let mut text = String::new();
+    let file = fs::File::open(path).map_err(|error| fault(&error))?;
+    file.take(len_max as u64 + 1).read_to_string(&mut text).map_err(|error| fault(&error))?;
+    if text.len() > len_max {
+        return Err(fault(&format!("longer than {len_max} bytes")).into());
+    }
+    Ok(text)
+}
