@@ -2,6 +2,7 @@
 
 mod export;
 mod many;
+mod report;
 mod story;
 
 use std::fs;

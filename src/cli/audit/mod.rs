@@ -14,6 +14,7 @@ mod lines;
 mod list;
 mod output;
 mod recorded;
+mod report;
 pub mod rotate;
 mod scan;
 mod show;
@@ -69,6 +70,10 @@ pub enum Command {
     #[command(after_help = "Examples:\n  \
         cloister audit verify-export november --public-key audit.vkey")]
     VerifyExport(verify_export::Arguments),
+    /// Write one page for people who decide: verdict, what changed, what happened, which rules it is evidence for.
+    #[command(after_help = "Examples:\n  cloister audit report LOG --out report.html\n  \
+        cloister audit report LOG --from 2026-11-01 --to 2026-11-30 --checkpoint kept-elsewhere.txt --out november.html")]
+    Report(report::Arguments),
     /// Print new records as they come, each proven, each checkpoint held against the one before.
     #[command(after_help = "Examples:\n  cloister audit follow LOG\n  \
         cloister audit follow LOG --event refused --json")]
@@ -102,6 +107,7 @@ pub fn run(command: Command) -> Outcome {
         Command::Stats(arguments) => stats::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
         Command::VerifyExport(arguments) => verify_export::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments),
         Command::Follow(arguments) => follow::run(&arguments),
         Command::Checkpoint(arguments) => audit_checkpoint::run(&arguments),
         Command::Witness(arguments) => audit_witness::run(&arguments),
