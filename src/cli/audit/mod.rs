@@ -24,6 +24,7 @@ mod summary;
 mod tail;
 mod target;
 mod text;
+mod tui;
 mod verify;
 mod verify_export;
 
@@ -74,6 +75,10 @@ pub enum Command {
     #[command(after_help = "Examples:\n  cloister audit report LOG --out report.html\n  \
         cloister audit report LOG --from 2026-11-01 --to 2026-11-30 --checkpoint kept-elsewhere.txt --out november.html")]
     Report(report::Arguments),
+    /// Browse the log in the terminal.
+    #[command(after_help = "Examples:\n  cloister audit tui LOG\n\n\
+        Keys: arrows move, Enter looks at a record, / filters, r reads the log anew, q quits.")]
+    Tui(tui::Arguments),
     /// Print new records as they come, each proven, each checkpoint held against the one before.
     #[command(after_help = "Examples:\n  cloister audit follow LOG\n  \
         cloister audit follow LOG --event refused --json")]
@@ -108,6 +113,7 @@ pub fn run(command: Command) -> Outcome {
         Command::Export(arguments) => export::run(&arguments),
         Command::VerifyExport(arguments) => verify_export::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
+        Command::Tui(arguments) => tui::run(&arguments),
         Command::Follow(arguments) => follow::run(&arguments),
         Command::Checkpoint(arguments) => audit_checkpoint::run(&arguments),
         Command::Witness(arguments) => audit_witness::run(&arguments),
