@@ -221,13 +221,20 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 
 /// Makes the folders that the supervisor writes to, as its own user's.
 pub(super) fn make_folders(config: &Config) -> Result<(), Error> {
-    let own = [&config.audit_folder, &config.principals_folder(), &admissions_folder(config)];
-    for folder in own.into_iter().chain(&config.audit_replica) {
+    // Auditors may be let into the log by an access list, which shows as the group's bits; nobody else
+    // is, and nobody at all into what else is kept.
+    let logs = std::iter::once(&config.audit_folder).chain(&config.audit_replica);
+    let logs = logs.map(|folder| (folder.clone(), 0o7027));
+    let others =
+        [config.principals_folder(), admissions_folder(config)].map(|folder| (folder, 0o7077));
+    for (folder, forbidden) in logs.chain(others) {
+        let folder = &folder;
         let fault = |source| Error::Folder(folder.clone(), source);
         fs::create_dir_all(folder).map_err(fault)?;
         // A service that was given ready folders needs no power to make them so.
         let facts = fs::metadata(folder).map_err(fault)?;
-        if facts.permissions().mode() & 0o7777 != 0o700 {
+        let mode = facts.permissions().mode();
+        if mode & 0o700 != 0o700 || mode & forbidden != 0 {
             fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).map_err(fault)?;
         }
         let uid = config.users.supervisor;

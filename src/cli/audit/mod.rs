@@ -10,6 +10,7 @@ mod export;
 mod facts;
 mod filter;
 mod follow;
+mod forward;
 mod lines;
 mod list;
 mod output;
@@ -96,6 +97,10 @@ pub enum Command {
     Erase(erase::Arguments),
     /// Replace the key that the principals' keys are wrapped under.
     RotateWrappingKey(rotate::Arguments),
+    /// Hand new records to a SIEM, each at least once.
+    #[command(after_help = "Examples:\n  cloister audit forward LOG --to journald\n  \
+        cloister audit forward LOG --to syslog:tcp:192.0.2.7:601 --cursor cursor")]
+    Forward(forward::Arguments),
 }
 
 /// Runs `cloister audit`.
@@ -124,5 +129,6 @@ pub fn run(command: Command) -> Outcome {
             print(SCHEMA.trim_end());
             Ok(Verdict::Holds)
         }
+        Command::Forward(arguments) => forward::run(&arguments),
     }
 }
