@@ -13,6 +13,7 @@ mod follow;
 mod forward;
 mod lines;
 mod list;
+mod matching;
 mod output;
 mod recorded;
 mod report;
@@ -58,6 +59,10 @@ pub enum Command {
     #[command(after_help = "Examples:\n  \
         cloister audit check-proof 1234.tlog-proof --public-key audit.vkey")]
     CheckProof(check_proof::Arguments),
+    /// Ask whether the log holds a text, with the principals' keys.
+    #[command(after_help = "Examples:\n  cloister audit match LOG --body request.json\n  \
+        cloister audit match LOG --body note.txt --plain --keys principals --wrapping wrapping.key")]
+    Match(matching::Arguments),
     /// Count over a period.
     #[command(after_help = "Examples:\n  cloister audit stats LOG --from 30d\n  \
         cloister audit stats LOG --model smol --json")]
@@ -114,6 +119,7 @@ pub fn run(command: Command) -> Outcome {
         Command::List(arguments) => list::run(&arguments),
         Command::Show(arguments) => show::run(&arguments),
         Command::CheckProof(arguments) => check_proof::run(&arguments),
+        Command::Match(arguments) => matching::run(&arguments),
         Command::Stats(arguments) => stats::run(&arguments),
         Command::Export(arguments) => export::run(&arguments),
         Command::VerifyExport(arguments) => verify_export::run(&arguments),
