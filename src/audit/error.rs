@@ -144,30 +144,49 @@ impl Error {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
     }
+
+    /// What an error without facts of its own says.
+    fn words(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::KeyMalformed => "the audit key is not an Ed25519 key in PKCS#8 PEM",
+            Self::VerifierKeyMalformed => {
+                "the audit public key is malformed: expected one line NAME+KEYID+BASE64"
+            }
+            Self::NoteMalformed => "the checkpoint is not a signed note",
+            Self::NoteUnsigned => "the checkpoint has no signature by this key",
+            Self::NoteSignature => "the checkpoint's signature is wrong",
+            Self::CheckpointMalformed => "the checkpoint is malformed",
+            Self::CheckpointOrigin => "the checkpoint is of another log",
+            Self::Locked => "another process is writing this audit log",
+            Self::RecordTooLong => "a record is longer than 65535 bytes",
+            Self::JournalMalformed => "the journal's head is damaged",
+            Self::Unavailable => "the audit log cannot be written",
+            Self::ProofMalformed => "the proof is malformed",
+            Self::Random => "the system gives no random bytes",
+            Self::PrincipalKeyGone => "the principal's key was erased",
+            Self::WrappingKeyMalformed => {
+                "the wrapping key is none; cloister keygen wrapping makes one"
+            }
+            _ => return None,
+        })
+    }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(words) = self.words() {
+            return f.write_str(words);
+        }
         match self {
             Self::Io { action, path, source } => {
                 write!(f, "cannot {action} {}: {source}", path.display())
             }
-            Self::KeyMalformed => f.write_str("the audit key is not an Ed25519 key in PKCS#8 PEM"),
-            Self::VerifierKeyMalformed => f.write_str(
-                "the audit public key is malformed: expected one line NAME+KEYID+BASE64",
-            ),
-            Self::NoteMalformed => f.write_str("the checkpoint is not a signed note"),
-            Self::NoteUnsigned => f.write_str("the checkpoint has no signature by this key"),
-            Self::NoteSignature => f.write_str("the checkpoint's signature is wrong"),
-            Self::CheckpointMalformed => f.write_str("the checkpoint is malformed"),
-            Self::CheckpointOrigin => f.write_str("the checkpoint is of another log"),
             Self::Truncated { signed, found } => {
                 write!(f, "records were dropped: {signed} are signed, {found} are there")
             }
             Self::CheckpointOlder { signed, settled } => {
                 write!(f, "the checkpoint was rolled back: it covers {signed} of {settled} records")
             }
-            Self::Locked => f.write_str("another process is writing this audit log"),
             Self::RootMismatch { size } => {
                 write!(f, "the records do not match the signed tree of {size} records")
             }
@@ -178,12 +197,9 @@ impl fmt::Display for Error {
                 write!(f, "{} is missing or of the wrong length", path.display())
             }
             Self::BundleMalformed { path } => write!(f, "{} is malformed", path.display()),
-            Self::RecordTooLong => f.write_str("a record is longer than 65535 bytes"),
-            Self::JournalMalformed => f.write_str("the journal's head is damaged"),
             Self::JournalMismatch { index } => {
                 write!(f, "record {index} of the journal does not match the signed tree")
             }
-            Self::Unavailable => f.write_str("the audit log cannot be written"),
             Self::RecordsGone { gone, recorded } => write!(
                 f,
                 "records 0 to {} are gone, and by the log {recorded} were pruned",
@@ -201,26 +217,21 @@ impl fmt::Display for Error {
             Self::RecordMalformed { index } => {
                 write!(f, "record {index} is not of the known schema")
             }
-            Self::ProofMalformed => f.write_str("the proof is malformed"),
             Self::ProofWrong { index } => {
                 write!(f, "the proof of record {index} does not lead to the signed tree")
             }
             Self::IndexBeyond { index, size } => {
                 write!(f, "there is no record {index}: the log holds {size}")
             }
-            Self::Random => f.write_str("the system gives no random bytes"),
             Self::PrincipalKeyMalformed { path } => {
                 write!(f, "{} is not a principal's key under this wrapping key", path.display())
-            }
-            Self::PrincipalKeyGone => f.write_str("the principal's key was erased"),
-            Self::WrappingKeyMalformed => {
-                f.write_str("the wrapping key is none; cloister keygen wrapping makes one")
             }
             Self::WrappingKeyOther { want, given } => write!(
                 f,
                 "the principals' keys are wrapped under {want}, and keys.wrapping is {given}: \
                  give that key, or finish a rotation with cloister audit rotate-wrapping-key"
             ),
+            _ => Ok(()),
         }
     }
 }
