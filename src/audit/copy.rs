@@ -92,7 +92,11 @@ impl Copy {
         other: Option<&Path>,
     ) -> Result<(), Error> {
         if let Some(settled) = self.beside.done() {
-            self.finish(settled, tail)?;
+            match self.finish(settled, tail) {
+                // The disk may work again: below it is all written anew, and there a failure counts.
+                Err(_) if self.must_settle => {}
+                finished => finished?,
+            }
         }
         let (first, carried) = tail.first();
         if self.base < first {
