@@ -11,7 +11,7 @@ use crate::package::chains::{Authority, hex, sha256};
 /// The reason of each refusal that the log holds.
 fn refusals(events: &[Value]) -> Vec<String> {
     let checks = events.iter().filter_map(|record| {
-        record.pointer("/event/model_refused/check")?.as_str().map(ToOwned::to_owned)
+        record.pointer("/event/model_refused/observed/check")?.as_str().map(ToOwned::to_owned)
     });
     checks.collect()
 }
