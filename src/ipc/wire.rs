@@ -1,4 +1,4 @@
-//! The tables of `message.rs` on the wire: number, variant, fields in order, each with its limit.
+//! The tables of `message` on the wire: number, variant, fields in order, each with its limit.
 //!
 //! The numbers and the order are the format; both ends are of one release.
 
@@ -13,10 +13,10 @@ use super::message::{
 };
 use super::{DESCRIPTORS_COUNT_MAX, Error};
 
-/// Longest TLS handshake message to sign, in bytes; TLS 1.3 needs 146, TLS 1.2 with P-521 201.
-const SIGN_LEN_MAX_BYTES: usize = 512;
-/// Longest signature, in bytes; RSA-8192 has 1024.
-const SIGNATURE_LEN_MAX_BYTES: usize = 1024;
+/// Longest TLS handshake message to sign, in bytes; TLS 1.3 needs 146.
+const SIGN_LEN_MAX_BYTES: usize = 256;
+/// Longest signature, in bytes; one of P-256 in DER has 72.
+const SIGNATURE_LEN_MAX_BYTES: usize = 256;
 /// Most processors that a worker's threads are put on.
 const PROCESSORS_COUNT_MAX: usize = 1024;
 /// Longest static text that a child says of itself (engine, check, source file), in bytes.
@@ -190,6 +190,7 @@ variants!(WorkerReport {
     3 End(report),
     4 Panicked { file: Limit::bytes(LABEL_LEN_MAX_BYTES), line },
     5 Alive,
+    6 Unused { request },
 });
 
 impl Message for WorkerReport {

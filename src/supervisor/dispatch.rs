@@ -80,7 +80,8 @@ struct Request {
     begun: Instant,
     deadline: Instant,
     max_tokens: u32,
-    is_stopping: bool,
+    /// Why it must stop; its worker has been told.
+    stopping: Option<MissingCause>,
     is_abandoned: bool,
 }
 
@@ -357,7 +358,7 @@ impl Dispatch {
             begun: now.instant,
             deadline: now.instant + Duration::from_millis(self.limits.request_deadline_ms.into()),
             max_tokens: limit,
-            is_stopping: false,
+            stopping: None,
             is_abandoned: false,
         };
         ledger.append(Event::Begin { request: request_name(id), observed, declared });
@@ -431,6 +432,7 @@ impl Dispatch {
                 self.refusals.ticket_missing(&model.name, &name);
             }
             WorkerReport::End(report) => self.end(index, &report, ledger, now)?,
+            WorkerReport::Unused { request } => self.unused(index, request, ledger, now)?,
             WorkerReport::Alive => alive(&mut worker.pulse, kind, now)?,
             WorkerReport::Panicked { file, line } => {
                 if !is_plain(&file) {

@@ -46,6 +46,7 @@ pub(super) enum Kind {
     WorkerReady,
     NoTicket,
     End,
+    Unused,
     Panicked,
     GatewayAlive,
     WorkerBroken,
@@ -71,6 +72,7 @@ const TABLE: &[Line] = &[
     line(Kind::WorkerReady, STARTING, Often::Once),
     line(Kind::NoTicket, SERVING, Often::Any),
     line(Kind::End, SERVING, Often::OncePerRequest),
+    line(Kind::Unused, SERVING, Often::OncePerRequest),
     line(Kind::Panicked, ALIVE, Often::Once),
     line(Kind::GatewayAlive, SERVING, Often::Any),
     line(Kind::WorkerAlive, SERVING, Often::Any),
@@ -160,6 +162,7 @@ pub(super) fn worker_kind(message: &WorkerReport) -> Kind {
         WorkerReport::Ready { .. } => Kind::WorkerReady,
         WorkerReport::NoTicket { .. } => Kind::NoTicket,
         WorkerReport::End(_) => Kind::End,
+        WorkerReport::Unused { .. } => Kind::Unused,
         WorkerReport::Panicked { .. } => Kind::Panicked,
         WorkerReport::Alive => Kind::WorkerAlive,
     }

@@ -189,9 +189,12 @@ impl Link {
                         return Err(Ended::TooManyTickets);
                     }
                 }
+                Ok((ToWorkerControl::Revoke { request }, _)) if state.open.contains(&request) => {
+                    self.pass_on(Heard::Cancel(request))?;
+                }
                 Ok((ToWorkerControl::Revoke { request }, _)) => {
                     state.tickets.void(request);
-                    self.pass_on(Heard::Cancel(request))?;
+                    self.control.send(&WorkerReport::Unused { request }, &[])?;
                 }
                 Ok((ToWorkerControl::Forget { cache_domain }, _)) => {
                     state.tickets.forget(cache_domain);
@@ -217,9 +220,11 @@ impl Link {
         for _ in 0..FRAMES_PER_TURN {
             match self.data.read()? {
                 Event::Message(ToWorker::Generate(generate)) => self.judge(generate, state)?,
-                Event::Message(ToWorker::Cancel { request }) => {
+                Event::Message(ToWorker::Cancel { request }) if state.open.contains(&request) => {
                     self.pass_on(Heard::Cancel(request))?;
                 }
+                // It ended, or never was: nothing is kept of it, whoever asks how often.
+                Event::Message(ToWorker::Cancel { .. }) => {}
                 Event::Empty => return Ok(()),
                 Event::Closed => return Err(Ended::Closed),
             }
@@ -232,6 +237,7 @@ impl Link {
         self.hear_supervisor(state)?;
         let request = generate.request;
         if let Some(right) = state.tickets.take(request, Instant::now()) {
+            state.open.insert(request);
             let request = Admitted::Request(generate, right);
             return self.admitted.send(request).map_err(|_| Ended::Closed);
         }
@@ -263,7 +269,10 @@ impl Link {
                 }
                 Said::Supervisor(report) => {
                     self.control.send(&report, &[])?;
-                    state.is_reported |= matches!(report, WorkerReport::End(_));
+                    if let WorkerReport::End(report) = report {
+                        state.open.remove(&report.request);
+                        state.is_reported = true;
+                    }
                 }
             }
         }
@@ -278,6 +287,8 @@ impl Link {
 #[derive(Default)]
 struct State {
     tickets: Tickets,
+    /// Requests that had their ticket and whose end the supervisor has not been told.
+    open: HashSet<RequestId>,
     told: HashSet<RequestId>,
     /// The supervisor has the end of a request.
     is_reported: bool,

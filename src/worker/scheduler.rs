@@ -4,7 +4,7 @@
 //! request that is cancelled costs at most the step that runs. No text is looked at here but to
 //! pass it on, and a step allocates nothing.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
@@ -24,7 +24,8 @@ use crate::sys::random::random_u64;
 
 /// Most requests that wait for a place in the KV cache.
 const WAITING_COUNT_MAX: usize = 64;
-/// Most cancels that are kept for requests that are not there yet.
+/// Most cancels that are kept for requests that are being prepared; of those that ended meanwhile the
+/// oldest are forgotten.
 const EARLY_CANCELS_COUNT_MAX: usize = 4096;
 
 /// What the engine's thread is told.
@@ -49,7 +50,7 @@ pub(super) struct Scheduler<'m> {
     mouth: Mouth,
     running: Vec<Session>,
     waiting: VecDeque<Prepared>,
-    early_cancels: HashSet<RequestId>,
+    early_cancels: VecDeque<RequestId>,
     batch: Vec<BatchToken>,
     prefixes: Prefixes,
     turns: Turns,
@@ -80,7 +81,7 @@ impl<'m> Scheduler<'m> {
             mouth,
             running: Vec::with_capacity(sequences_max),
             waiting: VecDeque::new(),
-            early_cancels: HashSet::new(),
+            early_cancels: VecDeque::new(),
             batch: Vec::with_capacity(STEP_TOKENS_MAX),
             prefixes: Prefixes::new(prefix_keep),
             turns: Turns::new(sequences_max),
@@ -136,7 +137,8 @@ impl<'m> Scheduler<'m> {
     }
 
     fn enqueue(&mut self, prepared: Prepared) {
-        let is_cancelled = self.early_cancels.remove(&prepared.request);
+        let early = self.early_cancels.iter().position(|one| *one == prepared.request);
+        let is_cancelled = early.and_then(|at| self.early_cancels.remove(at)).is_some();
         if is_cancelled || self.waiting.len() >= WAITING_COUNT_MAX {
             refuse(&self.mouth, prepared.request, prepared.digests, Failure::Busy);
         } else {
@@ -153,9 +155,9 @@ impl<'m> Scheduler<'m> {
             }
         } else {
             if self.early_cancels.len() >= EARLY_CANCELS_COUNT_MAX {
-                self.early_cancels.clear();
+                self.early_cancels.pop_front();
             }
-            self.early_cancels.insert(request);
+            self.early_cancels.push_back(request);
         }
     }
 

@@ -7,6 +7,7 @@ use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 
 use super::link::{Admitted, Ended, Link, Mouth, Said, Sayings};
+use super::scheduler::Heard;
 use crate::ipc::message::{
     Digest, EndReport, Failure, Finish, FromWorker, Generate, Outcome, Prompt, RequestId, Sampling,
     Ticket, ToWorker, ToWorkerControl, WorkerReport,
@@ -18,6 +19,7 @@ struct Peers {
     supervisor: Channel,
     gateway: DataChannel<ToWorker, FromWorker>,
     admitted: mpsc::Receiver<Admitted>,
+    heard: mpsc::Receiver<Heard>,
     mouth: Mouth,
     ended: thread::JoinHandle<Ended>,
 }
@@ -28,23 +30,19 @@ fn start(one_request: bool) -> Peers {
     let (woken, wake) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).unwrap();
     let said = Arc::<Sayings>::default();
     let (admitted_sender, admitted) = mpsc::channel();
-    let (heard, _heard) = mpsc::channel();
+    let (heard_sender, heard) = mpsc::channel();
     let link = Link {
         control: Arc::new(control),
         data: DataChannel::new(data),
         said: Arc::clone(&said),
         woken,
         admitted: admitted_sender,
-        heard,
+        heard: heard_sender,
         one_request,
     };
-    // The end that these tests do not use stays open with the link.
-    let ended = thread::spawn(move || {
-        let _kept = _heard;
-        link.run()
-    });
+    let ended = thread::spawn(move || link.run());
     let mouth = Mouth::new(said, Arc::new(wake));
-    Peers { supervisor, gateway: DataChannel::new(gateway), admitted, mouth, ended }
+    Peers { supervisor, gateway: DataChannel::new(gateway), admitted, heard, mouth, ended }
 }
 
 fn generate(request: u8) -> ToWorker {
@@ -107,6 +105,10 @@ fn a_request_without_a_ticket_is_refused_and_reported() {
     peers.gateway.push(&generate(3)).unwrap();
     peers.gateway.flush().unwrap();
     assert_eq!(next(&mut peers.gateway), refused(3));
+    let (report, _) = peers.supervisor.recv::<WorkerReport>().unwrap();
+    assert!(matches!(report, WorkerReport::NoTicket { request: RequestId(id) } if id == [2; 16]));
+    let (report, _) = peers.supervisor.recv::<WorkerReport>().unwrap();
+    assert!(matches!(report, WorkerReport::Unused { request: RequestId(id) } if id == [3; 16]));
 
     // A question whether all threads work takes a request's way.
     peers.supervisor.send(&ToWorkerControl::AreYouThere, &[]).unwrap();
@@ -175,4 +177,40 @@ fn a_worker_of_one_request_serves_no_second_one_and_ends_after_the_first() {
     peers.supervisor.send(&ticket(1), &[]).unwrap();
     peers.supervisor.send(&ticket(2), &[]).unwrap();
     assert_eq!(peers.ended.join().unwrap(), Ended::TooManyTickets);
+}
+
+/// The engine's thread keeps what it is told to stop before it knows it; a gateway must not fill that room
+/// with names, and push a revocation out.
+#[test]
+fn only_what_a_worker_has_is_cancelled_and_for_all_else_it_says_that_it_has_none() {
+    let mut peers = start(false);
+    let request = |number: u8| RequestId([number; 16]);
+    let cancel = |peers: &mut Peers, number| {
+        peers.gateway.push(&ToWorker::Cancel { request: request(number) }).unwrap();
+        peers.gateway.flush().unwrap();
+    };
+    peers.supervisor.send(&ticket(1), &[]).unwrap();
+    for number in 1..=200 {
+        cancel(&mut peers, number);
+    }
+    ask(&mut peers, 1);
+    assert!(matches!(peers.admitted.recv().unwrap(), Admitted::Request(..)));
+    assert!(peers.heard.try_recv().is_err(), "nobody has any of these");
+    // Now it has one: the gateway and the supervisor may stop it, and no report says otherwise.
+    cancel(&mut peers, 1);
+    assert!(matches!(peers.heard.recv().unwrap(), Heard::Cancel(one) if one == request(1)));
+    let revoke = |number| ToWorkerControl::Revoke { request: request(number) };
+    peers.supervisor.send(&revoke(1), &[]).unwrap();
+    assert!(matches!(peers.heard.recv().unwrap(), Heard::Cancel(one) if one == request(1)));
+    end(&peers, 1);
+    let (report, _) = peers.supervisor.recv::<WorkerReport>().unwrap();
+    assert!(matches!(report, WorkerReport::End(_)), "{report:?}");
+    // It has ended, so that there is nothing to stop.
+    peers.supervisor.send(&revoke(1), &[]).unwrap();
+    let (report, _) = peers.supervisor.recv::<WorkerReport>().unwrap();
+    assert!(matches!(report, WorkerReport::Unused { request: one } if one == request(1)));
+    cancel(&mut peers, 1);
+    peers.supervisor.send(&ToWorkerControl::AreYouThere, &[]).unwrap();
+    assert!(matches!(peers.admitted.recv().unwrap(), Admitted::AreYouThere));
+    assert!(peers.heard.try_recv().is_err());
 }

@@ -1,20 +1,18 @@
 //! Requests that must stop: given up by the gateway, out of time, revoked, not to be recorded.
 //!
-//! One that a worker has is revoked, and its worker's report is waited for; one that waits for a
-//! worker ends at once.
+//! One that a worker has is revoked, and its worker says whether it served any of it or none; one that
+//! waits for a worker ends at once. The gateway's word alone ends nothing that a worker may have begun.
 
 use std::time::Duration;
 
 use super::{Dispatch, Effect, Fault, Kind, Ledger, Now, Request, request_name};
 use crate::audit::Event;
 use crate::audit::record::MissingCause;
-use crate::ipc::message::{RequestId, ToGateway, ToWorkerControl};
+use crate::ipc::message::{RequestId, ToGateway, ToWorkerControl, WorkerIndex};
 
 /// Time a worker has to report the end of a request that must stop, at least: a step of the engine
 /// may take as long as a part that hangs is given.
 const END_GRACE_MIN: Duration = Duration::from_secs(10);
-/// Time a worker has to report the end of a request that the gateway never brought it.
-const ABANDON_GRACE: Duration = Duration::from_secs(2);
 
 impl Dispatch {
     /// The gateway has given a request up.
@@ -24,6 +22,7 @@ impl Dispatch {
         ledger: &mut Ledger,
         now: Now,
     ) -> Result<(), Fault> {
+        let grace = self.end_grace();
         let Some(request) = self.requests.get_mut(&id) else {
             // Its end crossed the gateway's word.
             return match self.ended_set.contains(&id) {
@@ -38,7 +37,32 @@ impl Dispatch {
             self.end_waiting(id, MissingCause::Abandoned, false, ledger);
             return Ok(());
         }
-        revoke(id, request, ABANDON_GRACE, now, &mut self.effects);
+        revoke(id, request, MissingCause::Abandoned, (grace, now), &mut self.effects);
+        Ok(())
+    }
+
+    /// A worker has nothing of a request that it was told to stop.
+    pub(super) fn unused(
+        &mut self,
+        index: WorkerIndex,
+        id: RequestId,
+        ledger: &mut Ledger,
+        now: Now,
+    ) -> Result<(), Fault> {
+        let Some(request) = self.requests.get(&id) else {
+            // Its end crossed the order to stop.
+            return match self.ended_set.contains(&id) {
+                true => Ok(()),
+                false => Err(Fault::UnknownRequest(Kind::Unused)),
+            };
+        };
+        if request.worker != Some(index) {
+            return Err(Fault::UnknownRequest(Kind::Unused));
+        }
+        let cause = request.stopping.ok_or(Fault::Moment(Kind::Unused))?;
+        self.close(id);
+        ledger.append(Event::end_missing(request_name(id), cause));
+        self.worker_done(index, id, Duration::ZERO, now);
         Ok(())
     }
 
@@ -55,8 +79,8 @@ impl Dispatch {
         }
         let grace = self.end_grace();
         for (id, request) in &mut self.requests {
-            if !request.is_stopping && is_it(request) {
-                revoke(*id, request, grace, now, &mut self.effects);
+            if is_it(request) {
+                revoke(*id, request, cause, (grace, now), &mut self.effects);
             }
         }
     }
@@ -100,39 +124,35 @@ impl Dispatch {
             if now.instant < request.deadline {
                 continue;
             }
-            if request.is_stopping {
-                overdue.push((*id, request.worker, request.is_abandoned));
-            } else {
-                revoke(*id, request, grace, now, &mut self.effects);
+            match request.stopping {
+                Some(cause) => overdue.push((*id, request.worker, cause)),
+                None => {
+                    let cause = MissingCause::Deadline;
+                    revoke(*id, request, cause, (grace, now), &mut self.effects);
+                }
             }
         }
-        for (id, worker, is_abandoned) in overdue {
+        for (id, worker, cause) in overdue {
             self.close(id);
-            let cause = if is_abandoned { MissingCause::Abandoned } else { MissingCause::Deadline };
             ledger.append(Event::end_missing(request_name(id), cause));
-            let Some(worker) = worker else { continue };
-            if is_abandoned {
-                self.worker_done(worker, id, Duration::ZERO, now);
-            } else {
-                let why = "did not stop a request in time";
-                self.effects.push(Effect::WorkerStuck(worker, why));
-            }
+            let why = "did not stop a request in time";
+            self.effects.extend(worker.map(|worker| Effect::WorkerStuck(worker, why)));
         }
         self.expire_workers(now);
         self.serve_waiting(now);
     }
 }
 
-/// Tells the worker to stop a request within `grace`.
+/// Tells the worker to stop a request within `grace`, once: a second reason gives it no more time.
 fn revoke(
     id: RequestId,
     request: &mut Request,
-    grace: Duration,
-    now: Now,
+    cause: MissingCause,
+    (grace, now): (Duration, Now),
     effects: &mut Vec<Effect>,
 ) {
-    let Some(worker) = request.worker else { return };
-    request.is_stopping = true;
+    let (Some(worker), None) = (request.worker, request.stopping) else { return };
+    request.stopping = Some(cause);
     request.deadline = now.instant + grace;
     effects.push(Effect::Worker(worker, ToWorkerControl::Revoke { request: id }));
 }

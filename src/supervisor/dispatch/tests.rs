@@ -412,6 +412,11 @@ fn forged_messages_kill() {
     // Another model's worker ends a request that it was never given.
     let report = it.worker(OTHER, WorkerReport::End(end(request)));
     assert_eq!(report, Err(Fault::UnknownRequest(Kind::End)));
+    // That it has none of a request is said when it is asked to stop, and of its own.
+    let unused = |request| WorkerReport::Unused { request };
+    assert_eq!(it.worker(WORKER, unused(request)), Err(Fault::Moment(Kind::Unused)));
+    assert_eq!(it.worker(OTHER, unused(request)), Err(Fault::UnknownRequest(Kind::Unused)));
+    assert_eq!(it.worker(WORKER, unused(unknown)), Err(Fault::UnknownRequest(Kind::Unused)));
     let impossible = [
         EndReport { completion_tokens: 21, ..end(request) },
         EndReport { prompt_tokens: 65, ..end(request) },
@@ -494,20 +499,66 @@ fn a_request_past_its_deadline_is_revoked_then_given_up_with_its_worker() {
 }
 
 #[test]
-fn an_abandoned_request_is_closed_without_killing_anyone() {
+fn an_abandoned_request_is_closed_by_its_workers_word_without_killing_anyone() {
     let mut it = serving("abandoned");
     let request = it.begun();
     it.gateway(FromGateway::Abandoned { request }).unwrap();
     let effects = it.turn();
     assert!(matches!(effects[..], [Effect::Worker(WORKER, ToWorkerControl::Revoke { .. })]));
-    it.now.instant += Duration::from_secs(3);
+    assert!(!journal(&it.folder).contains("\"abandoned\""), "the gateway's word is not enough");
+    it.worker(WORKER, WorkerReport::Unused { request }).unwrap();
     assert!(it.turn().is_empty());
-    assert!(journal(&it.folder).contains("\"abandoned\""));
-    // The gateway's word may also cross the worker's.
+    assert!(journal(&it.folder).contains("\"cause\":\"abandoned\""));
+    assert_eq!(it.dispatch.open_count(), 0);
+    // The gateway's word may also cross the worker's, and the order to stop the worker's end.
     let request = it.begun();
     it.worker(WORKER, WorkerReport::End(end(request))).unwrap();
     it.gateway(FromGateway::Abandoned { request }).unwrap();
     assert!(it.turn().is_empty());
+    it.worker(WORKER, WorkerReport::Unused { request }).unwrap();
+}
+
+/// A gateway that brings a request to a worker and says at the same time that it never did.
+#[test]
+fn what_is_abandoned_while_a_worker_reads_it_has_its_end_on_the_record() {
+    let mut it = serving("abandoned-late");
+    let request = it.begun();
+    it.gateway(FromGateway::Abandoned { request }).unwrap();
+    it.turn();
+    // A step of the engine may take as long as a part that hangs is given.
+    it.now.instant += it.dispatch.limits.hang() - Duration::from_secs(1);
+    assert!(it.turn().is_empty());
+    let report = EndReport { outcome: Outcome::Cancelled, ..end(request) };
+    it.worker(WORKER, WorkerReport::End(report)).unwrap();
+    assert!(it.turn().is_empty());
+    let text = journal(&it.folder);
+    assert!(text.contains("\"end\":") && !text.contains("\"end_missing\":"), "{text}");
+    // One that does neither in time is not believed any more.
+    let request = it.begun();
+    it.gateway(FromGateway::Abandoned { request }).unwrap();
+    it.turn();
+    it.now.instant += it.dispatch.limits.hang();
+    let effects = it.turn();
+    assert!(matches!(effects[..], [Effect::WorkerStuck(WORKER, _)]), "{effects:?}");
+    assert!(journal(&it.folder).contains("\"cause\":\"abandoned\""));
+}
+
+/// A worker cannot stop what it never saw.
+#[test]
+fn what_the_gateway_never_brings_ends_with_its_time_and_not_with_its_worker() {
+    let mut it = serving("unbrought");
+    let request = it.begun();
+    it.now.instant += Duration::from_secs(61);
+    let effects = it.turn();
+    assert!(matches!(effects[..], [Effect::Worker(WORKER, ToWorkerControl::Revoke { .. })]));
+    // To give it up now gives it neither another cause nor more time.
+    it.gateway(FromGateway::Abandoned { request }).unwrap();
+    it.worker(WORKER, WorkerReport::Unused { request }).unwrap();
+    assert!(it.turn().is_empty());
+    it.now.instant += it.dispatch.limits.hang();
+    assert!(it.turn().iter().all(|effect| !matches!(effect, Effect::WorkerStuck(..))));
+    let text = journal(&it.folder);
+    assert!(text.contains("\"cause\":\"deadline\"") && !text.contains("abandoned"), "{text}");
 }
 
 #[test]

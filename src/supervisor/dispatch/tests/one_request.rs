@@ -105,7 +105,7 @@ fn a_worker_that_has_served_and_stays_is_ended() {
     let (request, place) = begin(&mut it);
     it.gateway(FromGateway::Abandoned { request }).unwrap();
     it.turn();
-    it.now.instant += Duration::from_secs(2);
+    it.worker(place.unwrap(), WorkerReport::Unused { request }).unwrap();
     let effects = it.turn();
     let is_ended = |effect: &Effect| matches!(effect, Effect::WorkerDone(at) if Some(*at) == place);
     assert!(effects.iter().any(is_ended), "{effects:?}");
