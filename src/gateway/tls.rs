@@ -1,7 +1,7 @@
 //! TLS without the key: rustls builds what is to be signed, the supervisor signs it.
 //!
-//! TLS 1.3 and 1.2, HTTP/1.1 by ALPN, no early data, no resumption: no secret of a session outlives
-//! its connection.
+//! TLS 1.3 alone: what a server signs in TLS 1.2 is so free in form that it can be another protocol's text.
+//! HTTP/1.1 by ALPN, no early data, no resumption: no secret of a session outlives its connection.
 
 use std::sync::Arc;
 
@@ -30,8 +30,8 @@ pub(super) fn acceptor(
     let key = Arc::new(RemoteKey { scheme, algorithm, control: Arc::clone(control) });
     let resolver = SingleCertAndKey::from(CertifiedKey::new(chain, key));
     let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .map_err(|_| Error::Tls("no cipher suite for TLS 1.3 and 1.2"))?
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|_| Error::Tls("no cipher suite for TLS 1.3"))?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(resolver));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];

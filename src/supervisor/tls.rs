@@ -1,8 +1,8 @@
 //! Signing TLS handshakes for the gateway: only what a server must sign, never anything else.
 //!
 //! A compromised gateway may ask for any signature; the form check leaves it nothing but TLS 1.3
-//! `CertificateVerify` of a server (RFC 8446, 4.4.3) and TLS 1.2 `ServerKeyExchange` parameters
-//! (RFC 8422, 5.4), so the key cannot be made to sign a certificate or another protocol's text.
+//! `CertificateVerify` of a server (RFC 8446, 4.4.3), so the key cannot be made to sign a certificate or
+//! another protocol's text. What a server signs in TLS 1.2 begins with 64 bytes of the asker's choice.
 
 use std::fmt;
 
@@ -20,10 +20,6 @@ pub(super) const ECDSA_P256_SHA256: u16 = 0x0403;
 const CONTEXT_TLS13: &[u8] = b"TLS 1.3, server CertificateVerify\0";
 /// Spaces before that context.
 const PAD_LEN: usize = 64;
-/// Client random and server random.
-const RANDOMS_LEN: usize = 64;
-/// `ECCurveType` `named_curve`.
-const NAMED_CURVE: u8 = 3;
 
 /// Why the TLS key or certificate is of no use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,16 +83,11 @@ impl TlsKey {
 
     /// Signs a handshake message of the right form; `None` for any other.
     pub(super) fn sign(&self, scheme: u16, message: &[u8]) -> Option<Vec<u8>> {
-        if scheme != ECDSA_P256_SHA256 || !is_handshake(message) {
+        if scheme != ECDSA_P256_SHA256 || !is_certificate_verify(message) {
             return None;
         }
         self.pair.sign(&self.random, message).ok().map(|signature| signature.as_ref().to_vec())
     }
-}
-
-/// Whether a TLS server signs messages of this form.
-fn is_handshake(message: &[u8]) -> bool {
-    is_certificate_verify(message) || is_server_key_exchange(message)
 }
 
 /// 64 spaces, the server's context, a SHA-256 or SHA-384 transcript hash.
@@ -104,19 +95,6 @@ fn is_certificate_verify(message: &[u8]) -> bool {
     let Some((pad, rest)) = message.split_at_checked(PAD_LEN) else { return false };
     let Some(hash) = rest.strip_prefix(CONTEXT_TLS13) else { return false };
     pad.iter().all(|&byte| byte == b' ') && matches!(hash.len(), 32 | 48)
-}
-
-/// Both randoms, a named curve, a point of that curve's length.
-fn is_server_key_exchange(message: &[u8]) -> bool {
-    let Some((_, rest)) = message.split_at_checked(RANDOMS_LEN) else { return false };
-    let [NAMED_CURVE, high, low, point_len, point @ ..] = rest else { return false };
-    let want = match u16::from_be_bytes([*high, *low]) {
-        0x0017 => 65,
-        0x0018 => 97,
-        0x001d => 32,
-        _ => return false,
-    };
-    usize::from(*point_len) == want && point.len() == want
 }
 
 #[cfg(test)]
@@ -129,10 +107,25 @@ mod tests {
         [&[b' '; PAD_LEN][..], CONTEXT_TLS13, &vec![7; hash_len]].concat()
     }
 
-    fn server_key_exchange(curve: u16, point_len: u8) -> Vec<u8> {
-        let [high, low] = curve.to_be_bytes();
-        let head = [NAMED_CURVE, high, low, point_len];
-        [&[9; RANDOMS_LEN][..], &head, &vec![4; point_len.into()]].concat()
+    /// What a server signs in TLS 1.2: both randoms, the curve P-384, a point.
+    fn server_key_exchange() -> Vec<u8> {
+        [&[9; 64][..], &[3, 0, 0x18, 97], &[4; 97]].concat()
+    }
+
+    /// A request for a certificate, for a name of the asker's choice and the key of TLS, in that very form.
+    fn certificate_request(point: &[u8]) -> Vec<u8> {
+        let mut name = [b'.'; 53];
+        name[..16].copy_from_slice(b"hospital.example");
+        // The common name begins at 19.
+        name[64 - 19..68 - 19].copy_from_slice(&[3, 0, 0x18, 97]);
+        let subject =
+            [&[0x30, 64, 0x31, 62, 0x30, 60, 6, 3, 0x55, 4, 3, 12, 53][..], &name].concat();
+        let key = [
+            &[0x30, 89, 0x30, 19, 6, 7, 0x2a, 0x86, 0x48, 0xce, 0x3d, 2, 1][..],
+            &[6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 3, 1, 7, 3, 66, 0],
+            point,
+        ];
+        [&[0x30, 0x81, 162, 2, 1, 0][..], &subject, &key.concat(), &[0xa0, 0]].concat()
     }
 
     fn key() -> (TlsKey, Vec<u8>, Vec<u8>) {
@@ -147,14 +140,7 @@ mod tests {
     #[test]
     fn signs_what_a_tls_server_signs() {
         let (key, public, _) = key();
-        let messages = [
-            certificate_verify(32),
-            certificate_verify(48),
-            server_key_exchange(0x0017, 65),
-            server_key_exchange(0x0018, 97),
-            server_key_exchange(0x001d, 32),
-        ];
-        for message in messages {
+        for message in [certificate_verify(32), certificate_verify(48)] {
             let signature = key.sign(ECDSA_P256_SHA256, &message).unwrap();
             let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &public);
             public.verify(&message, &signature).unwrap();
@@ -170,10 +156,7 @@ mod tests {
         short_pad.remove(0);
         let mut not_spaces = certificate_verify(32);
         not_spaces[63] = 0;
-        let mut long = server_key_exchange(0x001d, 32);
-        long.push(0);
-        let mut explicit_curve = server_key_exchange(0x001d, 32);
-        explicit_curve[RANDOMS_LEN] = 1;
+        let (key, point, _) = key();
         let refused = [
             Vec::new(),
             b"-----BEGIN CERTIFICATE REQUEST-----".to_vec(),
@@ -185,17 +168,25 @@ mod tests {
             client,
             short_pad,
             not_spaces,
-            server_key_exchange(0x001d, 33),
-            server_key_exchange(0x0017, 33),
-            server_key_exchange(0x0019, 133),
-            server_key_exchange(0x001d, 32)[..RANDOMS_LEN + 10].to_vec(),
-            long,
-            explicit_curve,
+            server_key_exchange(),
+            certificate_request(&point),
         ];
-        let (key, ..) = key();
         for (i, message) in refused.iter().enumerate() {
             assert!(key.sign(ECDSA_P256_SHA256, message).is_none(), "message {i}");
         }
+    }
+
+    #[test]
+    fn a_request_for_a_certificate_can_have_the_form_of_a_key_exchange() {
+        use x509_parser::certification_request::X509CertificationRequestInfo;
+        use x509_parser::prelude::FromDer as _;
+
+        let (_, point, _) = key();
+        let (request, exchange) = (certificate_request(&point), server_key_exchange());
+        assert_eq!((request.len(), &request[64..68]), (exchange.len(), &exchange[64..68]));
+        let (rest, info) = X509CertificationRequestInfo::from_der(&request).unwrap();
+        assert!(rest.is_empty() && info.subject.to_string().contains("hospital.example"));
+        assert!(info.subject_pki.raw.ends_with(&point));
     }
 
     #[test]

@@ -737,7 +737,7 @@ fn it_serves_inside_its_sandbox() {
     }
     let mut worker = gateway.worker(0, "m");
     let mut local = gateway.client();
-    let mut remote = tls_client(&gateway, &certificate, &rustls::version::TLS13);
+    let mut remote = tls_client(&gateway, &certificate);
     local.send_post(CHAT, &chat(json!({})));
     let request = worker.next_generate().request;
     worker.answer(request, &["here"]);
@@ -766,13 +766,12 @@ fn it_serves_inside_its_sandbox() {
 fn tls_client(
     gateway: &Running,
     trusted: &CertificateDer<'static>,
-    version: &'static rustls::SupportedProtocolVersion,
 ) -> Client<rustls::StreamOwned<rustls::ClientConnection, TcpStream>> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(trusted.clone()).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[version])
+        .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_root_certificates(roots)
         .with_no_client_auth();
@@ -787,8 +786,8 @@ fn tls_client(
 fn tls_is_signed_by_the_supervisor() {
     let (gateway, certificate) = tls_gateway();
     let mut worker = gateway.worker(0, "m");
-    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
-        let mut client = tls_client(&gateway, &certificate, version);
+    for _ in 0..2 {
+        let mut client = tls_client(&gateway, &certificate);
         assert_eq!(client.get("/v1/models").status, 200);
         assert_eq!(gateway.next_seen(), Seen::Signed);
         let connection = &client.stream.get_ref().conn;
@@ -806,6 +805,48 @@ fn tls_is_signed_by_the_supervisor() {
         drop(client);
         assert_eq!(worker.next_cancel(), request);
     }
+}
+
+/// A client's first words in TLS 1.2, with or without the extension that offers 1.3.
+fn client_hello(offers_13: bool) -> Vec<u8> {
+    let suites = [0x13, 0x01, 0xc0, 0x2b, 0xc0, 0x2f];
+    let mut extensions = vec![0, 10, 0, 4, 0, 2, 0, 23, 0, 13, 0, 4, 0, 2, 4, 3];
+    if offers_13 {
+        extensions.extend([0, 43, 0, 3, 2, 3, 4]);
+        extensions.extend([0, 51, 0, 2, 0, 0]);
+    }
+    let len = |bytes: &[u8]| u16::try_from(bytes.len()).unwrap().to_be_bytes();
+    let body = [
+        &[3, 3][..],
+        &[7; 32],
+        &[0],
+        &len(&suites),
+        &suites,
+        &[1, 0],
+        &len(&extensions),
+        &extensions,
+    ];
+    let body = body.concat();
+    let message = [&[1, 0][..], &len(&body), &body].concat();
+    [&[22, 3, 1][..], &len(&message), &message].concat()
+}
+
+#[test]
+fn tls_1_2_is_refused_and_nothing_is_signed_for_it() {
+    let (gateway, _) = tls_gateway();
+    let answer = |hello: Vec<u8>| {
+        let mut stream = TcpStream::connect(gateway.tcp.unwrap()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(&hello).unwrap();
+        let mut answer = [0; 7];
+        stream.read_exact(&mut answer).unwrap();
+        answer
+    };
+    // A fatal alert: the version is not served.
+    assert_eq!(answer(client_hello(false)), [21, 3, 3, 0, 2, 2, 70]);
+    // The control: the same words with 1.3 among them are answered by a message of the handshake.
+    assert_eq!(answer(client_hello(true))[0], 22);
+    assert!(gateway.seen.try_recv().is_err());
 }
 
 #[test]
