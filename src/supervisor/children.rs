@@ -19,23 +19,36 @@ const OUTBOX_COUNT_MAX: usize = 4096;
 #[derive(Default, Debug)]
 pub(super) struct Backoff {
     deaths: VecDeque<Instant>,
+    /// Ends by another child's word.
+    accusations: VecDeque<Instant>,
 }
 
 impl Backoff {
     /// Notes a death at `now`; returns when to start again, `None` when it has died too often.
     pub(super) fn died(&mut self, now: Instant) -> Option<Instant> {
-        while let Some(&oldest) = self.deaths.front()
-            && now.saturating_duration_since(oldest) >= CRASH_LOOP_SPAN
-        {
-            self.deaths.pop_front();
-        }
-        self.deaths.push_back(now);
-        if self.deaths.len() >= CRASH_LOOP_COUNT {
-            return None;
-        }
-        let doublings = u32::try_from(self.deaths.len() - 1).unwrap_or(u32::MAX);
-        Some(now + PAUSE_FIRST.saturating_mul(2_u32.saturating_pow(doublings)))
+        pause(&mut self.deaths, now).map(|pause| now + pause)
     }
+
+    /// Notes an end at `now` by another child's word; returns when to start again. Nobody is given up for
+    /// what another says, and nobody starts processes at the rate of its words.
+    pub(super) fn accused(&mut self, now: Instant) -> Instant {
+        now + pause(&mut self.accusations, now).unwrap_or(CRASH_LOOP_SPAN)
+    }
+}
+
+/// Notes an end; returns the pause after it, `None` after too many.
+fn pause(ends: &mut VecDeque<Instant>, now: Instant) -> Option<Duration> {
+    while let Some(&oldest) = ends.front()
+        && now.saturating_duration_since(oldest) >= CRASH_LOOP_SPAN
+    {
+        ends.pop_front();
+    }
+    ends.push_back(now);
+    if ends.len() >= CRASH_LOOP_COUNT {
+        return None;
+    }
+    let doublings = u32::try_from(ends.len() - 1).unwrap_or(u32::MAX);
+    Some(PAUSE_FIRST.saturating_mul(2_u32.saturating_pow(doublings)))
 }
 
 /// Messages on their way to a child, with their descriptors.
@@ -104,6 +117,20 @@ mod tests {
             now += Duration::from_secs(10);
         }
         assert_eq!(backoff.died(now), None);
+    }
+
+    #[test]
+    fn who_is_accused_again_and_again_is_started_ever_more_slowly_and_never_given_up() {
+        let start = Instant::now();
+        let (mut backoff, mut now) = (Backoff::default(), start);
+        // Accused as soon as it is there, for an hour.
+        let mut starts = 0;
+        while now < start + Duration::from_secs(3600) {
+            now = backoff.accused(now);
+            starts += 1;
+        }
+        assert!((60..=6 * 60).contains(&starts), "{starts} starts in an hour");
+        assert!(backoff.died(now).is_some(), "no accusation counts as a death");
     }
 
     #[test]

@@ -33,8 +33,8 @@ struct Waiting {
 enum Asked {
     /// These have agreed; it may be done.
     Agreed(Vec<u32>),
-    /// So many have, which is too few.
-    Waits(usize),
+    /// So many have, which is too few; whether this user is one more.
+    Waits(usize, bool),
     /// Too many others wait.
     TooMany,
 }
@@ -52,9 +52,9 @@ impl Erasures {
         }
         let fresh = || Waiting { since: now, uids: BTreeSet::new() };
         let one = self.waiting.entry(principal.to_owned()).or_insert_with(fresh);
-        one.uids.insert(uid);
+        let is_new = one.uids.insert(uid);
         match one.uids.len() {
-            count if count < self.needed => Asked::Waits(count),
+            count if count < self.needed => Asked::Waits(count, is_new),
             _ => {
                 let agreed = self.waiting.remove(principal);
                 Asked::Agreed(agreed.into_iter().flat_map(|one| one.uids).collect())
@@ -77,12 +77,14 @@ impl Supervisor {
         let by = match self.erasures.ask(principal, uid, now.instant) {
             Asked::Agreed(by) => by,
             Asked::TooMany => return refuse("too many erasures wait; see who asked for them"),
-            Asked::Waits(count) => {
+            Asked::Waits(count, is_new) => {
                 let needed = self.config.erasure.confirmations;
                 let confirmations = u32::try_from(count).unwrap_or(u32::MAX);
                 let principal = pseudonym;
                 let observed = ErasureAskedFacts { principal, uid, confirmations, needed };
-                self.ledger.append(Event::ErasureAsked { observed });
+                // Who asks again adds nothing, and cannot fill the log.
+                let event = is_new.then_some(Event::ErasureAsked { observed });
+                self.ledger.append_all(event);
                 let span_s = CONFIRM_SPAN.as_secs();
                 return json!({
                     "ok": true, "erased": false, "confirmations": confirmations,
@@ -114,23 +116,27 @@ mod tests {
     #[test]
     fn two_must_be_two_for_the_same_principal_within_the_time() {
         let (mut erasures, start) = (Erasures::new(2), Instant::now());
-        assert_eq!(erasures.ask("anna", 1000, start), Asked::Waits(1));
-        assert_eq!(erasures.ask("anna", 1000, start), Asked::Waits(1), "the same user again");
-        assert_eq!(erasures.ask("bert", 1001, start), Asked::Waits(1), "another principal");
+        assert_eq!(erasures.ask("anna", 1000, start), Asked::Waits(1, true));
+        assert_eq!(
+            erasures.ask("anna", 1000, start),
+            Asked::Waits(1, false),
+            "the same user again"
+        );
+        assert_eq!(erasures.ask("bert", 1001, start), Asked::Waits(1, true), "another principal");
         let late = start + CONFIRM_SPAN;
-        assert_eq!(erasures.ask("anna", 1001, late), Asked::Waits(1), "too late");
+        assert_eq!(erasures.ask("anna", 1001, late), Asked::Waits(1, true), "too late");
         assert_eq!(erasures.ask("anna", 1000, late), Asked::Agreed(vec![1000, 1001]));
-        assert_eq!(erasures.ask("anna", 1000, late), Asked::Waits(1), "it is used up");
+        assert_eq!(erasures.ask("anna", 1000, late), Asked::Waits(1, true), "it is used up");
     }
 
     #[test]
     fn what_waits_is_bounded() {
         let (mut erasures, now) = (Erasures::new(2), Instant::now());
         for n in 0..WAITING_COUNT_MAX {
-            assert_eq!(erasures.ask(&n.to_string(), 1, now), Asked::Waits(1));
+            assert_eq!(erasures.ask(&n.to_string(), 1, now), Asked::Waits(1, true));
         }
         assert_eq!(erasures.ask("one more", 1, now), Asked::TooMany);
         assert_eq!(erasures.ask("0", 2, now), Asked::Agreed(vec![1, 2]));
-        assert_eq!(erasures.ask("one more", 1, now), Asked::Waits(1));
+        assert_eq!(erasures.ask("one more", 1, now), Asked::Waits(1, true));
     }
 }

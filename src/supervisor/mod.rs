@@ -15,6 +15,7 @@ mod build;
 mod cache_domains;
 mod children;
 mod clock;
+mod closer;
 mod compute;
 pub mod config;
 pub mod control;

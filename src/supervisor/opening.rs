@@ -6,7 +6,8 @@
 //! 4. The digest is held against the signed one; only then is the loader told `Verified`.
 //! 5. The loader hands the packed image back; its seals are checked.
 //!
-//! Both children are hostile: each conversation is a straight line with a deadline.
+//! Both children are hostile: each conversation is a straight line, each step of it has a deadline, and so
+//! has the whole, so that no child holds the start up by always being about to go on.
 
 use std::cell::Cell;
 use std::fmt;
@@ -35,6 +36,10 @@ use crate::sys::memory::{SealedMemory, file_len};
 const UNWRAPS_COUNT_MAX: usize = 128;
 /// Time in which a child must do its next step, or the next bytes must come.
 const STEP_DEADLINE: Duration = Duration::from_secs(60);
+/// Time in which a model must be opened, beside what its length takes.
+const OPENING_DEADLINE: Duration = Duration::from_secs(600);
+/// Slowest that a model is read, decrypted, packed and handed over, in bytes a second.
+const RATE_MIN_BYTES_S: u64 = 1 << 20;
 /// Bytes that a pipe holds, if the system allows it.
 const PIPE_LEN_BYTES: i32 = 1 << 20;
 
@@ -84,6 +89,8 @@ pub(super) enum Refusal {
     Channel(&'static str, ipc::Error),
     /// A child took too long.
     Deadline(&'static str),
+    /// The kernel killed a child for a system call that its filter does not allow.
+    Violation(&'static str),
     /// The model could not be read or passed on.
     Stream(crate::package::Error),
     /// A system call failed.
@@ -111,6 +118,7 @@ impl fmt::Display for Refusal {
             Self::Protocol(child) => write!(f, "the {child} broke protocol"),
             Self::Channel(child, error) => write!(f, "the {child} failed: {error}"),
             Self::Deadline(child) => write!(f, "the {child} took too long"),
+            Self::Violation(child) => write!(f, "the {child} broke its seccomp filter"),
             Self::Stream(error) => write!(f, "{error}"),
             Self::System(action, errno) => write!(f, "{action}: {}", errno.desc()),
             Self::Stopped => write!(f, "stopped while loading"),
@@ -136,6 +144,13 @@ pub(super) struct Opening<'a> {
     pub(super) progress: &'a dyn Fn(Step),
     /// How often the identity was used.
     pub(super) unwraps_count: Cell<usize>,
+    /// When it must be done.
+    pub(super) deadline: Instant,
+}
+
+/// When a model of so many bytes must be opened, if its opening begins now.
+pub(super) fn deadline(len_bytes: u64) -> Instant {
+    Instant::now() + OPENING_DEADLINE + Duration::from_secs(len_bytes / RATE_MIN_BYTES_S)
 }
 
 impl Opening<'_> {
@@ -238,11 +253,15 @@ impl Opening<'_> {
 
     /// Waits for the sealed image.
     fn image(&self) -> Result<OwnedFd, Refusal> {
+        let mut before = 0;
         loop {
             match self.hear_loader()? {
-                (FromLoader::Progress { done_bytes, total_bytes }, _) => {
+                (FromLoader::Progress { done_bytes, total_bytes }, _) if done_bytes > before => {
+                    before = done_bytes;
                     (self.progress)(Step::Packing(done_bytes, total_bytes));
                 }
+                // None is made.
+                (FromLoader::Progress { .. }, _) => return Err(Refusal::Protocol("loader")),
                 (FromLoader::Sealed { len_bytes }, mut descriptors) => {
                     let image = descriptors.pop().ok_or(Refusal::Protocol("loader"))?;
                     let sealed = SealedMemory::open(image.as_fd()).map_err(|_| Refusal::Seals)?;
@@ -286,7 +305,8 @@ impl Opening<'_> {
     }
 
     fn wait(&self, fd: BorrowedFd<'_>, flags: PollFlags) -> nix::Result<Wake> {
-        wait(fd, flags, Some(self.signals), Instant::now() + STEP_DEADLINE)
+        let step = Instant::now() + STEP_DEADLINE;
+        wait(fd, flags, Some(self.signals), step.min(self.deadline))
     }
 }
 
@@ -411,3 +431,6 @@ fn send<M: Message>(
     // Straight conversations of a few small messages: a full channel is a fault.
     channel.try_send(message, fds).map_err(|error| Refusal::Channel(child, error))
 }
+
+#[cfg(test)]
+mod tests;

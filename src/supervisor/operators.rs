@@ -36,7 +36,7 @@ impl Supervisor {
                 Command::Erase { principal } => self.erase(&principal, question.uid),
                 Command::RotateWrappingKey {} => self.rotate_wrapping(&mut question),
             };
-            question.answer(&answer);
+            self.control.answer(question, &answer);
         }
     }
 

@@ -152,8 +152,14 @@ fn leaf_digest(chain: &[Vec<u8>]) -> String {
 fn read_tls(chain: OwnedFd, key: OwnedFd, owner: u32) -> Result<(TlsKey, Vec<Vec<u8>>), Refusal> {
     let key = secret_file::adopt(key, owner).map_err(Refusal::Key)?;
     let key = key.read_to_end(KEY_LEN_MAX_BYTES).map_err(Refusal::Key)?;
-    let mut pem = Vec::new();
+    let (mut pem, chain) = (Vec::new(), File::from(chain));
+    // A pipe in its place would hold everybody up.
+    let is_file = chain.metadata().map_err(Refusal::Certificate)?.is_file();
     let limit = KEY_LEN_MAX_BYTES as u64;
-    File::from(chain).take(limit).read_to_end(&mut pem).map_err(Refusal::Certificate)?;
+    let read = is_file.then(|| chain.take(limit + 1).read_to_end(&mut pem));
+    let len = read.ok_or(Refusal::Files)?.map_err(Refusal::Certificate)?;
+    if len as u64 > limit {
+        return Err(Refusal::Tls(tls::Error::TooLong));
+    }
     TlsKey::read(&key, &pem).map_err(Refusal::Tls)
 }

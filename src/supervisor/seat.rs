@@ -48,6 +48,8 @@ pub(super) enum Doom {
     HungUp,
     /// It did nothing wrong: a fresh one is started at once.
     Replaced(&'static str),
+    /// It did something wrong by the word of another child.
+    Accused(&'static str),
     /// Its work is done, and it is still there.
     Done,
 }
@@ -170,7 +172,8 @@ impl<M: Message> Seat<M> {
     /// ended as it should.
     pub(super) fn leave(&mut self, exit: Exit, is_done: bool, now: Instant) -> Option<String> {
         let doom = self.child.take().and_then(|running| running.doom);
-        let was_killed_here = matches!(doom, Some(Doom::Done | Doom::Replaced(_)));
+        let was_killed_here =
+            matches!(doom, Some(Doom::Done | Doom::Replaced(_) | Doom::Accused(_)));
         if is_done && (exit == Exit::Code(0) || was_killed_here) {
             self.due = Some(now);
             return None;
@@ -178,6 +181,10 @@ impl<M: Message> Seat<M> {
         self.restarts_count += 1;
         if let Some(Doom::Replaced(why)) = doom {
             self.due = Some(now);
+            return Some(why.to_owned());
+        }
+        if let Some(Doom::Accused(why)) = doom {
+            self.due = Some(self.backoff.accused(now));
             return Some(why.to_owned());
         }
         self.count_death(now);
@@ -228,6 +235,16 @@ mod tests {
         let killed = Exit::Signal(Signal::SIGKILL as i32);
         assert_eq!(seat(Some(Doom::Done)).leave(killed, true, now), None);
         assert_eq!(seat(Some(Doom::Replaced("why"))).leave(killed, true, now), None);
+        assert_eq!(seat(Some(Doom::Accused("why"))).leave(killed, true, now), None);
+    }
+
+    #[test]
+    fn who_was_accused_is_followed_after_a_pause() {
+        let (now, killed) = (Instant::now(), Exit::Signal(Signal::SIGKILL as i32));
+        let mut seat = seat(Some(Doom::Accused("why")));
+        assert_eq!(seat.leave(killed, false, now).as_deref(), Some("why"));
+        assert!(!seat.is_due(now) && !seat.has_failed && seat.restarts_count == 1);
+        assert!(seat.is_due(now + Duration::from_millis(100)));
     }
 
     #[test]

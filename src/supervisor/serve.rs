@@ -234,7 +234,7 @@ impl Supervisor {
                     self.doom_worker(index, Doom::Fault(why.to_owned()))?;
                 }
                 Effect::WorkerBroken(index, why) => {
-                    self.doom_worker(index, Doom::Replaced(why))?;
+                    self.doom_worker(index, Doom::Accused(why))?;
                 }
                 Effect::WorkerDone(index) => self.doom_worker(index, Doom::Done)?,
                 Effect::GatewayStuck(why) => {

@@ -12,7 +12,7 @@ use ring::digest::{SHA256, digest};
 
 use super::compute::{self, Place};
 use super::config::{Config, Model, Profile, Swap};
-use super::control::ControlSocket;
+use super::control::BoundSocket;
 use super::deaths::violation;
 use super::dispatch::Dispatch;
 use super::erasure::Erasures;
@@ -22,7 +22,7 @@ use super::ledger::Ledger;
 use super::manager::Manager;
 use super::material::{self, Keys, ModelFile};
 use super::nursery::Nursery;
-use super::opening::{Job, Opened, Opening, Refusal, Step};
+use super::opening::{self, Job, Opened, Opening, Refusal, Step};
 use super::operators::missing_protections;
 use super::serve::{Supervisor, gateway_seat, now};
 use super::workers::{Served, worker_seats};
@@ -56,12 +56,11 @@ const OPENER_THREAD_LEN_BYTES: u64 = 16 << 20;
 /// What was bound, read and opened before the powers went.
 pub(super) struct OpenedAll {
     listeners: Vec<(ListenerKind, OwnedFd)>,
-    control: ControlSocket,
+    control: BoundSocket,
     signals: SignalFd,
     keys: Keys,
     models: Vec<ModelFile>,
     trust: Option<TrustStore>,
-    config_digest: String,
     programs: ProgramFacts,
     /// Of each model.
     places: Vec<Place>,
@@ -79,7 +78,7 @@ pub(super) fn open_all(config: &Config, mut manager: Manager) -> Result<OpenedAl
     }
     material::make_folders(config)?;
     let control_path = &config.control_socket;
-    let control = ControlSocket::bind(control_path, &config.erasure.operators)
+    let control = BoundSocket::bind(control_path, &config.erasure.operators)
         .map_err(|source| Error::Control(control_path.clone(), source))?;
     let listeners = material::bind_listeners(config, &mut manager)?;
     let keys = material::read_keys(config)?;
@@ -88,8 +87,6 @@ pub(super) fn open_all(config: &Config, mut manager: Manager) -> Result<OpenedAl
         models.iter().map(|model| file_len(&model.file)).collect();
     let lens_bytes = lens_bytes.map_err(|errno| Error::System("look at a model", errno))?;
     let places = compute::place(config, &lens_bytes).map_err(Error::Node)?;
-    let text =
-        std::fs::read(&config.file).map_err(|source| Error::Folder(config.file.clone(), source))?;
     let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     signals.thread_block().map_err(|errno| Error::System("block signals", errno))?;
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
@@ -102,7 +99,6 @@ pub(super) fn open_all(config: &Config, mut manager: Manager) -> Result<OpenedAl
         keys,
         models,
         trust,
-        config_digest: hex(digest(&SHA256, &text).as_ref()),
         programs: build::programs()?,
         places,
         missing: missing_protections(config.profile),
@@ -158,7 +154,6 @@ pub(super) fn begin(
         keys,
         models,
         trust,
-        config_digest,
         programs,
         places,
         manager,
@@ -169,7 +164,7 @@ pub(super) fn begin(
         super::say(&format!("missing protection: {missing}"));
     }
     // 5. Open the audit log.
-    let start = start_facts(&config, config_digest, programs, sandboxed);
+    let start = start_facts(&config, programs, sandboxed);
     let log_keys = (keys.audit, keys.audit_retired, keys.wrapping, keys.is_wrapping_fresh);
     let (mut ledger, clocks) = beginning::open_log(&config, log_keys, start, &missing)
         .map_err(|error| Error::Audit(config.audit_folder.clone(), error))?;
@@ -183,6 +178,9 @@ pub(super) fn begin(
         (has_terminal, &manager),
         &mut ledger,
     )?;
+    let control = control.serve();
+    let control =
+        control.map_err(|source| Error::Control(config.control_socket.clone(), source))?;
     let erasures = Erasures::new(config.erasure.confirmations);
     let names = served.iter().map(|(model, digest)| (model.facts.model.clone(), *digest));
     let (limits, worker) = (config.limits, config.worker);
@@ -217,16 +215,11 @@ pub(super) fn begin(
 }
 
 /// What starts, and under which protections.
-fn start_facts(
-    config: &Config,
-    config_digest: String,
-    programs: ProgramFacts,
-    sandboxed: &Sandboxed,
-) -> StartFacts {
+fn start_facts(config: &Config, programs: ProgramFacts, sandboxed: &Sandboxed) -> StartFacts {
     StartFacts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         profile: config.profile.name().to_owned(),
-        config_digest,
+        config_digest: config.digest.clone(),
         policy_digest: policy_digest(),
         build_digest: build::digest_of(&programs),
         programs,
@@ -313,12 +306,15 @@ fn open_model(
     let statement = admitted.as_ref().map(|admitted| &admitted.statement);
     let opener = nursery.spawn(Role::Opener, 0, None, Some(signals.as_fd()))?;
     let loader = nursery.spawn(Role::Loader, 0, place.node, Some(signals.as_fd()))?;
+    let len_bytes =
+        file_len(&file.file).map_err(|errno| Error::System("look at a model", errno))?;
     let opening = Opening {
         opener: &opener.channel,
         loader: &loader.channel,
         signals: signals.as_fd(),
         progress: &|step| terminal.show(step),
         unwraps_count: Cell::new(0),
+        deadline: opening::deadline(len_bytes),
     };
     let is_encrypted = model.is_encrypted();
     let job = Job { file: &file.file, is_encrypted, statement, intake, identity, kv };
@@ -327,9 +323,18 @@ fn open_model(
     terminal.end();
     // They have done their work or are not believed any more.
     let exits = nursery.end([opener.id, loader.id])?;
+    let mut broken = None;
     for (child, exit) in ["opener", "loader"].into_iter().zip(exits) {
-        ledger.append_all(exit.and_then(|exit| violation(child, exit)));
+        let violation = exit.and_then(|exit| violation(child, exit));
+        broken = broken.or(violation.is_some().then_some(child));
+        ledger.append_all(violation);
     }
+    let opened = match (opened, broken) {
+        (Err(Refusal::Stopped), _) => Err(Refusal::Stopped),
+        // Also if it had handed its work over before: nothing of it is believed.
+        (_, Some(child)) => Err(Refusal::Violation(child)),
+        (opened, None) => opened,
+    };
     Ok(match opened {
         Ok(opened) => {
             if let Some(admitted) = &admitted {

@@ -3,6 +3,7 @@
 //! An unknown key, a wrong type or a value out of range is an error that names file, line, key
 //! and what to do. Children get what they need by message; nothing else reads this file.
 
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -108,6 +109,8 @@ impl Kv {
 pub struct Config {
     /// The file it came from.
     pub file: PathBuf,
+    /// SHA-256 of the text that was read from it, in hex.
+    pub digest: String,
     /// Which protections hold.
     pub profile: Profile,
     /// Where the gateway listens, in order.
@@ -444,8 +447,10 @@ impl Config {
             key: String::new(),
             fault: Fault::Io(error),
         };
-        let len = fs::metadata(file).map_err(io)?.len();
-        if len > FILE_LEN_MAX_BYTES {
+        let mut text = String::new();
+        let opened = fs::File::open(file).map_err(io)?;
+        opened.take(FILE_LEN_MAX_BYTES + 1).read_to_string(&mut text).map_err(io)?;
+        if text.len() as u64 > FILE_LEN_MAX_BYTES {
             return Err(Error {
                 file: file.to_owned(),
                 line: 0,
@@ -453,7 +458,6 @@ impl Config {
                 fault: Fault::TooLong,
             });
         }
-        let text = fs::read_to_string(file).map_err(io)?;
         Self::parse(file, &text, is_root, credentials)
     }
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use ring::digest::{SHA256, digest};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -13,6 +14,7 @@ use super::{
     WORKERS_COUNT_MAX, Worker,
 };
 use crate::audit::Mode;
+use crate::audit::principal_keys::hex;
 use crate::audit::retention::{RETENTION_FLOOR_S, Retention, parse_time_s};
 use crate::ipc::message::NAME_LEN_MAX_BYTES;
 use crate::sandbox::LANDLOCK_ABI_FLOOR;
@@ -136,6 +138,7 @@ impl Config {
         };
         Ok(Self {
             file: file.to_owned(),
+            digest: hex(digest(&SHA256, text.as_bytes()).as_ref()),
             profile,
             listen,
             certificate,
