@@ -11,20 +11,19 @@ use cloister::ipc::message::{
     ToWorker, WorkerIndex,
 };
 use cloister::ipc::{Channel, DataChannel, Event, Message};
-use cloister::sandbox::{self, Memory, Role};
+use cloister::sandbox::Role;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde_json::{Value, json};
 
-use super::{attack_control, either};
+use super::{attack_control, break_filter, either};
 
 /// A number for every question.
 const CORRELATION: u64 = 7;
-/// What it may hold once it is sealed: enough to go on.
-const MEMORY: Memory =
-    Memory { threads: 1, mapped_len_bytes: 0, more_len_bytes: 64 << 20, written_len_bytes: None };
 /// TLS's name for ECDSA on P-256 with SHA-256.
 const ECDSA_P256: u16 = 0x0403;
 
+/// Words of a text that takes a while to be read.
+const LONG_WORDS_COUNT: usize = 2_000_000;
 /// The first worker; the only one, where one serves all of a model's requests.
 const FIRST: WorkerIndex = WorkerIndex(0);
 
@@ -122,6 +121,8 @@ impl Gateway<'_> {
                 json!({ "before": before, "right": right, "after": after, "control": control })
             }
             "mislabel" => self.mislabel(key),
+            "begin-and-abandon" => self.abandon(key, false),
+            "generate-and-abandon" => self.abandon(key, true),
             "other-model" => {
                 let asked = self.question(key, "none such", 4);
                 json!(format!("{:?}", self.ask(&asked)))
@@ -135,7 +136,10 @@ impl Gateway<'_> {
                 let content = b"TLS 1.3, client CertificateVerify\0";
                 self.sign([&[b' '; 64][..], content, &[7; 32]].concat())
             }
-            "break-filter" => self.break_filter(),
+            "break-filter" => {
+                break_filter(self.control, Role::Gateway);
+                Value::Null
+            }
             "ready" => self.tell(&FromGateway::Ready),
             "alive" => self.tell(&FromGateway::Alive),
             "abandon" => self.tell(&FromGateway::Abandoned { request: RequestId([9; 16]) }),
@@ -169,10 +173,14 @@ impl Gateway<'_> {
         self.generate(worker, request, 4)
     }
 
-    /// Closes its own sandbox, as the real one does, and then listens: what no rule allows.
-    fn break_filter(&self) -> Value {
-        let _sealed = sandbox::begin(Role::Gateway, self.control).unwrap().seal(MEMORY).unwrap();
-        json!(TcpListener::bind("127.0.0.1:0").is_ok())
+    /// Gives up what it has begun, and has brought to its worker or not.
+    fn abandon(&mut self, key: Digest, is_brought: bool) -> Value {
+        let (request, worker) = self.begin(key, 4).unwrap();
+        if is_brought {
+            self.send(worker, request, "a word ".repeat(LONG_WORDS_COUNT), 4);
+        }
+        self.control.send(&FromGateway::Abandoned { request }, &[]).unwrap();
+        if is_brought { self.answer(worker) } else { json!("abandoned") }
     }
 
     fn question(&self, key: Digest, model: &str, max_tokens: u32) -> FromGateway {
@@ -213,14 +221,22 @@ impl Gateway<'_> {
 
     /// Asks a worker and counts what it answers.
     fn generate(&mut self, worker: WorkerIndex, request: RequestId, max_tokens: u32) -> Value {
+        self.send(worker, request, "abc".to_owned(), max_tokens);
+        self.answer(worker)
+    }
+
+    fn send(&mut self, worker: WorkerIndex, request: RequestId, text: String, max_tokens: u32) {
         let worker = self.workers.get_mut(&worker.0).unwrap();
-        let sampling = Sampling::greedy();
-        let prompt = Prompt::Text("abc".to_owned());
+        let (sampling, prompt) = (Sampling::greedy(), Prompt::Text(text));
         let generate = Generate { request, prompt, sampling, stop: Vec::new(), max_tokens };
         worker.push(&ToWorker::Generate(Box::new(generate))).unwrap();
-        if worker.flush().is_err() {
-            return json!({ "failed": "closed" });
+        while worker.pending_len() > 0 && worker.flush().is_ok() {
+            std::thread::yield_now();
         }
+    }
+
+    fn answer(&mut self, worker: WorkerIndex) -> Value {
+        let worker = self.workers.get_mut(&worker.0).unwrap();
         let mut deltas = 0;
         loop {
             let mut ends = [PollFd::new(worker.as_fd(), PollFlags::POLLIN)];

@@ -1,4 +1,4 @@
-//! A gateway, worker or loader that has been taken over: it speaks the protocol as an attacker would.
+//! A gateway, worker, opener or loader that has been taken over: it speaks the protocol as an attacker would.
 //!
 //! Installed by `tests/it/hostile.rs` in the place of a real program and started by the real spawner. It does
 //! not even close its own sandbox: what holds it is what the others check.
@@ -6,18 +6,23 @@
 //! - The gateway takes orders from whoever connects to its listener: a line of JSON, answered by one.
 //! - The worker takes them from the prompts that the real gateway brings.
 //! - The loader takes them from the model file that it is to load, and is the real one for a real model.
+//! - The opener takes them from the model file that it is to open. It is the supervisor's own program in another
+//!   role, and so the supervisor is the real one.
 
 #![expect(clippy::unwrap_used, reason = "a test program")]
 
 mod gateway;
 mod loader;
+mod opener;
 mod worker;
 
 use std::io::IoSlice;
+use std::net::TcpListener;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::process::ExitCode;
 
 use cloister::ipc::Channel;
+use cloister::sandbox::{self, Memory, Role};
 use cloister::sys::process::inherited_descriptor;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -26,9 +31,15 @@ use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 const CONTROL_DESCRIPTOR: i32 = 3;
 /// Longer than any packet on a control channel may be.
 const OVERSIZED_LEN_BYTES: usize = 80 << 10;
+/// What it may hold once it is sealed: enough to go on.
+const MEMORY: Memory =
+    Memory { threads: 1, mapped_len_bytes: 0, more_len_bytes: 64 << 20, written_len_bytes: None };
 
 fn main() -> ExitCode {
     let role = std::env::args().nth(1).unwrap();
+    if role == "--config" {
+        return cloister::supervisor::main();
+    }
     if role == "loader" && !loader::is_ordered(CONTROL_DESCRIPTOR) {
         return cloister::loader::main();
     }
@@ -37,6 +48,7 @@ fn main() -> ExitCode {
         "gateway" => gateway::run(&control),
         "worker" => worker::run(&control),
         "loader" => loader::run(&control),
+        "opener" => opener::run(&control),
         _ => return ExitCode::from(2),
     }
     ExitCode::SUCCESS
@@ -62,6 +74,12 @@ fn send_raw(channel: &Channel, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
         None,
     )
     .unwrap();
+}
+
+/// Closes its own sandbox, as the real one does, and then listens: what no rule allows.
+fn break_filter(control: &Channel, role: Role) {
+    let _sealed = sandbox::begin(role, control).unwrap().seal(MEMORY).unwrap();
+    let _ = TcpListener::bind("127.0.0.1:0");
 }
 
 /// What every part can try on its control channel; whether `attack` names one of these.

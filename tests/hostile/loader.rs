@@ -6,11 +6,12 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use cloister::ipc::message::{FromLoader, ToLoader};
 use cloister::ipc::{Channel, Message};
+use cloister::sandbox::Role;
 use cloister::sys::memory::UnsealedMemory;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{MsgFlags, recv};
 
-use super::attack_control;
+use super::{attack_control, break_filter};
 
 const LEN: usize = 4096;
 const LEN_BYTES: u64 = LEN as u64;
@@ -49,6 +50,12 @@ pub(super) fn run(control: &Channel) {
             control.send(&FromLoader::Sealed { len_bytes }, &[sealed().as_fd()]).unwrap();
         }
         "received-twice" => control.send(&received, &[]).unwrap(),
+        "no-progress" => {
+            let progress = FromLoader::Progress { done_bytes: 1, total_bytes: 2 };
+            control.send(&progress, &[]).unwrap();
+            control.send(&progress, &[]).unwrap();
+        }
+        "break-filter" => break_filter(control, Role::Loader),
         "words" => {
             let check = "the patient's name\nis in here".to_owned();
             control.send(&FromLoader::Refused { check }, &[]).unwrap();

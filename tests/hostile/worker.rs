@@ -7,8 +7,9 @@ use cloister::ipc::message::{
     ToWorkerControl, WorkerReport,
 };
 use cloister::ipc::{Channel, DataChannel, Event, Message};
+use cloister::sandbox::Role;
 
-use super::{attack_control, either};
+use super::{attack_control, break_filter, either};
 
 /// What it says it can hold.
 const CONTEXT_LEN_TOKENS: u32 = 512;
@@ -74,6 +75,11 @@ impl Worker<'_> {
             }
             "ready" => self.control.send(&ready(), &[]).unwrap(),
             "alive" => self.control.send(&WorkerReport::Alive, &[]).unwrap(),
+            "unused" => self.control.send(&WorkerReport::Unused { request }, &[]).unwrap(),
+            "unused-of-another" => {
+                self.control.send(&WorkerReport::Unused { request: other }, &[]).unwrap();
+            }
+            "break-filter" => break_filter(self.control, Role::Worker),
             "panic-of-words" => {
                 let file = "src/the patient has a name\nand a line".to_owned();
                 self.control.send(&WorkerReport::Panicked { file, line: 1 }, &[]).unwrap();

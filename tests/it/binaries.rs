@@ -5,6 +5,10 @@ use std::fs;
 /// Names that must not be in the worker: no runtime, TLS, HTTP or signature code.
 const NOT_IN_THE_WORKER: &[&str] = &["5tokio", "6rustls", "5hyper", "4ring", "9age_core", "5rcgen"];
 
+/// Our own folders that must not be there either: keys, log, signatures, the other processes.
+const FOLDERS_NOT_IN_THE_WORKER: &[&str] =
+    &["5audit", "7package", "10supervisor", "7gateway", "6opener", "7spawner"];
+
 /// Mangled symbol names stand in the binary's string table, in debug and release builds alike.
 #[test]
 fn the_worker_links_no_network_tls_or_signature_code() {
@@ -12,6 +16,13 @@ fn the_worker_links_no_network_tls_or_signature_code() {
     let gateway = fs::read(env!("CARGO_BIN_EXE_cloister-gateway")).unwrap();
     for name in NOT_IN_THE_WORKER {
         assert!(!has_symbol_of(&worker, name), "the worker links {name}");
+    }
+    let supervisor = fs::read(env!("CARGO_BIN_EXE_cloister-supervisor")).unwrap();
+    for folder in FOLDERS_NOT_IN_THE_WORKER {
+        let name = format!("8cloister{folder}");
+        assert!(!has_symbol_of(&worker, &name), "the worker links {folder}");
+        let other = if *folder == "7gateway" { &gateway } else { &supervisor };
+        assert!(has_symbol_of(other, &name), "the test finds no {folder} where it must be");
     }
     for name in ["5tokio", "6rustls", "5hyper", "4ring"] {
         assert!(has_symbol_of(&gateway, name), "the test finds no {name} where it must be");

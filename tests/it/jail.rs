@@ -297,6 +297,8 @@ fn look_from_outside(user: User, role: &str, seen: &str) {
     has("core file size 0 0 bytes");
     has("processes 0 0 processes");
     has("open files 24 24 files");
+    has("locked memory 0 0 bytes");
+    has("msgqueue size 0 0 bytes");
     if role != "loader" {
         has("file size 0 0 bytes");
     }

@@ -121,3 +121,51 @@ fn the_spawner_has_one_thread_and_three_capabilities() {
         }
     }
 }
+
+/// Processor time that a process's threads have had, in milliseconds; 0 if it is gone.
+fn processor_ms(pid: i32) -> f64 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let text =
+        tasks.map(|task| fs::read_to_string(task.path().join("schedstat")).unwrap_or_default());
+    let ns = text.filter_map(|text| text.split(' ').next()?.parse::<f64>().ok());
+    ns.sum::<f64>() / 1e6
+}
+
+/// What a start costs the supervisor until all parts serve, with a model whose weights are next to nothing:
+/// configuration, keys, sandbox, log, and the turns in which it waits.
+const START_MS_MAX: f64 = 60.0;
+/// What the SHA-256 of its own three programs costs beside, which the first record holds.
+const HASH_MS_PER_MIB_MAX: f64 = 2.0;
+/// The spawner forks and execs four children.
+const SPAWNER_START_MS_MAX: f64 = 100.0;
+
+#[test]
+fn a_start_takes_little_of_a_processor() {
+    let tiny = support::golden().join("tiny/llama.gguf");
+    let mut appliance = Appliance::start_with(As::Oneself, &tiny, "");
+    let mut best = [f64::MAX; 2];
+    for _ in 0..3 {
+        appliance.stop();
+        appliance.start_again();
+        appliance.wait_until_ready();
+        let supervisor = appliance.child.id().cast_signed();
+        let gateway = appliance.only_child("cloister-gateway");
+        let status = fs::read_to_string(format!("/proc/{gateway}/status")).unwrap();
+        let spawner = field(&status, "PPid:").parse().unwrap();
+        let taken = [processor_ms(supervisor), processor_ms(spawner)];
+        for (best, taken) in best.iter_mut().zip(taken) {
+            *best = best.min(taken);
+        }
+    }
+    let programs = ["cloister-supervisor", "cloister-gateway", "cloister-worker"];
+    let len = |name| fs::metadata(appliance.programs.join(name)).unwrap().len();
+    let hashed_mib = programs.map(len).iter().sum::<u64>() >> 20;
+    let supervisor_max = START_MS_MAX + HASH_MS_PER_MIB_MAX * hashed_mib as f64;
+    let [supervisor, spawner] = best;
+    support::tell(&format!(
+        "a start, the best of three: supervisor {supervisor:.1} CPU-ms (at most {supervisor_max:.0}), \
+         spawner {spawner:.1} CPU-ms; {hashed_mib} MiB of programs were hashed"
+    ));
+    assert!(supervisor > 0.0 && supervisor < supervisor_max, "{supervisor} CPU-ms");
+    assert!(spawner > 0.0 && spawner < SPAWNER_START_MS_MAX, "{spawner} CPU-ms");
+}

@@ -141,6 +141,27 @@ fn a_gateway_that_mislabels_a_request_does_not_change_what_the_worker_reports() 
     }
 }
 
+#[test]
+fn a_gateway_that_gives_up_what_a_worker_has_hides_nothing_and_kills_nobody() {
+    let mut appliance = taken_over(As::Oneself, "cloister-gateway");
+    appliance.start_again();
+    appliance.wait_until_ready();
+    let worker = appliance.only_child("cloister-worker");
+    let done = |attack| order(&appliance, attack).unwrap();
+    // So long that it is still being read when it is given up.
+    assert!(done("generate-and-abandon")["failed"].is_string());
+    assert_eq!(done("begin-and-abandon"), json!("abandoned"));
+    assert_eq!(done("honest")["tokens"], 4, "the control");
+    assert_eq!(appliance.only_child("cloister-worker"), worker, "it did nothing wrong");
+    appliance.stop();
+    assert!(appliance.records("child_died").is_empty());
+    let missing = facts(&appliance, "end_missing");
+    assert_eq!(missing.len(), 1, "what no worker had: {missing:?}");
+    assert_eq!(missing[0]["observed"]["cause"], "abandoned");
+    assert_eq!(appliance.records("end").len(), 2);
+    assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+}
+
 /// The causes of the deaths of `child`, and what it said of them, in order.
 pub(super) fn deaths(appliance: &Appliance, child: &str) -> Vec<String> {
     let died = appliance
@@ -252,6 +273,8 @@ fn a_worker_that_breaks_the_protocol_ends_on_the_record_and_another_serves() {
         ("more-tokens-than-granted", "broke protocol: End with an impossible value"),
         ("ready", "broke protocol: WorkerReady repeated"),
         ("alive", "broke protocol: WorkerAlive at the wrong moment"),
+        ("unused", "broke protocol: Unused at the wrong moment"),
+        ("unused-of-another", "broke protocol: Unused of no such request"),
         ("panic-of-words", "broke protocol: Panicked with an impossible value"),
         ("panic-of-a-word", "declared a panic outside of Cloister's own sources"),
         ("frame-garbage", "gateway"),
@@ -298,6 +321,7 @@ fn a_loader_that_breaks_the_protocol_opens_nothing() {
         ("no-memfd", "the loader's image is not sealed"),
         ("wrong-length", "the loader's image is not sealed"),
         ("received-twice", "the loader broke protocol"),
+        ("no-progress", "the loader broke protocol"),
         ("words", "the loader broke protocol"),
         ("garbage", "the loader failed: "),
         ("empty", "the loader failed: "),
@@ -307,17 +331,61 @@ fn a_loader_that_breaks_the_protocol_opens_nothing() {
         ("descriptor", "the loader failed: "),
     ];
     let mut appliance = taken_over(As::Oneself, "cloister-worker");
-    appliance
-        .change_config("file = \"m.gguf.age\"\n", "file = \"o.gguf\"\nallow_unsigned = true\n");
-    for (attack, why) in attacks {
-        fs::write(appliance.path("o.gguf"), attack).unwrap();
+    refuses_all(&mut appliance, &attacks);
+    assert!(!appliance.told().contains("\nis in here"));
+    assert!(appliance.records("sandbox_violation").is_empty());
+}
+
+/// Starts the appliance with a model that is each order; each is refused for its reason, on the record.
+fn refuses_all(appliance: &mut Appliance, orders: &[(&str, &str)]) {
+    let unsigned = "file = \"o.gguf\"\nallow_unsigned = true\n";
+    appliance.change_config("file = \"m.gguf.age\"\n", unsigned);
+    for (count, (order, why)) in orders.iter().enumerate() {
+        fs::write(appliance.path("o.gguf"), order).unwrap();
         fs::write(appliance.path("told.log"), "").unwrap();
         appliance.start_again();
         let status = appliance.child.wait().unwrap();
         let told = appliance.told();
-        assert!(!status.success() && told.contains(why), "{attack}: {status}: {told}");
-        assert!(!told.contains("\nis in here"), "{told}");
+        assert!(!status.success() && told.contains(why), "{order}: {status}: {told}");
+        let refused = facts(appliance, "model_refused");
+        assert_eq!(refused.len(), count + 1, "{order}");
+        let check = refused[count]["observed"]["check"].as_str().unwrap();
+        assert!(check.contains(why) || check == "the loader refused it", "{order}: {check}");
     }
-    assert_eq!(appliance.records("model_refused").len(), attacks.len());
     assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+}
+
+#[test]
+fn an_opener_that_breaks_the_protocol_opens_nothing() {
+    let attacks = [
+        ("unwrap", "the opener broke protocol"),
+        ("other-length", "the opener broke protocol"),
+        ("more-than-the-file", "model"),
+        ("garbage", "the opener failed: "),
+        ("empty", "the opener failed: "),
+        ("oversized", "the opener failed: "),
+        ("longer", "the opener failed: "),
+        ("shorter", "the opener failed: "),
+        ("descriptor", "the opener failed: "),
+        ("flood", "the opener broke protocol"),
+    ];
+    let mut appliance = taken_over(As::Oneself, "cloister-supervisor");
+    refuses_all(&mut appliance, &attacks);
+    assert!(appliance.records("sandbox_violation").is_empty());
+}
+
+/// As gateway and worker (`records`): the kernel's verdict is the cause, whatever the part had said before.
+#[test]
+fn an_opener_or_loader_that_its_filter_killed_is_named_and_its_work_is_refused() {
+    let cases = [("cloister-supervisor", "opener"), ("cloister-worker", "loader")];
+    for user in users() {
+        for (program, child) in cases {
+            let mut appliance = taken_over(user, program);
+            let why = format!("the {child} broke its seccomp filter");
+            refuses_all(&mut appliance, &[("break-filter", &why)]);
+            let broken = facts(&appliance, "sandbox_violation");
+            let one = json!({ "observed": { "child": child, "signal": 31 } });
+            assert_eq!(broken, [one]);
+        }
+    }
 }
