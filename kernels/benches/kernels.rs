@@ -59,7 +59,7 @@ fn main() {
     let options = options();
     let pool = Pool::new(options.threads);
     let size = if options.is_quick { DECODE_SIZE_QUICK } else { BANDWIDTH_SIZE };
-    let bandwidth = read_bandwidth(&pool, size);
+    let bandwidth = read_bandwidth(&pool, &vec![1; size]);
     let peak = int8_peak(&pool, Isa::detect());
     println!("threads {}", pool.threads());
     println!("read bandwidth {:.1} GB/s", bandwidth / 1e9);

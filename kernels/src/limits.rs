@@ -12,8 +12,8 @@ use crate::{Isa, Pool};
 /// Bytes to measure the bandwidth over: more than twice the largest cache of today's machines.
 pub const BANDWIDTH_SIZE: usize = 640 << 20;
 
-/// Words of a run of the bandwidth measure: 8 MiB.
-const RUN_WORDS: usize = 1 << 20;
+/// Bytes of a run of the bandwidth measure.
+const RUN_LEN_BYTES: usize = 8 << 20;
 /// Tasks of such a run.
 const RUN_TASKS: usize = 32;
 /// Steps of a task of the peak measure, about 0.1 ms.
@@ -57,23 +57,23 @@ pub fn fast_run(runs: usize, mut run: impl FnMut()) -> f64 {
     seconds[runs / 10]
 }
 
-/// Returns the bytes per second that all threads together read from `size` bytes of memory.
+/// Returns the bytes per second that all threads together read from `memory`: written before, and larger than
+/// the caches, as [`BANDWIDTH_SIZE`] is.
 ///
 /// # Panics
 ///
-/// Panics if `size` is less than 16 MiB.
+/// Panics if `memory` is less than 16 MiB.
 #[must_use]
-pub fn read_bandwidth(pool: &Pool, size: usize) -> f64 {
-    let words = vec![1_u64; size / 8];
-    let mut runs = words.chunks_exact(RUN_WORDS).cycle();
-    let seconds = fast_run(size / 8 / RUN_WORDS / 2, || {
-        let words = runs.next().expect("a cycle has no end");
-        let part = RUN_WORDS / RUN_TASKS;
+pub fn read_bandwidth(pool: &Pool, memory: &[u8]) -> f64 {
+    let mut runs = memory.chunks_exact(RUN_LEN_BYTES).cycle();
+    let seconds = fast_run(memory.len() / RUN_LEN_BYTES / 2, || {
+        let run = runs.next().expect("a cycle has no end");
+        let part = RUN_LEN_BYTES / RUN_TASKS;
         pool.run(RUN_TASKS, &|task| {
-            black_box(sum(&words[task * part..][..part]));
+            black_box(sum(run[task * part..][..part].as_chunks().0));
         });
     });
-    (RUN_WORDS * 8) as f64 / seconds
+    RUN_LEN_BYTES as f64 / seconds
 }
 
 /// Returns the multiply-adds of bytes per second that all threads together reach with an
@@ -92,19 +92,19 @@ pub fn int8_peak(pool: &Pool, isa: Isa) -> f64 {
     (PEAK_STEPS * tasks * macs_a_step) as f64 / seconds
 }
 
-fn sum(words: &[u64]) -> u64 {
+fn sum(words: &[[u8; 8]]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx2") {
         // SAFETY: the line above found AVX2.
         return unsafe { sum_avx2(words) };
     }
-    words.iter().fold(0, |sum, word| sum ^ word)
+    words.iter().fold(0, |sum, word| sum ^ u64::from_ne_bytes(*word))
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn sum_avx2(words: &[u64]) -> u64 {
-    words.iter().fold(0, |sum, word| sum ^ word)
+fn sum_avx2(words: &[[u8; 8]]) -> u64 {
+    words.iter().fold(0, |sum, word| sum ^ u64::from_ne_bytes(*word))
 }
 
 /// Runs `steps` steps of independent dot products; returns a value and the products of a step.
@@ -225,7 +225,7 @@ mod tests {
     #[test]
     fn every_limit_is_a_positive_number() {
         let pool = Pool::new(2);
-        assert!(read_bandwidth(&pool, 16 << 20) > 0.0);
+        assert!(read_bandwidth(&pool, &vec![1; 16 << 20]) > 0.0);
         for isa in Isa::available() {
             assert!(int8_peak(&pool, isa) > 0.0, "{}", isa.name());
         }

@@ -65,6 +65,7 @@ impl PackedFile {
             file.read_exact_at(&mut source, at as u64).map_err(named)?;
             times.read += start.elapsed();
             let start = Instant::now();
+            image.collapse(ImageLayout::group_range(&group));
             layout.pack_group(&pool, &header, &group, (&source, at), &mut image);
             times.pack += start.elapsed();
             tell(end as u64, file_len);

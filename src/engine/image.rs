@@ -169,6 +169,13 @@ impl ImageLayout {
         (0..=last).map(part).collect()
     }
 
+    /// Returns the bytes of the image that a group of parts is written to, and what lies between them.
+    pub fn group_range(group: &[Part]) -> Range<usize> {
+        let start = group.iter().map(|part| part.target.start).min();
+        let end = group.iter().map(|part| part.target.end).max();
+        start.unwrap_or(0)..end.unwrap_or(0)
+    }
+
     /// Writes a group of parts, each on one thread of the pool. What is written does not depend on
     /// the number of threads.
     ///

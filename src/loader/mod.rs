@@ -239,6 +239,7 @@ fn pack(
     let total_bytes: u64 = header.tensors.iter().map(|tensor| tensor.size).sum();
     let (mut done_bytes, mut told_bytes, mut released) = (0, 0, header_len);
     for group in layout.groups(header, pool.threads()) {
+        image.collapse(ImageLayout::group_range(&group));
         layout.pack_group(pool, header, &group, (&source[..], 0), &mut image);
         let end = group.iter().map(|part| part.source.end).max().unwrap_or(released);
         // From where the last one ended, so that the page between two groups goes too.

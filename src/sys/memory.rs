@@ -1,14 +1,16 @@
 //! Memory that is shared by sealed memfds only, and private memory that no core dump shows.
 
 use std::ops::{Deref, DerefMut, Range};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use memmap2::{Advice, Mmap, MmapMut, MmapOptions, UncheckedAdvice};
+use memmap2::{Advice, MmapMut, UncheckedAdvice};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::fstat;
 use nix::unistd::ftruncate;
+
+use super::huge::{Access, Mapping};
 
 /// The page size that ranges are released by, in bytes; a multiple of every CPU's page.
 const RELEASE_STEP_BYTES: usize = 64 << 10;
@@ -52,8 +54,8 @@ impl EmptyMemory {
         let fd = self.fd;
         ftruncate(&fd, len.try_into().map_err(|_| Errno::EFBIG)?)?;
         // SAFETY: the memfd was made here, so nothing else maps, writes or truncates it.
-        let map = unsafe { MmapOptions::new().len(len).map_mut(fd.as_raw_fd()) };
-        Ok(UnsealedMemory { fd, map: map.map_err(|error| errno(&error))? })
+        let map = unsafe { Mapping::new(fd.as_fd(), len, Access::Write)? };
+        Ok(UnsealedMemory { fd, map })
     }
 }
 
@@ -61,7 +63,7 @@ impl EmptyMemory {
 #[derive(Debug)]
 pub struct UnsealedMemory {
     fd: OwnedFd,
-    map: MmapMut,
+    map: Mapping,
 }
 
 impl UnsealedMemory {
@@ -72,6 +74,11 @@ impl UnsealedMemory {
     /// What the kernel says; `EINVAL` for no bytes.
     pub fn new(name: &str, len: usize) -> Result<Self, Errno> {
         EmptyMemory::new(name)?.grow(len)
+    }
+
+    /// Takes huge pages for what will be written to `range`, where the kernel has some.
+    pub fn collapse(&self, range: Range<usize>) {
+        self.map.collapse(range);
     }
 
     /// Unmaps and seals the memory: from here on nobody can change it.
@@ -96,14 +103,14 @@ impl Deref for UnsealedMemory {
 
 impl DerefMut for UnsealedMemory {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.map
+        self.map.bytes_mut()
     }
 }
 
 /// A sealed memfd, mapped read-only.
 #[derive(Debug)]
 pub struct SealedMemory {
-    map: Mmap,
+    map: Mapping,
 }
 
 impl SealedMemory {
@@ -118,14 +125,9 @@ impl SealedMemory {
             return Err(Errno::EPERM);
         }
         let len = usize::try_from(fstat(fd)?.st_size).map_err(|_| Errno::EINVAL)?;
-        some_bytes(len)?;
-        let mut options = MmapOptions::new();
-        // A private read-only mapping shares the same pages; a shared one of a sealed memfd is
-        // refused before Linux 6.7.
         // SAFETY: the seals checked above keep every process from writing or shrinking it.
-        let map = unsafe { options.len(len).map_copy_read_only(fd.as_raw_fd()) };
-        let map = map.map_err(|error| errno(&error))?;
-        map.advise(Advice::DontDump).map_err(|error| errno(&error))?;
+        let map = unsafe { Mapping::new(fd, len, Access::Read)? };
+        map.hide_from_dumps()?;
         Ok(Self { map })
     }
 }

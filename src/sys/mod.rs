@@ -8,6 +8,7 @@
 pub mod clock;
 pub mod erasing;
 pub mod fork;
+mod huge;
 pub mod memory;
 pub mod numa;
 pub mod process;

@@ -27,6 +27,7 @@ use self::work::Work;
 use super::packed_file::PackedFile;
 use super::{Kv, Outcome, Verdict, print};
 use crate::engine::Model;
+use crate::sys::memory::UnsealedMemory;
 use crate::sys::processors;
 
 /// Most threads that may be asked for.
@@ -178,9 +179,10 @@ fn run_model(arguments: &Arguments, file: &Path) -> Outcome {
         measured.push(Measured { row, rounds, cache_bytes: prepared.cache_bytes()? });
     }
     // Before the limits: they take memory of their own.
-    let resident_peak_bytes = resident_peak_bytes()?;
+    let resident_peak_bytes = kernel_count("/proc/self/status", "VmHWM:")?;
+    let huge_bytes = kernel_count("/proc/self/smaps_rollup", "ShmemPmdMapped:")?;
     progress.set_message("bandwidth and peak");
-    let limits = limits(setting.pool(threads[0] as usize));
+    let limits = limits(&setting.pool(threads[0] as usize))?;
     progress.finish_and_clear();
     let report = Report {
         isa,
@@ -188,6 +190,7 @@ fn run_model(arguments: &Arguments, file: &Path) -> Outcome {
         times: packed.times(),
         packed_bytes: model.weights_len() as u64,
         resident_peak_bytes,
+        huge_bytes,
         generate: arguments.generate,
         work,
         limits,
@@ -266,23 +269,27 @@ fn step(model: &Model<'_>, rows: &[Row], setting: Setting<'_>) -> Outcome {
     Ok(Verdict::Holds)
 }
 
-fn limits(pool: Pool) -> Limits {
+fn limits(pool: &Pool) -> Result<Limits, Box<dyn Error>> {
+    // Kept as weights are.
+    let mut memory = UnsealedMemory::new("cloister-bench", BANDWIDTH_SIZE)?;
+    memory.collapse(0..BANDWIDTH_SIZE);
+    memory.fill(1);
     let peaks = Isa::available().into_iter().rev().filter(|isa| *isa != Isa::Reference);
     // A busy machine shows its limits now and then only.
     let best = |measure: &dyn Fn() -> f64| (0..3).map(|_| measure()).fold(0.0, f64::max);
-    Limits {
+    Ok(Limits {
         threads: pool.threads(),
-        read_bandwidth: best(&|| read_bandwidth(&pool, BANDWIDTH_SIZE)),
-        peaks: peaks.map(|isa| (isa, best(&|| int8_peak(&pool, isa)))).collect(),
-    }
+        read_bandwidth: best(&|| read_bandwidth(pool, &memory)),
+        peaks: peaks.map(|isa| (isa, best(&|| int8_peak(pool, isa)))).collect(),
+    })
 }
 
-/// Returns the most memory that this process has had resident, as the kernel counts it.
-fn resident_peak_bytes() -> Result<u64, Box<dyn Error>> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+/// Returns a count of bytes that the kernel keeps of this process.
+fn kernel_count(file: &str, name: &str) -> Result<u64, Box<dyn Error>> {
+    let counts = std::fs::read_to_string(file)?;
+    let line = counts.lines().find_map(|line| line.strip_prefix(name));
     let number = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    Ok(number.ok_or("/proc/self/status says no VmHWM")? * 1024)
+    Ok(number.ok_or_else(|| format!("{file} says no {name}"))? * 1024)
 }
 
 /// A bar of rounds on standard error; nothing when that is no terminal.

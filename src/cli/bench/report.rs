@@ -48,6 +48,8 @@ pub(super) struct Report {
     pub(super) times: LoadTimes,
     pub(super) packed_bytes: u64,
     pub(super) resident_peak_bytes: u64,
+    /// Of the weights, in huge pages.
+    pub(super) huge_bytes: u64,
     /// Tokens of each answer.
     pub(super) generate: u32,
     pub(super) work: Work,
@@ -87,9 +89,10 @@ impl Report {
             lines.push(self.line(measured));
         }
         lines.push(format!(
-            "memory     {:.0} MB resident at most, {:.2} × weights and cache",
+            "memory     {:.0} MB resident at most, {:.2} × weights and cache, {:.0} % of the weights in huge pages",
             self.resident_peak_bytes as f64 / 1e6,
             self.resident_peak_bytes as f64 / self.data_bytes(),
+            self.huge_bytes as f64 / self.packed_bytes as f64 * 100.0,
         ));
         lines.push(format!("kernels    {}, keys and values in {}", isa.name(), kv.name()));
         lines
@@ -196,6 +199,7 @@ impl Report {
             "warm_prefix": list(|row| matches!(row, Row::Warm { .. })),
             "decode": list(|row| matches!(row, Row::Decode { .. })),
             "resident_peak_bytes": self.resident_peak_bytes,
+            "huge_page_bytes": self.huge_bytes,
             "resident_peak_to_weights_and_cache": self.resident_peak_bytes as f64 / self.data_bytes(),
         })
     }
