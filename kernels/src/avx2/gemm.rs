@@ -1,12 +1,14 @@
 //! Matrix products with AVX2; see [`crate::gemm()`] for the formula.
 //!
-//! Half a tile (8 rows) times a panel of six tokens. `maddubs` adds two products of an unsigned
-//! and a signed byte in 16 bits; as many of them are added in 16 bits as cannot overflow, given
-//! the bits of the weights. Bytes of 8 bits are multiplied nibble by nibble.
+//! A tile times two or three tokens at a time, so many as have their sums in registers; what is read of a token
+//! serves both halves of the tile. `maddubs` adds two products of an unsigned and a signed byte in 16 bits; as many
+//! of them are added in 16 bits as cannot overflow, given the bits of the weights. Bytes of 8 bits are multiplied
+//! nibble by nibble.
 
 #![expect(clippy::needless_range_loop, reason = "one index for several arrays of registers")]
 
 use core::arch::x86_64::*;
+use core::ops::Range;
 
 use super::unpack::{
     self, HalfLanes, HalfLine, StepScales, block_bytes, high_part, load, load_lanes, low_part,
@@ -81,29 +83,48 @@ fn multiply_int(
     sums: &mut [Sums],
 ) {
     match (form.bits, form.scales.has_min()) {
-        (4, false) => by_width::<4, 1, false>(tiles, chunk, panel, sums),
-        (5, false) => by_width::<5, 1, false>(tiles, chunk, panel, sums),
-        (6, false) => by_width::<6, 2, false>(tiles, chunk, panel, sums),
-        (4, true) => by_width::<4, 1, true>(tiles, chunk, panel, sums),
-        (5, true) => by_width::<5, 1, true>(tiles, chunk, panel, sums),
-        _ => by_width::<8, 1, false>(tiles, chunk, panel, sums),
+        (4, false) => in_threes::<4, 1, false>(tiles, chunk, panel, sums),
+        (5, false) => in_twos::<5, 1, false>(tiles, chunk, panel, sums),
+        (6, false) => in_twos::<6, 2, false>(tiles, chunk, panel, sums),
+        (4, true) => in_threes::<4, 1, true>(tiles, chunk, panel, sums),
+        (5, true) => in_twos::<5, 1, true>(tiles, chunk, panel, sums),
+        _ => in_twos::<8, 1, false>(tiles, chunk, panel, sums),
     }
 }
 
+/// Where half a tile and a token need one sum at a time: one step in 16 bits is the whole block.
 #[target_feature(enable = "avx2,fma")]
-fn by_width<const BITS: u32, const SUBS: usize, const MIN: bool>(
+fn in_threes<const BITS: u32, const SUBS: usize, const MIN: bool>(
     tiles: usize,
     chunk: &IntChunk,
     panel: &Panel<'_>,
     sums: &mut [Sums],
 ) {
     match panel.width {
-        1 => panel_times_unit::<1, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
-        2 => panel_times_unit::<2, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
-        3 => panel_times_unit::<3, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
-        4 => panel_times_unit::<4, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
-        5 => panel_times_unit::<5, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
-        _ => panel_times_unit::<6, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
+        1 => panel_times_unit::<1, 1, 0, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
+        2 => panel_times_unit::<2, 2, 0, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
+        3 => panel_times_unit::<3, 3, 0, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
+        4 => panel_times_unit::<4, 2, 2, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
+        5 => panel_times_unit::<5, 3, 2, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
+        _ => panel_times_unit::<6, 3, 3, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
+    }
+}
+
+/// Where they need more: one in 16 bits and one in 32, or one of each nibble.
+#[target_feature(enable = "avx2,fma")]
+fn in_twos<const BITS: u32, const SUBS: usize, const MIN: bool>(
+    tiles: usize,
+    chunk: &IntChunk,
+    panel: &Panel<'_>,
+    sums: &mut [Sums],
+) {
+    match panel.width {
+        1 => panel_times_unit::<1, 1, 0, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
+        2 => panel_times_unit::<2, 2, 0, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
+        3 => panel_times_unit::<3, 2, 1, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
+        4 => panel_times_unit::<4, 2, 2, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
+        5 => panel_times_unit::<5, 2, 2, 1, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
+        _ => panel_times_unit::<6, 2, 2, 2, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
     }
 }
 
@@ -148,38 +169,60 @@ impl<'a, const WIDTH: usize, const SUBS: usize> Blocks<'a, WIDTH, SUBS> {
     }
 }
 
-/// Adds `WIDTH` tokens times the tiles of a unit, 8 rows at a time.
+/// Adds `WIDTH` tokens times the tiles of a unit: `A`, then `B`, then `C` of them.
 #[target_feature(enable = "avx2,fma")]
-fn panel_times_unit<const WIDTH: usize, const BITS: u32, const SUBS: usize, const MIN: bool>(
+fn panel_times_unit<
+    const WIDTH: usize,
+    const A: usize,
+    const B: usize,
+    const C: usize,
+    const BITS: u32,
+    const SUBS: usize,
+    const MIN: bool,
+>(
     tiles: usize,
     chunk: &IntChunk,
     panel: &Panel<'_>,
     sums: &mut [Sums],
 ) {
+    const { assert!(A + B + C == WIDTH && (C == 0 || A + B == 4)) };
     let blocks = Blocks::<WIDTH, SUBS>::of(panel);
     let sums: &mut [Sums; WIDTH] = sums.first_chunk_mut().expect("each token has its sums");
-    for part in 0..tiles * 2 {
-        panel_times_half::<WIDTH, BITS, SUBS, MIN>(chunk, part, &blocks, sums);
+    for tile in 0..tiles {
+        tokens_times_tile::<WIDTH, 0, A, BITS, SUBS, MIN>(chunk, tile, &blocks, sums);
+        if B > 0 {
+            tokens_times_tile::<WIDTH, A, B, BITS, SUBS, MIN>(chunk, tile, &blocks, sums);
+        }
+        if C > 0 {
+            tokens_times_tile::<WIDTH, 4, C, BITS, SUBS, MIN>(chunk, tile, &blocks, sums);
+        }
     }
 }
 
-/// Adds `WIDTH` tokens times half a tile, part `part` of the unit.
+/// Adds `TOKENS` tokens of a panel, from token `FROM` on, times a tile.
 ///
 /// One function to its end: a part that stays a call keeps its sums in memory.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn panel_times_half<const WIDTH: usize, const BITS: u32, const SUBS: usize, const MIN: bool>(
+fn tokens_times_tile<
+    const WIDTH: usize,
+    const FROM: usize,
+    const TOKENS: usize,
+    const BITS: u32,
+    const SUBS: usize,
+    const MIN: bool,
+>(
     chunk: &IntChunk,
-    part: usize,
+    tile: usize,
     panel: &Blocks<'_, WIDTH, SUBS>,
     sums: &mut [Sums; WIDTH],
 ) {
-    let (tile, half) = (part / 2, part % 2);
-    let mut totals = [_mm256_setzero_ps(); WIDTH];
-    for token in 0..WIDTH {
-        totals[token] = load_lanes(half_of(&mut sums[token], part));
+    let mut totals = [[_mm256_setzero_ps(); 2]; TOKENS];
+    for token in 0..TOKENS {
+        for half in 0..2 {
+            totals[token][half] = load_lanes(half_of(&mut sums[FROM + token], tile * 2 + half));
+        }
     }
-    let nibble = _mm256_set1_epi8(15);
     let bytes: &[[[HalfLine; 2]; 8]] =
         chunk.bytes[tile].as_flattened().as_chunks().0.as_chunks().0.as_chunks().0;
     let scales = chunk.scales[tile].as_chunks::<SUBS>().0.iter().zip(&chunk.mins[tile]);
@@ -187,67 +230,103 @@ fn panel_times_half<const WIDTH: usize, const BITS: u32, const SUBS: usize, cons
     let mut starts = panel.starts.iter();
     let blocks = bytes.iter().zip(panel.quants).zip(x_scales).zip(scales);
     for (((bytes, quants), ((x_scales, x_biases), x_sums)), (scales, mins)) in blocks {
-        let mut dots = [[_mm256_set1_epi32(MAGIC_BITS); WIDTH]; SUBS];
+        let mut block_starts = [[MAGIC_BITS; WIDTH]; SUBS];
         if !MIN && let Some(starts) = starts.next() {
-            for sub in 0..SUBS {
-                for token in 0..WIDTH {
-                    dots[sub][token] = _mm256_set1_epi32(starts[sub][token]);
-                }
-            }
+            block_starts = *starts;
         }
         for sub in 0..SUBS {
+            let starts = core::array::from_fn(|token| block_starts[sub][FROM + token]);
             let groups = sub * 8 / SUBS..(sub + 1) * 8 / SUBS;
-            for first in groups.step_by(groups_in_16_bits(BITS)) {
-                let mut low = [_mm256_setzero_si256(); WIDTH];
-                let mut high = [_mm256_setzero_si256(); WIDTH];
-                for group in first..first + groups_in_16_bits(BITS) {
-                    let bytes = load(&bytes[group][half]);
-                    for token in 0..WIDTH {
-                        let quants = broadcast(&quants[group][token]);
-                        if BITS == 8 {
-                            let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), nibble);
-                            let lower = _mm256_and_si256(bytes, nibble);
-                            low[token] = add_products(low[token], lower, quants);
-                            high[token] = add_products(high[token], upper, quants);
-                        } else {
-                            low[token] = add_products(low[token], bytes, quants);
-                        }
-                    }
+            let dots = dots::<WIDTH, FROM, TOKENS, BITS>(bytes, quants, groups, starts);
+            for token in 0..TOKENS {
+                let x_scale = _mm256_set1_ps(x_scales[FROM + token]);
+                let x_bias = _mm256_set1_ps(x_biases[FROM + token]);
+                for half in 0..2 {
+                    let dot = _mm256_castsi256_ps(dots[token][half]);
+                    let steps = _mm256_fmadd_ps(dot, x_scale, x_bias);
+                    let scale = load_lanes(&scales[sub].as_chunks().0[half]);
+                    totals[token][half] = _mm256_fmadd_ps(steps, scale, totals[token][half]);
                 }
-                for token in 0..WIDTH {
-                    dots[sub][token] = add_pairs(dots[sub][token], low[token], 1);
-                    if BITS == 8 {
-                        dots[sub][token] = add_pairs(dots[sub][token], high[token], 16);
-                    }
-                }
-            }
-        }
-        for sub in 0..SUBS {
-            let scale = load_lanes(&scales[sub].as_chunks().0[half]);
-            for token in 0..WIDTH {
-                let x_scale = _mm256_set1_ps(x_scales[token]);
-                let x_bias = _mm256_set1_ps(x_biases[token]);
-                let dot = _mm256_castsi256_ps(dots[sub][token]);
-                let steps = _mm256_fmadd_ps(dot, x_scale, x_bias);
-                totals[token] = _mm256_fmadd_ps(steps, scale, totals[token]);
             }
         }
         if MIN {
-            let min = load_lanes(&mins.as_chunks().0[half]);
-            for token in 0..WIDTH {
-                totals[token] = _mm256_fmadd_ps(_mm256_set1_ps(x_sums[token]), min, totals[token]);
+            for token in 0..TOKENS {
+                let x_sum = _mm256_set1_ps(x_sums[FROM + token]);
+                for half in 0..2 {
+                    let min = load_lanes(&mins.as_chunks().0[half]);
+                    totals[token][half] = _mm256_fmadd_ps(x_sum, min, totals[token][half]);
+                }
             }
         }
     }
-    for token in 0..WIDTH {
-        store_lanes(half_of(&mut sums[token], part), totals[token]);
+    for token in 0..TOKENS {
+        for half in 0..2 {
+            store_lanes(half_of(&mut sums[FROM + token], tile * 2 + half), totals[token][half]);
+        }
     }
+}
+
+/// Returns the sums in integers of some groups of a block, from `starts` on: `[token][half]`.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn dots<const WIDTH: usize, const FROM: usize, const TOKENS: usize, const BITS: u32>(
+    bytes: &[[HalfLine; 2]; 8],
+    quants: &[[[i8; 4]; WIDTH]; 8],
+    groups: Range<usize>,
+    starts: [i32; TOKENS],
+) -> [[__m256i; 2]; TOKENS] {
+    let nibble = _mm256_set1_epi8(15);
+    let mut dots = starts.map(|start| [_mm256_set1_epi32(start); 2]);
+    for first in groups.step_by(groups_in_16_bits(BITS)) {
+        let mut low = [[_mm256_setzero_si256(); 2]; TOKENS];
+        let mut high = [[_mm256_setzero_si256(); 2]; TOKENS];
+        for group in first..first + groups_in_16_bits(BITS) {
+            let bytes = [load(&bytes[group][0]), load(&bytes[group][1])];
+            for token in 0..TOKENS {
+                let quants = broadcast(&quants[group][FROM + token]);
+                for half in 0..2 {
+                    let (bytes, low, high) =
+                        (bytes[half], &mut low[token][half], &mut high[token][half]);
+                    if BITS == 8 {
+                        let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), nibble);
+                        *high = add_products(*high, upper, quants);
+                        *low = add_products(*low, _mm256_and_si256(bytes, nibble), quants);
+                    } else {
+                        *low = here(add_products(*low, bytes, quants));
+                    }
+                }
+            }
+        }
+        for token in 0..TOKENS {
+            for half in 0..2 {
+                let dot = &mut dots[token][half];
+                *dot = add_pairs(*dot, low[token][half], 1);
+                if BITS == 8 {
+                    *dot = add_pairs(*dot, high[token][half], 16);
+                }
+                *dot = here(*dot);
+            }
+        }
+    }
+    dots
 }
 
 /// Returns the sums of 8 rows, part `part` of the unit.
 #[inline(always)]
 pub(super) fn half_of(sums: &mut Sums, part: usize) -> &mut HalfLanes {
     &mut sums.as_chunks_mut().0[part]
+}
+
+/// Returns `value`, from a register in which it is at this place: without this the compiler computes products
+/// far ahead of their sums, and has no registers left for the sums.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn here(mut value: __m256i) -> __m256i {
+    // SAFETY: there is no instruction.
+    unsafe {
+        core::arch::asm!("/* {0} */", inout(ymm_reg) value, options(nomem, nostack, preserves_flags));
+    }
+    value
 }
 
 /// Adds `factor` times the sums of pairs to 32-bit sums.
