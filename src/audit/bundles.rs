@@ -67,7 +67,7 @@ fn read_lane(
 }
 
 /// Reads a bundle of a log of `size` records, and holds its records against its hash tile.
-pub(super) fn read_bundle(folder: &Path, size: u64, index: u64) -> Result<Bundle, Error> {
+fn read_bundle(folder: &Path, size: u64, index: u64) -> Result<Bundle, Error> {
     let first = index * TILE_WIDTH as u64;
     let width = usize::try_from(size - first).map_or(TILE_WIDTH, |left| left.min(TILE_WIDTH));
     let leaves = read_hashes(folder, 0, index, width)?;

@@ -1,11 +1,15 @@
-//! What a journal must know of all records before it, so that no start searches the tree: requests
-//! that began and have no end, how the last run started and stopped, and when.
+//! What a journal must know of all records before it, so that no start searches the tree: its right
+//! edge, requests that began and have no end, how the last run started and stopped, and when.
+//!
+//! The edge is a shortcut: a start believes it only if it leads to the signed root, and reads the
+//! tiles otherwise.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
 use super::Error;
+use super::merkle::{Edge, FullTile, leaf_hash};
 use super::record::{Event, Record, StartFacts};
 
 /// The state behind a number of records.
@@ -20,19 +24,29 @@ pub(super) struct Carried {
     pub(super) last_start: Option<StartFacts>,
     /// The boot, wall and monotonic time of the last record, in seconds.
     pub(super) last_moment: Option<(String, u64, u64)>,
+    /// The tree's right edge; the empty one where it is not known.
+    #[serde(with = "edge_text", default)]
+    pub(super) edge: Edge,
 }
 
 impl Default for Carried {
     fn default() -> Self {
-        Self { open: BTreeSet::new(), is_stopped: true, last_start: None, last_moment: None }
+        Self {
+            open: BTreeSet::new(),
+            is_stopped: true,
+            last_start: None,
+            last_moment: None,
+            edge: Edge::default(),
+        }
     }
 }
 
 impl Carried {
-    /// Takes the record at `index` into account.
-    pub(super) fn note(&mut self, index: u64, record: &[u8]) -> Result<(), Error> {
+    /// Takes the next record into account; returns the tiles that it completed.
+    pub(super) fn note(&mut self, bytes: &[u8]) -> Result<Vec<FullTile>, Error> {
+        let index = self.edge.size();
         let record: Record =
-            serde_json::from_slice(record).map_err(|_| Error::RecordMalformed { index })?;
+            serde_json::from_slice(bytes).map_err(|_| Error::RecordMalformed { index })?;
         self.last_moment = Some((record.boot, record.time_s, record.monotonic_s));
         self.is_stopped = matches!(record.event, Event::Stop {});
         match record.event {
@@ -45,6 +59,32 @@ impl Carried {
             Event::Start { observed } => self.last_start = Some(observed),
             _ => {}
         }
-        Ok(())
+        Ok(self.edge.push(leaf_hash(bytes)))
+    }
+}
+
+/// An edge in JSON: its size, and a line of base64 for each level.
+mod edge_text {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use super::super::merkle::Edge;
+
+    pub(super) fn serialize<S: Serializer>(edge: &Edge, to: S) -> Result<S::Ok, S::Error> {
+        let levels = edge.open_tiles().iter().map(|level| STANDARD.encode(level.as_flattened()));
+        (edge.size(), levels.collect::<Vec<String>>()).serialize(to)
+    }
+
+    /// An edge that is none is as good as one that is not known.
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Edge, D::Error> {
+        let (size, levels) = <(u64, Vec<String>)>::deserialize(from)?;
+        let level = |text: &String| {
+            let bytes = STANDARD.decode(text).ok()?;
+            let (hashes, rest) = bytes.as_chunks::<32>();
+            rest.is_empty().then(|| hashes.to_vec())
+        };
+        let levels: Option<Vec<_>> = levels.iter().map(level).collect();
+        Ok(levels.and_then(|levels| Edge::of_open_tiles(size, levels)).unwrap_or_default())
     }
 }

@@ -16,9 +16,10 @@ use super::journal::{Content, Journal, frames_len};
 use super::log::edge_of_full_tiles;
 use super::merkle::{Edge, TILE_WIDTH};
 use super::note::{Checkpoint, NOTE_LEN_MAX_BYTES, Signer, Verifier};
-use super::reader::Reader;
 use super::retention;
+use super::rotation::{self, Rotation};
 use super::settle::reserve_bytes;
+use super::snapshot::Snapshot;
 use super::tail::Tail;
 use super::tiles::read_bounded;
 
@@ -95,6 +96,12 @@ impl Copies {
         member.copy.publish(tail, &sign(signer, tail))
     }
 
+    /// The folder of a copy that holds all records.
+    pub(super) fn good_folder(&self) -> Option<&Path> {
+        let good = self.members.iter().find(|member| member.fault.is_none());
+        good.map(|member| member.copy.folder())
+    }
+
     /// How each copy is.
     pub(super) fn states(&self) -> Vec<CopyState> {
         let state = |member: &Member| CopyState {
@@ -169,8 +176,7 @@ impl Copies {
         is_first: bool,
         mut step: impl FnMut(&mut Copy, Option<&Path>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let good = self.members.iter().find(|member| member.fault.is_none());
-        let good = good.map(|member| member.copy.folder().to_owned());
+        let good = self.good_folder().map(Path::to_owned);
         let (mut done_count, mut first_error) = (0, None);
         for member in &mut self.members {
             let is_paused = good.is_some()
@@ -274,6 +280,9 @@ struct FoundCopy {
     is_checkpoint_lost: bool,
     /// Whether there is no journal: a copy that is to be made.
     is_fresh: bool,
+    /// Bytes of a journal that holds nothing but what the checkpoint covers: all of that was synced before
+    /// it was signed, so that the journal needs not be written anew.
+    synced_bytes: Option<u64>,
 }
 
 /// The log as its copies have it.
@@ -287,14 +296,15 @@ pub(super) struct Opened {
     others: Vec<(PathBuf, Checkpoint)>,
 }
 
-/// Opens the copies in `folders` and finds the newest.
+/// Opens the copies in `folders`, which `verifier`'s newest key signs from now on, and finds the newest.
 pub(super) fn open(
     folders: &[&Path],
     verifier: &Verifier,
     disk: &Arc<dyn Disk>,
 ) -> Result<Opened, Error> {
+    let followed = follow(folders, verifier)?;
     let found: Result<Vec<FoundCopy>, Error> =
-        folders.iter().map(|folder| find(folder, verifier)).collect();
+        folders.iter().map(|folder| find(folder, &followed)).collect();
     let mut found = found?;
     let has_journal = found.iter().any(|copy| !copy.is_fresh);
     if !has_journal && found.iter().any(|copy| copy.signed.is_some()) {
@@ -304,13 +314,22 @@ pub(super) fn open(
     // Of equal ones the first.
     let newest = (0..found.len()).rev().max_by_key(|&at| (!found[at].is_fresh, age(&found[at])));
     found.swap(0, newest.unwrap_or(0));
+    let changed = followed.changes().last().map_or(0, |change| change.checkpoint.size);
+    if let Some(short) = found.first().map(|copy| copy.tail.size()).filter(|&size| size < changed) {
+        return Err(Error::Truncated { signed: changed, found: short });
+    }
     let mut opened: Option<Opened> = None;
     for found in found {
         let (base, carried) = match found.is_fresh {
             true => (0, Carried::default()),
             false => (found.tail.first().0, found.tail.first().1.clone()),
         };
-        let copy = Copy::new(&found.folder, Arc::clone(disk), (base, carried), found.lock)?;
+        let newest = opened.as_ref().map_or(&found.tail, |opened| &opened.tail);
+        let synced = found.synced_bytes.filter(|_| newest.edge() == found.tail.edge());
+        let journal = found.folder.join("journal");
+        let journal = synced.and_then(|bytes| Journal::go_on(disk.as_ref(), &journal, bytes));
+        let disk = Arc::clone(disk);
+        let copy = Copy::new(&found.folder, disk, (base, carried), journal, found.lock)?;
         match &mut opened {
             None => {
                 opened = Some(Opened {
@@ -338,7 +357,7 @@ impl Opened {
         verifier: &Verifier,
     ) -> Result<(), Error> {
         for (folder, signed) in others.iter().filter(|other| other.1.size > 0) {
-            let is_prefix = Reader::open(newest, verifier)?.root_at(signed.size)? == signed.root;
+            let is_prefix = Snapshot::open(newest, verifier)?.root_at(signed.size)? == signed.root;
             if !is_prefix {
                 return Err(Error::CopiesDiffer { path: folder.clone(), size: signed.size });
             }
@@ -352,28 +371,83 @@ impl Opened {
     }
 }
 
+/// The keys of the log, whose changes lie in any of its copies.
+fn follow(folders: &[&Path], verifier: &Verifier) -> Result<Verifier, Error> {
+    let mut changes: Vec<Rotation> = Vec::new();
+    for folder in folders {
+        let more = rotation::read(folder)?;
+        changes.extend(
+            more.into_iter().filter(|change| !changes.contains(change)).collect::<Vec<_>>(),
+        );
+    }
+    changes.sort_by_key(|change| change.checkpoint.size);
+    let followed = verifier.clone().through(changes)?;
+    if followed.is_newest_of(verifier) {
+        return Ok(followed);
+    }
+    let retired = followed.changes().iter().find(|change| change.before.is_newest_of(verifier));
+    Err(retired.map_or(Error::NoteUnsigned, |it| Error::KeyRetired { size: it.checkpoint.size }))
+}
+
 fn find(folder: &Path, verifier: &Verifier) -> Result<FoundCopy, Error> {
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     let lock = copy::lock(folder)?;
     let (signed, is_checkpoint_lost) = newest_checkpoint(folder, verifier)?;
     let content = Journal::read(&folder.join("journal"))?;
     let is_fresh = content.is_none();
-    let Content { base, carried, records, dropped_bytes } = content.unwrap_or_default();
-    let mut tail = Tail::new(edge_of_full_tiles(folder, base)?, carried);
-    if !is_fresh {
-        replay(folder, &mut tail, records, signed.as_ref())?;
-    }
+    let (mut dropped_bytes, mut synced_bytes) = (0, None);
+    let tail = match content {
+        None => Tail::new(Carried::default(), verifier.changes()),
+        Some(content) => {
+            dropped_bytes = content.dropped_bytes;
+            let used = content.used;
+            let (tail, is_as_told) = restore(folder, content, signed.as_ref(), verifier.changes())?;
+            let is_signed = signed.as_ref().is_some_and(|signed| signed.size == tail.size());
+            let is_synced = is_as_told && is_signed && !is_checkpoint_lost && dropped_bytes == 0;
+            synced_bytes = is_synced.then_some(used);
+            tail
+        }
+    };
     let folder = folder.to_owned();
-    Ok(FoundCopy { folder, lock, tail, signed, dropped_bytes, is_checkpoint_lost, is_fresh })
+    Ok(FoundCopy {
+        folder,
+        lock,
+        tail,
+        signed,
+        dropped_bytes,
+        is_checkpoint_lost,
+        is_fresh,
+        synced_bytes,
+    })
 }
 
-/// Brings the journal's records into the tail, and holds them against the signed checkpoint.
+/// Restores the tail behind the edge that the journal's head has; where that is not known or does not
+/// lead to the signed tree, behind the edge that the durable tiles have. Says whether the head was right.
+fn restore(
+    folder: &Path,
+    content: Content,
+    signed: Option<&Checkpoint>,
+    changes: &[Rotation],
+) -> Result<(Tail, bool), Error> {
+    let Content { base, mut carried, records, .. } = content;
+    if carried.edge.size() == base {
+        match replay(folder, Tail::new(carried.clone(), changes), &records, signed) {
+            Err(Error::RootMismatch { .. }) => {}
+            restored => return Ok((restored?, true)),
+        }
+    }
+    carried.edge = edge_of_full_tiles(folder, base)?;
+    Ok((replay(folder, Tail::new(carried, changes), &records, signed)?, false))
+}
+
+/// Brings the journal's records behind the tree before it, and holds them against the signed checkpoint
+/// and what a key handed over to the next.
 fn replay(
     folder: &Path,
-    tail: &mut Tail,
-    records: Vec<Vec<u8>>,
+    mut tail: Tail,
+    records: &[Vec<u8>],
     signed: Option<&Checkpoint>,
-) -> Result<(), Error> {
+) -> Result<Tail, Error> {
     let base = tail.size();
     let mut is_seen = false;
     if let Some(signed) = signed {
@@ -385,16 +459,19 @@ fn replay(
         return Err(Error::TileMissing { path: folder.join("checkpoint") });
     }
     for record in records {
-        tail.push(record)?;
+        tail.push(record.clone())?;
         if let Some(signed) = signed {
             is_seen |= matches(tail.edge(), signed)?;
+        }
+        for change in tail.changes() {
+            matches(tail.edge(), &change.checkpoint)?;
         }
     }
     match signed {
         Some(signed) if !is_seen => {
             Err(Error::Truncated { signed: signed.size, found: tail.size() })
         }
-        _ => Ok(()),
+        _ => Ok(tail),
     }
 }
 
@@ -431,9 +508,5 @@ fn read_checkpoint(path: &Path, verifier: &Verifier) -> Result<Option<Checkpoint
         return Ok(None);
     }
     let note = read_bounded(path, NOTE_LEN_MAX_BYTES)?;
-    let checkpoint = Checkpoint::parse(verifier.open_kept(&note)?)?;
-    if checkpoint.origin != verifier.name() {
-        return Err(Error::CheckpointOrigin);
-    }
-    Ok(Some(checkpoint))
+    verifier.kept(&note).map(Some)
 }

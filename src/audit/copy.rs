@@ -14,13 +14,14 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::Error;
 use super::carried::Carried;
-use super::disk::{Disk, Durable, put, put_new};
-use super::journal::{Blank, Journal};
+use super::disk::{Disk, Durable, put, put_if_other, put_new, sync_names};
+use super::journal::{Blank, Journal, frames_len};
 use super::merkle::TILE_WIDTH;
+use super::proof_file::PROOF_FILE_LEN_MAX_BYTES;
 use super::retention;
-use super::settle::{Beside, CatchUp, Settle, Settled, journal_bytes};
+use super::settle::{Beside, CatchUp, Settle, Settled, first_journal_bytes};
 use super::tail::Tail;
-use super::tiles::{Kind, encode_entries, tile_path};
+use super::tiles::{Kind, encode_entries, read_bounded, tile_path};
 
 /// A tile that is not full: which, and how wide.
 type OpenTile = (Kind, u64, usize);
@@ -38,6 +39,10 @@ pub(super) struct Copy {
     journal: Option<Journal>,
     /// Records under the last checkpoint; `None` before the first of this run.
     published: Option<u64>,
+    /// Changes of the log's key before it.
+    published_changes: usize,
+    /// Changes of the log's key that are durable here, as far as this run knows.
+    changes_count: usize,
     /// Records whose whole bundles were published.
     whole: u64,
     open_tiles: Vec<OpenTile>,
@@ -55,11 +60,13 @@ pub(super) fn lock(folder: &Path) -> Result<Flock<File>, Error> {
 }
 
 impl Copy {
-    /// A copy whose durable tiles hold `base` records; nothing of it was written yet in this run.
+    /// A copy whose durable tiles hold `base` records; nothing of it was written yet in this run. Without a
+    /// `journal` that it can go on with, one is written before anything else.
     pub(super) fn new(
         folder: &Path,
         disk: Arc<dyn Disk>,
         (base, carried): (u64, Carried),
+        journal: Option<Journal>,
         lock: Flock<File>,
     ) -> Result<Self, Error> {
         let beside = Beside::start().map_err(Error::io("start a thread for", folder))?;
@@ -68,8 +75,10 @@ impl Copy {
             disk,
             base,
             carried,
-            journal: None,
+            journal,
             published: None,
+            published_changes: 0,
+            changes_count: 0,
             whole: base,
             open_tiles: Vec::new(),
             beside,
@@ -91,6 +100,7 @@ impl Copy {
         sign: &dyn Fn() -> String,
         other: Option<&Path>,
     ) -> Result<(), Error> {
+        self.write_changes(tail)?;
         if let Some(settled) = self.beside.done() {
             match self.finish(settled, tail) {
                 // The disk may work again: below it is all written anew, and there a failure counts.
@@ -114,7 +124,7 @@ impl Copy {
             return Err(Error::CopyBehind { path: self.folder.clone() });
         }
         if self.journal.is_none() {
-            let blank = self.prepare(tail.carried().open.len() as u64)?;
+            let blank = self.prepare(tail)?;
             self.start_journal(blank, tail)?;
         }
         if self.must_settle {
@@ -127,9 +137,32 @@ impl Copy {
         Ok(())
     }
 
-    fn prepare(&self, open: u64) -> Result<Blank, Error> {
+    /// Makes the changes of the log's key durable, before anything that the newest key signs.
+    fn write_changes(&mut self, tail: &Tail) -> Result<(), Error> {
+        let changes = tail.changes();
+        if self.changes_count == changes.len() {
+            return Ok(());
+        }
+        let disk = self.disk.as_ref();
+        let paths: Vec<_> = changes.iter().map(|change| change.path(&self.folder)).collect();
+        for (change, path) in changes.iter().zip(&paths) {
+            let text = change.text().as_bytes();
+            if read_bounded(path, PROOF_FILE_LEN_MAX_BYTES).is_ok_and(|found| found == text) {
+                continue;
+            }
+            put(disk, path, text, Durable::Yes)?;
+        }
+        sync_names(disk, &self.folder, paths.iter().map(PathBuf::as_path))?;
+        self.changes_count = changes.len();
+        Ok(())
+    }
+
+    /// Room for a journal that is started at once, and synced then.
+    fn prepare(&self, tail: &Tail) -> Result<Blank, Error> {
+        let used = frames_len(tail.records(self.base, tail.size()));
+        let capacity = first_journal_bytes(used, tail.carried().open.len() as u64);
         let path = self.folder.join("journal.new");
-        Journal::prepare(self.disk.as_ref(), path, journal_bytes(open))
+        Journal::prepare(self.disk.as_ref(), path, capacity, Durable::No)
     }
 
     fn start_journal(&mut self, blank: Blank, tail: &Tail) -> Result<(), Error> {
@@ -163,17 +196,21 @@ impl Copy {
 
     /// Writes the tiles that changed and `note`, a checkpoint over the tail, for readers.
     pub(super) fn publish(&mut self, tail: &Tail, note: &str) -> Result<(), Error> {
-        if self.published == Some(tail.size()) {
+        let changes_count = tail.changes().len();
+        if self.published == Some(tail.size()) && self.published_changes == changes_count {
             return Ok(());
         }
+        let is_first = self.published.is_none();
         for (path, bytes) in tiles_between(&self.folder, tail, self.whole, tail.whole()) {
-            put(self.disk.as_ref(), &path, &bytes, Durable::No)?;
+            match is_first {
+                true => put_if_other(self.disk.as_ref(), &path, &bytes)?,
+                false => put(self.disk.as_ref(), &path, &bytes, Durable::No)?,
+            }
         }
         let open = self.write_open_tiles(tail)?;
         let checkpoint = self.folder.join("checkpoint");
-        put(self.disk.as_ref(), &checkpoint, note.as_bytes(), Durable::No)?;
-        let is_first = self.published.is_none();
-        self.published = Some(tail.size());
+        put_if_other(self.disk.as_ref(), &checkpoint, note.as_bytes())?;
+        (self.published, self.published_changes) = (Some(tail.size()), changes_count);
         self.whole = tail.whole();
         let before = std::mem::replace(&mut self.open_tiles, open);
         self.remove_narrower(&before, is_first)
@@ -209,7 +246,7 @@ impl Copy {
         let path = tile_path(&self.folder, tile.0, tile.1, tile.2);
         // A checkpoint of the last run may name it, none of this run does.
         match self.published {
-            None => put(self.disk.as_ref(), &path, &bytes(), Durable::No),
+            None => put_if_other(self.disk.as_ref(), &path, &bytes()),
             Some(_) => put_new(self.disk.as_ref(), &path, &bytes()).map(drop),
         }
     }

@@ -11,11 +11,14 @@ use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::Error;
+use super::tiles::read_bounded;
 
 /// Writing, as the log needs it.
 pub(super) trait Disk: fmt::Debug + Send + Sync {
     /// Opens an empty file for reading and writing, in the place of any other.
     fn create(&self, path: &Path) -> io::Result<File>;
+    /// Opens a file that is there, for reading and writing.
+    fn open(&self, path: &Path) -> io::Result<File>;
     /// Writes all `bytes` at `offset`.
     fn write_at(&self, file: &File, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Makes a file's bytes and length durable.
@@ -42,6 +45,10 @@ pub(super) struct Kernel {
 impl Disk for Kernel {
     fn create(&self, path: &Path) -> io::Result<File> {
         OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<File> {
+        OpenOptions::new().read(true).write(true).open(path)
     }
 
     fn write_at(&self, mut file: &File, _: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -98,6 +105,14 @@ pub(super) fn put(
         disk.sync(&file, &fresh).map_err(Error::io("sync", &fresh))?;
     }
     disk.rename(&fresh, path).map_err(Error::io("rename", path))
+}
+
+/// Writes a file whole, unsynced, unless it is there with these bytes.
+pub(super) fn put_if_other(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    match read_bounded(path, bytes.len()) {
+        Ok(found) if found == bytes => Ok(()),
+        _ => put(disk, path, bytes, Durable::No),
+    }
 }
 
 /// Writes a file that no reader looks for yet.

@@ -29,6 +29,18 @@ pub enum Error {
     CheckpointMalformed,
     /// The checkpoint is of another log.
     CheckpointOrigin,
+    /// The signing key was replaced, by a change that it signed itself.
+    KeyRetired {
+        /// Records that it may sign for.
+        size: u64,
+    },
+    /// A change of the log's key does not hold.
+    RotationWrong {
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: &'static str,
+    },
     /// The checkpoint covers more records than the log holds: records were dropped.
     Truncated {
         /// Records that the checkpoint covers.
@@ -183,6 +195,14 @@ impl fmt::Display for Error {
             }
             Self::Truncated { signed, found } => {
                 write!(f, "records were dropped: {signed} are signed, {found} are there")
+            }
+            Self::KeyRetired { size } => write!(
+                f,
+                "the key that signs was replaced at {size} records: the log's key is the one that \
+                 rotation/{size}.tlog-proof names, or one after it"
+            ),
+            Self::RotationWrong { path, reason } => {
+                write!(f, "the change of the key in {} does not hold: {reason}", path.display())
             }
             Self::CheckpointOlder { signed, settled } => {
                 write!(f, "the checkpoint was rolled back: it covers {signed} of {settled} records")

@@ -17,13 +17,14 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use ring::digest::{Context, SHA256};
 
 use super::Error;
 use super::carried::Carried;
-use super::disk::Disk;
+use super::disk::{Disk, Durable};
 use super::merkle::TILE_WIDTH;
 use super::tiles::RECORD_LEN_MAX_BYTES;
 
@@ -34,6 +35,8 @@ const FRAME_HEAD_LEN: usize = 12;
 pub(super) const FRAME_LEN_MAX_BYTES: u64 = (FRAME_HEAD_LEN + RECORD_LEN_MAX_BYTES) as u64;
 /// Longest journal, in bytes: twice the ends of as many requests as can be open.
 const JOURNAL_LEN_MAX_BYTES: u64 = 512 << 20;
+/// Unit in which the kernel counts what a file has of the disk, in bytes.
+const BLOCK_LEN_BYTES: u64 = 512;
 /// Room is taken in steps of this, in bytes.
 const ROOM_STEP_BYTES: u64 = 1 << 20;
 
@@ -46,6 +49,8 @@ pub(super) struct Content {
     pub(super) carried: Carried,
     /// Whole records.
     pub(super) records: Vec<Vec<u8>>,
+    /// Bytes of the file up to their end.
+    pub(super) used: u64,
     /// Bytes of an unfinished write behind them.
     pub(super) dropped_bytes: u64,
 }
@@ -83,11 +88,29 @@ impl Journal {
         parse(&bytes).map(Some).ok_or(Error::JournalMalformed)
     }
 
+    /// Goes on with the journal at `path`, whose first `used` bytes are known to be durable and whose others
+    /// are zeros; `None` when the disk has not given all of it.
+    pub(super) fn go_on(disk: &dyn Disk, path: &Path, used: u64) -> Option<Self> {
+        let file = disk.open(path).ok()?;
+        let facts = file.metadata().ok()?;
+        let capacity = facts.len();
+        // A copy of the file may be one of holes.
+        let is_given = facts.blocks().saturating_mul(BLOCK_LEN_BYTES) >= capacity;
+        (is_given && used <= capacity).then(|| Self { path: path.to_owned(), file, used, capacity })
+    }
+
     /// Takes `capacity` bytes from the disk, at `path`, for a journal to come.
-    pub(super) fn prepare(disk: &dyn Disk, path: PathBuf, capacity: u64) -> Result<Blank, Error> {
+    pub(super) fn prepare(
+        disk: &dyn Disk,
+        path: PathBuf,
+        capacity: u64,
+        durable: Durable,
+    ) -> Result<Blank, Error> {
         let file = disk.create(&path).map_err(Error::io("create", &path))?;
         write_zeros(disk, &file, &path, 0, capacity)?;
-        disk.sync(&file, &path).map_err(Error::io("sync", &path))?;
+        if durable == Durable::Yes {
+            disk.sync(&file, &path).map_err(Error::io("sync", &path))?;
+        }
         Ok(Blank { path, file, capacity })
     }
 
@@ -197,8 +220,9 @@ fn parse(bytes: &[u8]) -> Option<Content> {
         records.push(record.to_vec());
         rest = tail;
     }
+    let used = (bytes.len() - rest.len()) as u64;
     let dropped_bytes = written_len(rest);
-    Some(Content { base, carried, records, dropped_bytes })
+    Some(Content { base, carried, records, used, dropped_bytes })
 }
 
 /// Bytes before the zeros at the end: a page at a time, as there are millions.

@@ -17,7 +17,9 @@ use super::copies::{self, Batch, Copies, CopyState, Mode, Opened};
 use super::disk::{Disk, Kernel};
 use super::merkle::{Edge, Hash, TILE_WIDTH, perfect_root};
 use super::note::{Signer, Verifier};
-use super::record::{Event, Record, RetentionFacts, StartFacts};
+use super::record::{Event, KeyRole, Record, RetentionFacts, RotationFacts, StartFacts};
+use super::rotation::Rotation;
+use super::snapshot::Snapshot;
 use super::tail::Tail;
 use super::tiles::{self, RECORD_LEN_MAX_BYTES};
 
@@ -221,6 +223,45 @@ impl Log {
         self.commit()?;
         self.copies.remove_bundles(end)?;
         Ok((before - first, has_more))
+    }
+
+    /// Lets `next` sign from now on, as `uid` asked: on the record, and with a checkpoint over that which
+    /// both keys sign. Returns how many records the key before signed for; `None` when `next` signs already.
+    ///
+    /// # Errors
+    ///
+    /// Refuses a key of another log, or one that was replaced. Otherwise as [`Log::commit`]: then the key
+    /// before may still sign, or `next` does; asking again finishes it.
+    pub fn rotate(&mut self, next: Signer, uid: u32) -> Result<Option<u64>, Error> {
+        let (before, after) = (self.signer.verifier(), next.verifier());
+        if after.name() != before.name() {
+            return Err(Error::CheckpointOrigin);
+        }
+        if after == before {
+            self.commit()?;
+            return Ok(None);
+        }
+        let mut replaced = self.tail.changes().iter().filter(|it| it.before.is_newest_of(&after));
+        if let Some(replaced) = replaced.next() {
+            return Err(Error::KeyRetired { size: replaced.checkpoint.size });
+        }
+        let size = self.tail.size() + self.pending.len() as u64 + 1;
+        let observed = RotationFacts {
+            key: KeyRole::Audit,
+            before: before.newest(),
+            after: after.newest(),
+            uid,
+            size: Some(size),
+            count: None,
+        };
+        self.append(Event::KeyRotated { observed })?;
+        self.commit()?;
+        let folder = self.copies.good_folder().ok_or(Error::Unavailable)?;
+        let proof = Snapshot::open(folder, &before)?.proof(size - 1)?;
+        self.tail.add_change(Rotation::new(proof, &next)?);
+        self.signer = next;
+        self.commit()?;
+        Ok(Some(size))
     }
 
     /// Which start of the machine this is, in hex.

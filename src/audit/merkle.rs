@@ -72,7 +72,7 @@ impl FullTile {
 }
 
 /// The right edge of the tree: of each tile level, the hashes of the tile that is not full.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Edge {
     levels: Vec<Vec<Hash>>,
     size: u64,
@@ -88,10 +88,18 @@ impl Edge {
         Self { levels, size }
     }
 
-    /// Returns the edge of a tree of `size` leaves, whose open tiles, from level 0 on, hold `levels`.
+    /// Returns the edge of a tree of `size` leaves whose open tiles, from level 0 on, hold `levels`;
+    /// `None` unless each holds as many as the size says.
     #[must_use]
-    pub fn of_open_tiles(size: u64, levels: Vec<Vec<Hash>>) -> Self {
-        Self { levels, size }
+    pub fn of_open_tiles(size: u64, levels: Vec<Vec<Hash>>) -> Option<Self> {
+        let mut rest = size;
+        for level in &levels {
+            if level.len() as u64 != rest % TILE_WIDTH as u64 {
+                return None;
+            }
+            rest /= TILE_WIDTH as u64;
+        }
+        (rest == 0).then_some(Self { levels, size })
     }
 
     /// Leaves in the tree.
@@ -205,6 +213,20 @@ mod tests {
             let root = perfect_root(&leaves);
             assert_eq!(other.push_tile(leaves, root), full);
             assert_eq!((other.size(), other.root()), (one.size(), one.root()));
+        }
+    }
+
+    #[test]
+    fn an_edge_is_taken_only_if_it_has_the_shape_of_its_size() {
+        let mut edge = Edge::default();
+        for size in 0..70_000_u32 {
+            if size % 511 == 0 {
+                let (size, levels) = (edge.size(), edge.open_tiles().to_vec());
+                assert_eq!(Edge::of_open_tiles(size, levels.clone()).as_ref(), Some(&edge));
+                assert_eq!(Edge::of_open_tiles(size + 1, levels.clone()), None);
+                assert_eq!(Edge::of_open_tiles(size + (1 << 24), levels), None);
+            }
+            edge.push(leaf_hash(&size.to_le_bytes()));
         }
     }
 

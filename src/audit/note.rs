@@ -4,6 +4,8 @@
 //! is a note of three lines: origin, size in decimal, root in base64.
 //! Source: C2SP signed-note, tlog-checkpoint, tlog-cosignature.
 
+use std::path::Path;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use pki_types::PrivatePkcs8KeyDer;
@@ -13,6 +15,7 @@ use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 
 use super::Error;
 use super::merkle::Hash;
+use super::rotation::Rotation;
 
 /// Longest note that is read, in bytes; 16 signatures and three lines fit many times.
 pub const NOTE_LEN_MAX_BYTES: usize = 64 << 10;
@@ -54,18 +57,42 @@ impl Signer {
     pub fn verifier(&self) -> Verifier {
         let mut public = [0; 32];
         public.copy_from_slice(self.key.public_key().as_ref());
-        Verifier { name: self.name.clone(), keys: vec![public] }
+        let keys = vec![Key { public, until: None }];
+        Verifier { name: self.name.clone(), keys, changes: Vec::new() }
     }
 
     /// Signs `text`, which ends in a newline.
     #[must_use]
     pub fn sign(&self, text: &str) -> String {
+        format!("{text}\n{}", self.line(text))
+    }
+
+    /// Signs the text of a note that another signed already.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoteMalformed`].
+    pub fn sign_too(&self, note: &str) -> Result<String, Error> {
+        let (text, _) = split(note.as_bytes())?;
+        Ok(format!("{note}{}", self.line(text)))
+    }
+
+    /// The line of signature under `text`.
+    fn line(&self, text: &str) -> String {
         let mut public = [0; 32];
         public.copy_from_slice(self.key.public_key().as_ref());
         let mut signed = key_id(&self.name, ALGORITHM_ED25519, &public).to_vec();
         signed.extend_from_slice(self.key.sign(text.as_bytes()).as_ref());
-        format!("{text}\n\u{2014} {} {}\n", self.name, STANDARD.encode(signed))
+        format!("\u{2014} {} {}\n", self.name, STANDARD.encode(signed))
     }
+}
+
+/// A key of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Key {
+    public: [u8; 32],
+    /// Records that it may sign for: up to the change of the key that both keys signed, if there was one.
+    until: Option<u64>,
 }
 
 /// Verifies checkpoints of one name by its key, and older ones by the keys before it.
@@ -73,7 +100,9 @@ impl Signer {
 pub struct Verifier {
     name: String,
     /// The newest first.
-    keys: Vec<[u8; 32]>,
+    keys: Vec<Key>,
+    /// The changes of the key that the log proves, oldest first.
+    changes: Vec<Rotation>,
 }
 
 impl Verifier {
@@ -85,16 +114,16 @@ impl Verifier {
     /// differ.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let mut lines = text.trim().lines();
-        let (name, key) = parse_key(lines.next().unwrap_or_default(), ALGORITHM_ED25519)?;
-        let mut keys = vec![key];
+        let (name, public) = parse_key(lines.next().unwrap_or_default(), ALGORITHM_ED25519)?;
+        let mut keys = vec![Key { public, until: None }];
         for line in lines {
-            let (other, key) = parse_key(line, ALGORITHM_ED25519)?;
+            let (other, public) = parse_key(line, ALGORITHM_ED25519)?;
             if other != name {
                 return Err(Error::VerifierKeyMalformed);
             }
-            keys.push(key);
+            keys.push(Key { public, until: None });
         }
-        Ok(Self { name, keys })
+        Ok(Self { name, keys, changes: Vec::new() })
     }
 
     /// This verifier, which takes the keys of `retired` for those before its own.
@@ -106,15 +135,89 @@ impl Verifier {
         if retired.name != self.name {
             return Err(Error::CheckpointOrigin);
         }
-        let newest = self.keys[0];
-        self.keys.extend(retired.keys.iter().filter(|key| **key != newest));
+        let newest = self.keys[0].public;
+        self.keys.extend(retired.keys.iter().filter(|key| key.public != newest));
         Ok(self)
+    }
+
+    /// This verifier with the keys that `changes`, oldest first, lead to from any key of its own, and
+    /// with those before them. Each key may sign up to its change and no further.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RotationWrong`] unless each follows the one before it, and all lead to or from a key of
+    /// this verifier.
+    pub(super) fn through(mut self, changes: Vec<Rotation>) -> Result<Self, Error> {
+        let Some(last) = changes.last() else { return Ok(self) };
+        for (change, next) in changes.iter().zip(&changes[1..]) {
+            if change.after.keys[0].public != next.before.keys[0].public
+                || change.checkpoint.size >= next.checkpoint.size
+            {
+                return Err(next.wrong("it does not follow the change of the key before it"));
+            }
+        }
+        let newest = last.after.keys[0];
+        let chain: Vec<Key> = changes
+            .iter()
+            .rev()
+            .map(|one| Key { public: one.before.keys[0].public, until: Some(one.checkpoint.size) })
+            .collect();
+        let mut publics: Vec<_> = chain.iter().chain([&newest]).map(|key| key.public).collect();
+        publics.sort_unstable();
+        publics.dedup();
+        if publics.len() <= chain.len() {
+            return Err(last.wrong("the changes lead back to a key that was replaced"));
+        }
+        let is_in_chain = |key: &Key| {
+            key.public == newest.public || chain.iter().any(|one| one.public == key.public)
+        };
+        if !self.keys.iter().any(is_in_chain) || last.after.name != self.name {
+            return Err(last.wrong("neither of its keys is the log's"));
+        }
+        // A key that is not of the chain was put behind its end by hand.
+        let own: Vec<Key> = self.keys.iter().filter(|key| !is_in_chain(key)).copied().collect();
+        let is_behind = !is_in_chain(&self.keys[0]);
+        if is_behind && !self.keys.iter().any(|key| key.public == newest.public) {
+            return Err(last.wrong("it leads to a key that is not the log's"));
+        }
+        let (first, others) = if is_behind { own.split_at(1) } else { (&own[..0], &own[..]) };
+        self.keys = [first, &[newest], &chain, others].concat();
+        self.changes = changes;
+        Ok(self)
+    }
+
+    /// This verifier with what the changes of the key in the log in `folder` prove.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::RotationWrong`] for a change that does not hold.
+    pub fn follow(&self, folder: &Path) -> Result<Self, Error> {
+        self.clone().through(super::rotation::read(folder)?)
+    }
+
+    /// The changes of the key that were followed, oldest first.
+    #[must_use]
+    pub fn changes(&self) -> &[Rotation] {
+        &self.changes
+    }
+
+    /// The newest key alone, as [`Verifier::parse`] reads it.
+    #[must_use]
+    pub fn newest(&self) -> String {
+        key_text(&self.name, ALGORITHM_ED25519, &self.keys[0].public)
+    }
+
+    /// Whether the newest key is that of `other`.
+    #[must_use]
+    pub fn is_newest_of(&self, other: &Self) -> bool {
+        self.name == other.name && self.keys[0].public == other.keys[0].public
     }
 
     /// The text that [`Verifier::parse`] reads; for the auditor.
     #[must_use]
     pub fn to_text(&self) -> String {
-        let lines = self.keys.iter().map(|key| key_text(&self.name, ALGORITHM_ED25519, key));
+        let lines =
+            self.keys.iter().map(|key| key_text(&self.name, ALGORITHM_ED25519, &key.public));
         lines.collect::<Vec<_>>().join("\n")
     }
 
@@ -130,34 +233,70 @@ impl Verifier {
     ///
     /// A malformed note, none of our signature, or a wrong one.
     pub fn open<'n>(&self, note: &'n [u8]) -> Result<&'n str, Error> {
-        self.open_by(&self.keys[..1], note)
+        Ok(self.open_by(&self.keys[..1], note)?.0)
     }
 
-    /// Returns the text of a note that the newest key or one before it signed: of a checkpoint that
-    /// was kept.
+    /// Returns what a log's newest checkpoint says: one that the newest key signed, or the last that
+    /// the key before it might.
     ///
     /// # Errors
     ///
-    /// As [`Verifier::open`].
-    pub fn open_kept<'n>(&self, note: &'n [u8]) -> Result<&'n str, Error> {
-        self.open_by(&self.keys, note)
+    /// Those of [`Verifier::open`] and [`Checkpoint::parse`]; [`Error::CheckpointOrigin`];
+    /// [`Error::KeyRetired`] and [`Error::Truncated`] for what the key before signed behind and before
+    /// its change.
+    pub fn checkpoint(&self, note: &[u8]) -> Result<Checkpoint, Error> {
+        let (signed, key) = self.signed(note)?;
+        let is_before_newest = self.keys.get(1) == Some(&key);
+        match key.until {
+            None if key == self.keys[0] => Ok(signed),
+            Some(until) if is_before_newest && signed.size == until => Ok(signed),
+            None => Err(Error::NoteUnsigned),
+            Some(_) => {
+                let changed = self.changes.last().map_or(0, |change| change.checkpoint.size);
+                Err(Error::Truncated { signed: changed, found: signed.size })
+            }
+        }
     }
 
-    fn open_by<'n>(&self, keys: &[[u8; 32]], note: &'n [u8]) -> Result<&'n str, Error> {
+    /// Returns what a checkpoint says that was kept: one that the newest key or one before it signed.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Verifier::open`] and [`Checkpoint::parse`]; [`Error::CheckpointOrigin`];
+    /// [`Error::KeyRetired`] for one that a key signed behind its change.
+    pub fn kept(&self, note: &[u8]) -> Result<Checkpoint, Error> {
+        Ok(self.signed(note)?.0)
+    }
+
+    /// A checkpoint, and the newest key that signed it.
+    fn signed(&self, note: &[u8]) -> Result<(Checkpoint, Key), Error> {
+        let (text, key) = self.open_by(&self.keys, note)?;
+        let signed = Checkpoint::parse(text)?;
+        if signed.origin != self.name {
+            return Err(Error::CheckpointOrigin);
+        }
+        match key.until {
+            Some(size) if signed.size > size => Err(Error::KeyRetired { size }),
+            _ => Ok((signed, key)),
+        }
+    }
+
+    /// The text of a note, and the first of `keys` that signed it.
+    fn open_by<'n>(&self, keys: &[Key], note: &'n [u8]) -> Result<(&'n str, Key), Error> {
         let (text, signatures) = split(note)?;
-        let mut is_signed = false;
+        let mut by: Option<usize> = None;
         for signature in signatures {
-            let key = keys.iter().find(|key| {
+            let at = keys.iter().position(|key| {
                 signature.name == self.name
-                    && signature.id == key_id(&self.name, ALGORITHM_ED25519, key)
+                    && signature.id == key_id(&self.name, ALGORITHM_ED25519, &key.public)
             });
-            let Some(key) = key else { continue };
-            UnparsedPublicKey::new(&ED25519, key)
+            let Some(at) = at else { continue };
+            UnparsedPublicKey::new(&ED25519, keys[at].public)
                 .verify(text.as_bytes(), &signature.bytes)
                 .map_err(|_| Error::NoteSignature)?;
-            is_signed = true;
+            by = Some(by.map_or(at, |by| by.min(at)));
         }
-        if is_signed { Ok(text) } else { Err(Error::NoteUnsigned) }
+        by.map(|at| (text, keys[at])).ok_or(Error::NoteUnsigned)
     }
 }
 

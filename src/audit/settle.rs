@@ -14,8 +14,11 @@ use super::journal::{Blank, FRAME_LEN_MAX_BYTES, Journal};
 use super::merkle::{TILE_WIDTH, leaf_hash};
 use super::tiles::{Kind, encode_entries, read_entries, read_hashes, tile_path};
 
-/// Bytes of room in a fresh journal beside what is reserved: for the records until it is settled.
+/// Bytes of room in a journal that was made beside the commits, beside what is reserved: for the records
+/// until it is settled.
 const JOURNAL_ROOM_BYTES: u64 = 6 << 20;
+/// Bytes of room in a journal that somebody waits for, beside what is reserved and what it begins with.
+const FIRST_ROOM_BYTES: u64 = 256 << 10;
 /// Open requests whose ends a fresh journal has room for, beside those that are open already.
 const OPEN_MORE_COUNT: u64 = 8;
 /// Bundles that are caught up with between two syncs of names.
@@ -27,8 +30,13 @@ pub(super) fn reserve_bytes(open: u64) -> u64 {
 }
 
 /// The size of a fresh journal while `open` requests are open.
-pub(super) fn journal_bytes(open: u64) -> u64 {
+fn journal_bytes(open: u64) -> u64 {
     JOURNAL_ROOM_BYTES + reserve_bytes(open + OPEN_MORE_COUNT)
+}
+
+/// The size of one that begins with `used` bytes and is wanted at once.
+pub(super) fn first_journal_bytes(used: u64, open: u64) -> u64 {
+    used + FIRST_ROOM_BYTES + reserve_bytes(open + OPEN_MORE_COUNT)
 }
 
 /// What was written.
@@ -140,11 +148,12 @@ impl Settle {
         put(disk, &settled, self.note.as_bytes(), Durable::Yes)?;
         let paths = self.tiles.iter().map(|(path, _)| path.as_path());
         sync_names(disk, &self.folder, paths.chain([settled.as_path()]))?;
-        for (index, record) in (self.from..).zip(&self.records) {
-            self.carried.note(index, record)?;
+        for record in &self.records {
+            self.carried.note(record)?;
         }
         let capacity = journal_bytes(self.carried.open.len() as u64);
-        let blank = Journal::prepare(disk, self.folder.join("journal.next"), capacity)?;
+        let blank =
+            Journal::prepare(disk, self.folder.join("journal.next"), capacity, Durable::Yes)?;
         let base = self.from + self.records.len() as u64;
         Ok(Settled { base, carried: self.carried, blank })
     }
@@ -193,7 +202,8 @@ impl CatchUp {
         written.push(settled);
         sync_names(disk, &self.folder, written.iter().map(PathBuf::as_path))?;
         let capacity = journal_bytes(self.carried.open.len() as u64);
-        let blank = Journal::prepare(disk, self.folder.join("journal.next"), capacity)?;
+        let blank =
+            Journal::prepare(disk, self.folder.join("journal.next"), capacity, Durable::Yes)?;
         Ok(Settled { base: self.to, carried: self.carried, blank })
     }
 

@@ -25,6 +25,7 @@ const TRIES_COUNT_MAX: usize = 20;
 #[derive(Debug)]
 pub struct Snapshot {
     folder: PathBuf,
+    verifier: Verifier,
     note: String,
     signed: Checkpoint,
     /// Of each level, the hashes of the tile that is not full.
@@ -40,7 +41,8 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// A checkpoint that `verifier` did not sign; a right edge that is not the signed tree's.
+    /// A checkpoint that neither `verifier` signed nor a key that it handed over to; a right edge that is
+    /// not the signed tree's; a change of the key that this log does not extend.
     pub fn open(folder: &Path, verifier: &Verifier) -> Result<Self, Error> {
         let read = || read_bounded(&folder.join("checkpoint"), NOTE_LEN_MAX_BYTES);
         let mut note = read()?;
@@ -60,10 +62,9 @@ impl Snapshot {
     }
 
     fn open_at(folder: &Path, verifier: &Verifier, note: &[u8]) -> Result<Self, Error> {
-        let signed = Checkpoint::parse(verifier.open(note)?)?;
-        if signed.origin != verifier.name() {
-            return Err(Error::CheckpointOrigin);
-        }
+        // A change of the key is there before anything that the new key signs.
+        let verifier = verifier.follow(folder)?;
+        let signed = verifier.checkpoint(note)?;
         let mut open = Vec::new();
         let mut count = signed.size;
         for level in 0..LEVELS_COUNT {
@@ -98,7 +99,28 @@ impl Snapshot {
         }
         let note = String::from_utf8(note.to_vec()).map_err(|_| Error::NoteMalformed)?;
         let proven = vec![None; usize::from(LEVELS_COUNT)];
-        Ok(Self { folder: folder.to_owned(), note, signed, open, tail, proven })
+        let folder = folder.to_owned();
+        let mut opened = Self { folder, verifier, note, signed, open, tail, proven };
+        opened.check_changes()?;
+        Ok(opened)
+    }
+
+    /// Holds the tree against those that a key handed over.
+    fn check_changes(&mut self) -> Result<(), Error> {
+        let changes = self.verifier.changes().iter();
+        let handed: Vec<Checkpoint> = changes.map(|change| change.checkpoint.clone()).collect();
+        for Checkpoint { size, root, .. } in handed {
+            if self.root_at(size)? != root {
+                return Err(Error::RootMismatch { size });
+            }
+        }
+        Ok(())
+    }
+
+    /// The log's key, and those before it.
+    #[must_use]
+    pub fn verifier(&self) -> &Verifier {
+        &self.verifier
     }
 
     /// What was signed.
@@ -212,6 +234,19 @@ impl Snapshot {
             return Err(Error::Truncated { signed: old, found: size });
         }
         proof::consistency(&mut |start, height| self.node(start, height), old, size)
+    }
+
+    /// The root that the log had when it held `size` records, by the tree that it has now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Truncated`] when this log is shorter.
+    pub fn root_at(&mut self, size: u64) -> Result<Hash, Error> {
+        let found = self.signed.size;
+        if size > found {
+            return Err(Error::Truncated { signed: size, found });
+        }
+        subtree(&mut |start, height| self.node(start, height), 0..size)
     }
 
     /// The root of a perfect subtree, proven.

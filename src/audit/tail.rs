@@ -3,12 +3,12 @@
 
 use super::Error;
 use super::carried::Carried;
-use super::merkle::{Edge, FullTile, TILE_WIDTH, leaf_hash};
+use super::merkle::{Edge, FullTile, TILE_WIDTH};
+use super::rotation::Rotation;
 
 /// The tail of a tree.
 #[derive(Debug)]
 pub(super) struct Tail {
-    edge: Edge,
     /// Index of the first record here; a multiple of 256.
     first: u64,
     records: Vec<Vec<u8>>,
@@ -17,31 +17,48 @@ pub(super) struct Tail {
     /// The state before the first record here, and behind the last.
     carried_first: Carried,
     carried: Carried,
+    /// The changes of the log's key, oldest first.
+    changes: Vec<Rotation>,
 }
 
 impl Tail {
-    /// Starts behind full tiles.
-    pub(super) fn new(edge: Edge, carried: Carried) -> Self {
-        let (first, carried_first) = (edge.size(), carried.clone());
-        Self { edge, first, records: Vec::new(), full: Vec::new(), carried_first, carried }
+    /// Starts behind full tiles, in a log whose key was changed so.
+    pub(super) fn new(carried: Carried, changes: &[Rotation]) -> Self {
+        Self {
+            first: carried.edge.size(),
+            records: Vec::new(),
+            full: Vec::new(),
+            carried_first: carried.clone(),
+            carried,
+            changes: changes.to_vec(),
+        }
     }
 
     /// Appends a record, which is durable in a journal.
     pub(super) fn push(&mut self, record: Vec<u8>) -> Result<(), Error> {
-        self.carried.note(self.edge.size(), &record)?;
-        self.full.extend(self.edge.push(leaf_hash(&record)));
+        self.full.extend(self.carried.note(&record)?);
         self.records.push(record);
         Ok(())
     }
 
+    /// The changes of the log's key, oldest first.
+    pub(super) fn changes(&self) -> &[Rotation] {
+        &self.changes
+    }
+
+    /// Adds the newest change of the log's key.
+    pub(super) fn add_change(&mut self, change: Rotation) {
+        self.changes.push(change);
+    }
+
     /// The right edge.
     pub(super) fn edge(&self) -> &Edge {
-        &self.edge
+        &self.carried.edge
     }
 
     /// Records of the whole tree.
     pub(super) fn size(&self) -> u64 {
-        self.edge.size()
+        self.edge().size()
     }
 
     /// Records in whole bundles.

@@ -14,9 +14,11 @@ use super::*;
 mod attacks;
 mod faults;
 mod faulty_disk;
+mod opening;
 mod power;
 mod pruning;
 mod replica;
+mod rotation;
 
 /// A folder that goes with the test.
 struct Folder(PathBuf);

@@ -13,6 +13,7 @@ use super::journal::Journal;
 use super::merkle::{Edge, TILE_WIDTH};
 use super::note::{Checkpoint, NOTE_LEN_MAX_BYTES, Verifier};
 use super::record::{Event, Record};
+use super::rotation::Rotation;
 use super::tiles::{Kind, read_bounded, read_hashes, tile_path};
 
 /// What a whole log shows.
@@ -44,6 +45,21 @@ pub struct Report {
     pub anchored_time_s: Option<u64>,
     /// Records at the beginning that were pruned, on the record: their hashes alone are there.
     pub pruned: u64,
+    /// Changes of the log's key, oldest first.
+    pub key_changes: Vec<KeyChange>,
+    /// The log's key, where it is not the one that was given but one that this handed over to.
+    pub followed_to: Option<String>,
+}
+
+/// A change of the log's key, which both keys signed.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct KeyChange {
+    /// Records under the old key.
+    pub size: u64,
+    /// The old key.
+    pub before: String,
+    /// The new one.
+    pub after: String,
 }
 
 /// Most walks over a log that is being written: each starts over with the newest checkpoint.
@@ -89,17 +105,24 @@ fn verify_at(
     anchor: Option<&Checkpoint>,
     visit: &mut dyn FnMut(u64, &Record),
 ) -> Result<Report, Error> {
-    let signed = Checkpoint::parse(verifier.open(note)?)?;
-    if signed.origin != verifier.name() {
-        return Err(Error::CheckpointOrigin);
-    }
+    let followed = verifier.follow(folder)?;
+    let signed = followed.checkpoint(note)?;
     let mut walk = Walk::new(folder, anchor);
+    walk.handed.extend(followed.changes().iter().map(|change| &change.checkpoint));
     read_in_order(folder, signed.size, |bundle| walk.push(bundle, visit))?;
     compare_open_tiles(folder, &walk.edge)?;
     if walk.edge.root() != signed.root {
         return Err(Error::RootMismatch { size: signed.size });
     }
-    walk.finish(&signed)
+    let mut report = walk.finish(&signed)?;
+    let change = |change: &Rotation| KeyChange {
+        size: change.checkpoint.size,
+        before: change.before.newest(),
+        after: change.after.newest(),
+    };
+    report.key_changes = followed.changes().iter().map(change).collect();
+    report.followed_to = (!followed.is_newest_of(verifier)).then(|| followed.newest());
+    Ok(report)
 }
 
 struct Walk<'a> {
@@ -110,6 +133,8 @@ struct Walk<'a> {
     /// Records that may be gone, as the log says.
     pruned_recorded: u64,
     anchor: Option<&'a Checkpoint>,
+    /// What one key handed over to the next.
+    handed: Vec<&'a Checkpoint>,
 }
 
 impl<'a> Walk<'a> {
@@ -121,6 +146,7 @@ impl<'a> Walk<'a> {
             began: HashSet::new(),
             pruned_recorded: 0,
             anchor,
+            handed: Vec::new(),
         }
     }
 
@@ -141,7 +167,8 @@ impl<'a> Walk<'a> {
                 return Err(Error::TileMissing { path });
             }
         }
-        let has_anchor = self.anchor.is_some_and(|one| (first + 1..end).contains(&one.size));
+        let mut known = self.anchor.iter().chain(&self.handed);
+        let has_anchor = known.any(|one| (first + 1..end).contains(&one.size));
         let mut full = Vec::new();
         match root {
             Some(root) if !has_anchor => full = self.edge.push_tile(leaves, root),
@@ -188,15 +215,17 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Holds the tree against the anchor, once it has its size.
+    /// Holds the tree against the anchor, and what a key handed over, once it has their size.
     fn check_anchor(&mut self) -> Result<(), Error> {
-        let Some(anchor) = self.anchor.filter(|anchor| anchor.size == self.edge.size()) else {
-            return Ok(());
-        };
-        if anchor.root != self.edge.root() {
-            return Err(Error::RootMismatch { size: anchor.size });
+        let size = self.edge.size();
+        for known in self.anchor.iter().chain(&self.handed).filter(|one| one.size == size) {
+            if known.root != self.edge.root() {
+                return Err(Error::RootMismatch { size });
+            }
         }
-        self.report.anchored_at = Some(anchor.size);
+        if self.anchor.is_some_and(|anchor| anchor.size == size) {
+            self.report.anchored_at = Some(size);
+        }
         Ok(())
     }
 
@@ -208,6 +237,9 @@ impl<'a> Walk<'a> {
             if anchor.size > signed.size {
                 return Err(Error::Truncated { signed: anchor.size, found: signed.size });
             }
+        }
+        if let Some(handed) = self.handed.iter().find(|handed| handed.size > signed.size) {
+            return Err(Error::Truncated { signed: handed.size, found: signed.size });
         }
         if self.report.pruned > self.pruned_recorded {
             let (gone, recorded) = (self.report.pruned, self.pruned_recorded);

@@ -10,7 +10,7 @@ use qrcode::render::unicode::Dense1x2;
 use serde_json::json;
 
 use super::{Outcome, Verdict, print, tell};
-use crate::audit::{Reader, Verifier};
+use crate::audit::{Snapshot, Verifier};
 
 /// Arguments of `cloister audit checkpoint`.
 #[derive(Args, Debug)]
@@ -45,7 +45,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let fault = |error: &dyn std::fmt::Display| format!("{}: {error}", key.display());
     let text = std::fs::read_to_string(key).map_err(|error| fault(&error))?;
     let verifier = Verifier::parse(&text).map_err(|error| fault(&error))?;
-    let reader = match Reader::open(&arguments.folder, &verifier) {
+    let reader = match Snapshot::open(&arguments.folder, &verifier) {
         Ok(reader) => reader,
         Err(error) => {
             tell(&format!("refused: {error}"));

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::http_client::Client;
 use super::{Outcome, Verdict, print, tell};
-use crate::audit::{Checkpoint, Reader, Verifier, Witness};
+use crate::audit::{Snapshot, Verifier, Witness};
 
 /// Longest answer of a witness that is looked at, in bytes.
 const ANSWER_LEN_MAX_BYTES: usize = 64 << 10;
@@ -64,19 +64,19 @@ pub fn run(arguments: &Arguments) -> Outcome {
     let witness = read(&arguments.witness_key)?;
     let witness = Witness::parse(&witness)
         .map_err(|error| format!("{}: {error}", arguments.witness_key.display()))?;
-    let reader = Reader::open(&arguments.folder, &verifier)?;
+    let mut reader = Snapshot::open(&arguments.folder, &verifier)?;
     let (server, path) = split_url(&arguments.witness)?;
     let client = Client::new(server, None, arguments.ca.as_deref())?;
-    let seen = last_seen(&arguments.out, &verifier, &witness)?;
+    let seen = last_seen(&arguments.out, reader.verifier(), &witness)?;
     if seen > reader.checkpoint().size {
         return Ok(rolled_back(seen, &reader));
     }
-    let mut answer = ask(&client, &path, &reader, seen)?;
+    let mut answer = ask(&client, &path, &mut reader, seen)?;
     if let (409, Ok(seen)) = (answer.0, answer.1.trim().parse::<u64>()) {
         if seen > reader.checkpoint().size {
             return Ok(rolled_back(seen, &reader));
         }
-        answer = ask(&client, &path, &reader, seen)?;
+        answer = ask(&client, &path, &mut reader, seen)?;
     }
     let (status, text) = answer;
     if status != 200 {
@@ -112,7 +112,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
     Ok(Verdict::Holds)
 }
 
-fn rolled_back(seen: u64, reader: &Reader) -> Verdict {
+fn rolled_back(seen: u64, reader: &Snapshot) -> Verdict {
     tell(&format!(
         "refused: the witness has seen {seen} records, the log has {}: an older state of it was put back",
         reader.checkpoint().size
@@ -132,19 +132,18 @@ fn last_seen(
     let note = read(out)?;
     let fault = |error| format!("{}: {error}; remove it to begin anew", out.display());
     witness.seen_s(note.as_bytes()).map_err(fault)?;
-    let text = verifier.open_kept(note.as_bytes()).map_err(fault)?;
-    Ok(Checkpoint::parse(text).map_err(fault)?.size)
+    Ok(verifier.kept(note.as_bytes()).map_err(fault)?.size)
 }
 
 /// Asks for a cosignature over the newest checkpoint; returns status and text.
 fn ask(
     client: &Client,
     path: &str,
-    reader: &Reader,
+    reader: &mut Snapshot,
     old: u64,
 ) -> Result<(u16, String), Box<dyn std::error::Error>> {
     let mut body = format!("old {old}\n");
-    let proof = reader.consistency_proof(old)?;
+    let proof = reader.consistency(old)?;
     if proof.len() > PROOF_COUNT_MAX {
         return Err("the proof is too long".into());
     }

@@ -77,6 +77,8 @@ pub enum Command {
     },
     /// Wrap the principals' keys under the key that comes as a descriptor.
     RotateWrappingKey {},
+    /// Let the key that comes as a descriptor sign the log from now on.
+    RotateAuditKey {},
 }
 
 impl Command {

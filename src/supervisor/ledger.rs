@@ -10,7 +10,7 @@ use crate::audit::record::{
     BeginFacts, ErasedFacts, KeyFacts, KeyRole, KeyedDigest, MissingCause, RotationFacts,
     StartFacts,
 };
-use crate::audit::{CopyState, Error, Event, Log, PrincipalKeys, WrappingKey};
+use crate::audit::{CopyState, Error, Event, Log, PrincipalKeys, Signer, WrappingKey};
 use crate::ipc::message::{Digest, RequestId};
 
 /// Most events that wait for a log that cannot be written; ends of requests are always kept, and
@@ -236,6 +236,17 @@ impl Ledger {
         let observed = RotationFacts { key, before, after, uid, size, count: Some(count) };
         self.append(Event::KeyRotated { observed });
         Ok(Some(count))
+    }
+
+    /// Lets `next` sign the log; returns how many records the key before signed for, or `None` when `next`
+    /// signs already.
+    pub(super) fn rotate_audit(&mut self, next: Signer, uid: u32) -> Result<Option<u64>, Error> {
+        self.commit()?;
+        let rotated = self.log.rotate(next, uid);
+        if let Err(error @ Error::Io { .. }) = &rotated {
+            self.failure = Some(error.to_string());
+        }
+        rotated
     }
 }
 

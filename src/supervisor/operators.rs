@@ -35,6 +35,7 @@ impl Supervisor {
                 }
                 Command::Erase { principal } => self.erase(&principal, question.uid),
                 Command::RotateWrappingKey {} => self.rotate_wrapping(&mut question),
+                Command::RotateAuditKey {} => self.rotate_audit(&mut question),
             };
             self.control.answer(question, &answer);
         }

@@ -7,7 +7,7 @@ use super::control::Question;
 use super::material::{KEY_LEN_MAX_BYTES, owner_uid};
 use super::secret_file;
 use super::serve::Supervisor;
-use crate::audit::WrappingKey;
+use crate::audit::{Signer, WrappingKey};
 use crate::secret::Secret;
 
 impl Supervisor {
@@ -23,6 +23,24 @@ impl Supervisor {
             Ok((id, count)) => {
                 super::say(&format!("the principals' keys are wrapped under {id}"));
                 json!({ "ok": true, "id": id, "count": count })
+            }
+            Err(why) => json!({ "ok": false, "error": why }),
+        }
+    }
+
+    /// Lets the key that came with the question sign the log from now on.
+    pub(super) fn rotate_audit(&mut self, question: &mut Question) -> Value {
+        let rotated = self.rotated_key(question).and_then(|text| {
+            let next = Signer::from_pem(&self.config.audit_origin, text.expose());
+            let next = next.map_err(|error| error.to_string())?;
+            let key = next.verifier().newest();
+            let size = self.ledger.rotate_audit(next, question.uid);
+            Ok((key, size.map_err(|error| error.to_string())?))
+        });
+        match rotated {
+            Ok((key, size)) => {
+                super::say(&format!("the audit log is signed by {key}"));
+                json!({ "ok": true, "key": key, "size": size })
             }
             Err(why) => json!({ "ok": false, "error": why }),
         }

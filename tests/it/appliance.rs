@@ -27,6 +27,7 @@ mod privacy;
 mod records;
 mod replica;
 mod retention;
+mod rotate_key;
 mod swap;
 
 pub(crate) use live_memory::found_in;

@@ -24,6 +24,7 @@ const TESTS: &[&str] = &[
     "traps::a_core_pipe_passes_the_limit_and_gets_nothing_of_a_sealed_child",
     "appliance::node::a_model_lies_on_the_node_that_was_asked_for",
     "appliance::node::a_node_that_is_absent_or_too_small_is_refused",
+    "appliance::records::a_clock_that_is_set_while_it_serves_is_recorded",
 ];
 
 fn root() -> &'static Path {

@@ -6,14 +6,14 @@ use super::super::tiles::{encode_entries, read_entries};
 use super::*;
 
 /// A log of `count` records in two bundles and more, closed.
-fn log_of(name: &str, key: &Key, count: u64) -> Folder {
+pub(super) fn log_of(name: &str, key: &Key, count: u64) -> Folder {
     let folder = Folder::new(name);
     let (mut log, _) = Log::open(&folder.0, key.signer()).unwrap();
     fill(&mut log, count);
     folder
 }
 
-fn entries(folder: &Path, size: u64) -> Vec<Vec<u8>> {
+pub(super) fn entries(folder: &Path, size: u64) -> Vec<Vec<u8>> {
     let width = |index: u64| usize::try_from(size - index * 256).unwrap().min(256);
     (0..size.div_ceil(256)).flat_map(|i| read_entries(folder, i, width(i)).unwrap()).collect()
 }
@@ -31,7 +31,7 @@ fn write_entries(folder: &Path, entries: &[Vec<u8>]) {
 }
 
 /// Writes bundles and every hash of the tree over them, as somebody who knows the format.
-fn write_tree(folder: &Path, entries: &[Vec<u8>]) {
+pub(super) fn write_tree(folder: &Path, entries: &[Vec<u8>]) {
     write_entries(folder, entries);
     let mut edge = Edge::default();
     let put = |level, index, hashes: &[Hash]| {
@@ -209,7 +209,7 @@ fn a_log_whose_key_was_changed_verifies_with_both_and_is_signed_by_the_new_one_a
     drop(log);
     let both = new.signer().verifier().after(&old.signer().verifier()).unwrap();
     assert_eq!(Verifier::parse(&both.to_text()).unwrap(), both);
-    let anchor = Checkpoint::parse(both.open_kept(&kept).unwrap()).unwrap();
+    let anchor = both.kept(&kept).unwrap();
     let report = verify(&folder.0, &both, Some(&anchor), &mut |_, _| {}).unwrap();
     assert_eq!((report.size, report.anchored_at), (400, Some(300)));
     assert!(Log::open(&folder.0, new.signer()).is_ok(), "the old key is not needed any more");

@@ -118,6 +118,10 @@ impl Disk for FaultyDisk {
         KERNEL.create(path)
     }
 
+    fn open(&self, path: &Path) -> io::Result<File> {
+        KERNEL.open(path)
+    }
+
     fn write_at(&self, file: &File, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let asked = self.ask(Operation::Write(path.to_owned(), offset, bytes.to_vec()));
         // A write that fails may have written a part.

@@ -49,9 +49,10 @@ fn old_bundles_go_and_the_rest_is_proven() {
         assert!(index >= 768);
     });
     assert_eq!(report.unwrap().anchored_at, Some(2000));
-    let reader = Reader::open(&folder.0, &key.signer().verifier()).unwrap();
-    assert!(reader.bundle(0).unwrap().is_none());
-    assert_eq!(reader.bundle(3).unwrap().unwrap().len(), 256);
+    let mut reader = Snapshot::open(&folder.0, &key.signer().verifier()).unwrap();
+    assert!(matches!(reader.entries(0), Err(Error::TileMissing { .. })));
+    assert_eq!(reader.entries(3).unwrap().len(), 256);
+    assert_eq!(reader.root_at(2000).unwrap(), anchor.root);
 }
 
 #[test]

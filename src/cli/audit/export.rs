@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `records.jsonl` | the records, byte for byte as they were signed, one a line |
 //! | `tree.txt` | the way from them to the root: `records COUNT` for the next lines, `node HEIGHT HASH` for a subtree that is not exported |
+//! | `rotation/` | the changes of the log's key, where there were any |
 //! | `checkpoint`, `log.vkey` | the signed root; the public key, to be held against one from elsewhere |
 //! | `older.checkpoint`, `consistency.txt` | with `--since`: that this log extends an older checkpoint |
 //! | `records.csv`, … | the same records in other shapes |
@@ -23,9 +24,9 @@ use super::output::broken;
 use super::recorded::Reading;
 use super::scan::{Absent, Found, forward};
 use super::source::{Log, read_text};
+use crate::audit::Snapshot;
 use crate::audit::note::NOTE_LEN_MAX_BYTES;
 use crate::audit::proof::cover;
-use crate::audit::{Checkpoint, Snapshot};
 
 /// First line of `tree.txt`.
 pub(super) const TREE_HEAD: &str = "cloister-audit-tree/v1";
@@ -57,20 +58,24 @@ type Fault = Box<dyn std::error::Error>;
 
 /// Runs `cloister audit export`.
 pub(super) fn run(arguments: &Arguments) -> Outcome {
-    let verifier = arguments.log.verifier()?;
+    let mut reader = arguments.log.open(Reading::Export)?;
+    let verifier = reader.verifier().clone();
     let older = match &arguments.since {
         Some(path) => Some(read_text(path, NOTE_LEN_MAX_BYTES)?),
         None => None,
     };
     let older = match &older {
-        Some(note) => Some((note, Checkpoint::parse(verifier.open_kept(note.as_bytes())?)?)),
+        Some(note) => Some((note, verifier.kept(note.as_bytes())?)),
         None => None,
     };
-    let mut reader = arguments.log.open(Reading::Export)?;
     let out = &arguments.out;
     fs::create_dir(out).map_err(|error| format!("cannot create {}: {error}", out.display()))?;
     write(&out.join("checkpoint"), reader.note())?;
     write(&out.join("log.vkey"), &format!("{}\n", verifier.to_text()))?;
+    for change in verifier.changes() {
+        fs::create_dir_all(out.join("rotation"))?;
+        write(&out.join("rotation").join(change.name()), change.text())?;
+    }
     let mut export = Export::new(arguments, &reader)?;
     let mut fault = None;
     let scanned = forward(&mut reader, &arguments.filter, &mut |found| {

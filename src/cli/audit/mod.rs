@@ -18,6 +18,7 @@ mod output;
 mod recorded;
 mod report;
 pub mod rotate;
+pub mod rotate_key;
 mod scan;
 mod show;
 mod source;
@@ -100,6 +101,8 @@ pub enum Command {
     Schema,
     /// Destroy a principal's key: its texts are found in the log by nobody any more.
     Erase(erase::Arguments),
+    /// Replace the key that signs the log; the old one hands over to the new.
+    RotateKey(rotate_key::Arguments),
     /// Replace the key that the principals' keys are wrapped under.
     RotateWrappingKey(rotate::Arguments),
     /// Hand new records to a SIEM, each at least once.
@@ -130,6 +133,7 @@ pub fn run(command: Command) -> Outcome {
         Command::Witness(arguments) => audit_witness::run(&arguments),
         Command::Prune(arguments) => audit_prune::run(&arguments),
         Command::Erase(arguments) => erase::run(&arguments),
+        Command::RotateKey(arguments) => rotate_key::run(&arguments),
         Command::RotateWrappingKey(arguments) => rotate::run_wrapping(&arguments),
         Command::Schema => {
             print(SCHEMA.trim_end());

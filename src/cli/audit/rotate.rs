@@ -19,7 +19,7 @@ use crate::supervisor::config::{self, Config};
 use crate::supervisor::control::{Command, ask};
 
 /// What can go wrong, in words.
-type Fault = Box<dyn std::error::Error>;
+pub(super) type Fault = Box<dyn std::error::Error>;
 
 /// Arguments of `cloister audit rotate-wrapping-key`.
 #[derive(Args, Debug)]
@@ -82,7 +82,10 @@ pub fn run_wrapping(arguments: &Arguments) -> Outcome {
 }
 
 /// Writes a fresh key beside the one in force, unless an interrupted command has left one.
-fn make(path: &Path, text: impl Fn() -> Result<Vec<u8>, Fault>) -> Result<PathBuf, Fault> {
+pub(super) fn make(
+    path: &Path,
+    text: impl Fn() -> Result<Vec<u8>, Fault>,
+) -> Result<PathBuf, Fault> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let fresh = PathBuf::from(name);
@@ -104,7 +107,7 @@ fn is_wrapped_under(config: &Config, file: &Path) -> Result<bool, Fault> {
 }
 
 /// Gives the new key the old one's name, and overwrites the old one.
-fn put_in_place(fresh: &Path, path: &Path) -> Result<(), Fault> {
+pub(super) fn put_in_place(fresh: &Path, path: &Path) -> Result<(), Fault> {
     let fault = |error: std::io::Error| format!("{}: {error}", path.display());
     let mut old = OpenOptions::new().write(true).open(path).map_err(fault)?;
     let len = old.metadata().map_err(fault)?.len();

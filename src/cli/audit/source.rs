@@ -85,17 +85,19 @@ pub(super) struct Anchor {
 }
 
 impl Anchor {
-    /// The checkpoint, if one was given, and by whom it was kept.
+    /// The checkpoint, if one was given, and by whom it was kept: one of the log in `folder`.
     pub(super) fn read(
         &self,
         verifier: &Verifier,
+        folder: &Path,
     ) -> Result<Option<(Checkpoint, String)>, Box<dyn std::error::Error>> {
         let Some(path) = &self.checkpoint else { return Ok(None) };
         let fault =
             |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
         let note = fs::read(path).map_err(|error| fault(path, &error))?;
-        let text = verifier.open_kept(&note).map_err(|error| fault(path, &error))?;
-        let checkpoint = Checkpoint::parse(text).map_err(|error| fault(path, &error))?;
+        // A change of the key that does not hold is named when the log is read.
+        let followed = verifier.follow(folder).unwrap_or_else(|_| verifier.clone());
+        let checkpoint = followed.kept(&note).map_err(|error| fault(path, &error))?;
         let Some(key) = &self.witness_key else {
             return Ok(Some((checkpoint, path.display().to_string())));
         };

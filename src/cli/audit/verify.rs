@@ -26,7 +26,7 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
     let log = &arguments.log;
     let verifier = log.verifier()?;
     recorded::announce(log, Reading::Verify, 0);
-    let anchor = arguments.anchor.read(&verifier)?;
+    let anchor = arguments.anchor.read(&verifier, &log.folder)?;
     match verify(&log.folder, &verifier, anchor.as_ref().map(|one| &one.0), &mut |_, _| {}) {
         Ok(report) => {
             let by = anchor.map(|(_, by)| by).unwrap_or_default();
@@ -63,6 +63,18 @@ fn show(json: bool, report: &Report, by: &str) -> Result<(), Box<dyn std::error:
         ));
     }
     print(&format!("  root of the tree      {}", report.root));
+    for change in &report.key_changes {
+        print(&format!(
+            "  key changed           at {} records, signed by both keys\n    from {}\n    to   {}",
+            change.size, change.before, change.after
+        ));
+    }
+    if let Some(key) = &report.followed_to {
+        print(&format!(
+            "  The key that was given is an older one. It leads to the log's key by the changes above; \
+             from now on give this one:\n    {key}"
+        ));
+    }
     if let Some((first, last)) = report.time_s {
         print(&format!("  from, to              {} {}", time_text(first), time_text(last)));
     }

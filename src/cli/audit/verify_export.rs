@@ -90,13 +90,10 @@ fn verify(
     verifier: &Verifier,
 ) -> Result<Verified, Box<dyn std::error::Error>> {
     let at = |name: &str| arguments.folder.join(name);
+    let verifier = verifier.follow(&arguments.folder)?;
     let checkpoint = |name: &str| -> Result<Checkpoint, Box<dyn std::error::Error>> {
         let note = read_text(&at(name), NOTE_LEN_MAX_BYTES)?;
-        let checkpoint = Checkpoint::parse(verifier.open_kept(note.as_bytes())?)?;
-        if checkpoint.origin != verifier.name() {
-            return Err(format!("{name} is of another log").into());
-        }
-        Ok(checkpoint)
+        verifier.kept(note.as_bytes()).map_err(|error| format!("{name}: {error}").into())
     };
     let signed = checkpoint("checkpoint")?;
     let formats: Vec<Format> = [Format::Csv, Format::Ocsf, Format::Cef]

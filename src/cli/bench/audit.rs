@@ -17,9 +17,11 @@ use ring::signature::Ed25519KeyPair;
 use serde_json::{Value, json};
 
 use super::super::{Outcome, Verdict, print};
+use crate::audit::merkle::TILE_WIDTH;
 use crate::audit::record::{AskedFacts, BeginFacts, EndFacts, EndedFacts, KeyedDigest};
+use crate::audit::snapshot::parse;
 use crate::audit::verify::verify;
-use crate::audit::{Event, Log, Reader, Signer};
+use crate::audit::{Event, Log, Signer, Snapshot};
 
 /// Syncs of the probe.
 const PROBE_COUNT: usize = 400;
@@ -271,10 +273,14 @@ fn long_log(folder: &Path, records: u64, bar: &ProgressBar) -> Result<LongLog, B
     drop(log);
     let verifier = signer()?.verifier();
     let start = Instant::now();
-    let reader = Reader::open(&folder, &verifier)?;
+    let mut reader = Snapshot::open(&folder, &verifier)?;
     let mut shown = 0;
-    for index in (0..reader.bundles_count()).rev() {
-        shown += reader.bundle(index)?.map_or(0, |records| records.len());
+    for bundle in (0..reader.bundles()).rev() {
+        let entries = reader.entries(bundle)?;
+        for (index, entry) in (bundle * TILE_WIDTH as u64..).zip(&entries) {
+            parse(entry, index)?;
+        }
+        shown += entries.len();
         if shown >= PAGE_COUNT {
             break;
         }

@@ -2,6 +2,7 @@
 //! record is of the shipped schema.
 
 use std::collections::BTreeSet;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use cloister::audit::record::{LogAction, SCHEMA};
 use cloister::supervisor::control::{self, Command as Question};
@@ -219,4 +220,37 @@ fn a_clock_that_was_set_between_two_runs_is_recorded() {
     let jumps = facts(&appliance, "clock_jump");
     assert_eq!(jumps, [json!({ "observed": { "direction": "back", "by_s_max": 131_072 } })]);
     assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+}
+
+/// Sets the machine's clock by so many seconds.
+fn step_clock(by_s: i64) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs().cast_signed();
+    let done = Command::new("date").args(["-s", &format!("@{}", now + by_s)]).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[test]
+#[ignore = "sets the machine's clock: for a machine of its own, in an emulator"]
+fn a_clock_that_is_set_while_it_serves_is_recorded() {
+    if std::env::var_os("CLOISTER_OWN_MACHINE").is_none() {
+        return support::tell("this machine is not the test's own: its clock was not set");
+    }
+    let mut appliance = tiny(As::Oneself, "");
+    assert!(facts(&appliance, "clock_jump").is_empty(), "the control");
+    let steps = [(86_400, "forward", 131_072), (-7_200, "back", 8192), (3, "forward", 4)];
+    for (count, (by_s, direction, by_s_max)) in (1..).zip(steps) {
+        step_clock(by_s);
+        eventually("the step", || facts(&appliance, "clock_jump").len() == count);
+        let last = facts(&appliance, "clock_jump").pop().unwrap();
+        let observed = &last["observed"];
+        assert_eq!(observed["direction"], direction, "{last}");
+        assert!(
+            [by_s_max, 2 * by_s_max, by_s_max / 2].iter().any(|it| observed["by_s_max"] == *it)
+        );
+        assert_eq!(complete(&appliance), 200, "after a step of {by_s} s");
+    }
+    appliance.stop();
+    let report = appliance.verify_log();
+    assert_eq!((&report["verdict"], &report["clock_steps_back"]), (&json!("INTACT"), &json!(1)));
+    step_clock(7_200 - 86_400 - 3);
 }

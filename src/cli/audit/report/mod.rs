@@ -64,7 +64,7 @@ pub(super) struct Checked {
 pub(super) fn run(arguments: &Arguments) -> Outcome {
     let log = &arguments.log;
     let verifier = log.verifier()?;
-    let (anchor, by) = arguments.anchor.read(&verifier)?.unzip();
+    let (anchor, by) = arguments.anchor.read(&verifier, &log.folder)?.unzip();
     let mut snapshot = log.open(Reading::Report)?;
     let (from, to) = period(arguments, &mut snapshot);
     let filter = Filter { from: arguments.from, to: arguments.to, ..Filter::default() };
