@@ -2,17 +2,12 @@
 //! others, a bounded number ahead of who asks.
 
 use std::path::Path;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use super::Error;
+use super::lanes::in_order;
 use super::merkle::{Hash, TILE_WIDTH, leaf_hash, perfect_root};
 use super::record::{Record, SCHEMA_VERSION};
 use super::tiles::{read_entries, read_hashes};
-
-/// Most threads that read.
-const THREADS_COUNT_MAX: usize = 16;
-/// Bundles that each thread reads ahead.
-const AHEAD_COUNT: usize = 8;
 
 /// A bundle whose records are those of its hash tile.
 #[derive(Debug)]
@@ -34,36 +29,8 @@ pub(super) fn read_in_order(
     mut each: impl FnMut(Bundle) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let count = size.div_ceil(TILE_WIDTH as u64);
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = threads.min(THREADS_COUNT_MAX);
-    std::thread::scope(|scope| {
-        let lanes: Vec<Receiver<Result<Bundle, Error>>> = (0..threads as u64)
-            .map(|lane| {
-                let (sender, receiver) = sync_channel(AHEAD_COUNT);
-                let indexes = (lane..count).step_by(threads);
-                scope.spawn(move || read_lane(folder, size, indexes, &sender));
-                receiver
-            })
-            .collect();
-        for lane in lanes.iter().cycle().zip(0..count).map(|(lane, _)| lane) {
-            each(lane.recv().map_err(|_| Error::Unavailable)??)?;
-        }
-        Ok(())
-    })
-}
-
-/// Reads every so-and-so-manieth bundle, until nobody listens.
-fn read_lane(
-    folder: &Path,
-    size: u64,
-    indexes: impl Iterator<Item = u64>,
-    sender: &SyncSender<Result<Bundle, Error>>,
-) {
-    for index in indexes {
-        if sender.send(read_bundle(folder, size, index)).is_err() {
-            return;
-        }
-    }
+    let read = |index| read_bundle(folder, size, index);
+    in_order(0..count, read, |_, bundle| each(bundle).map(|()| true))
 }
 
 /// Reads a bundle of a log of `size` records, and holds its records against its hash tile.

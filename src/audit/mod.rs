@@ -11,6 +11,7 @@ mod copy;
 mod disk;
 mod error;
 mod journal;
+mod lanes;
 pub mod log;
 pub mod merkle;
 pub mod note;

@@ -5,21 +5,34 @@
 //! nothing of what is read. What is proven is each record that was read; that all others stand too
 //! is what `verify` tells.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::Error;
+use super::lanes::in_order;
 use super::merkle::{Hash, TILE_WIDTH, leaf_hash, perfect_root};
 use super::note::{Checkpoint, NOTE_LEN_MAX_BYTES, Verifier};
 use super::proof::{self, subtree};
 use super::proof_file::ProofFile;
 use super::record::{Record, SCHEMA_VERSION};
-use super::tiles::{read_bounded, read_entries, read_hashes};
+use super::tiles::{read_bounded, read_bundle, read_entries, read_hashes, split_entries};
 
 const WIDTH: u64 = TILE_WIDTH as u64;
 /// Levels of tiles: a tree of 2^63 records has eight.
 const LEVELS_COUNT: u8 = 8;
 /// Most tries to open a log that is being written: each takes the newest checkpoint.
 const TRIES_COUNT_MAX: usize = 20;
+
+/// What a sweep found of a bundle.
+#[derive(Debug)]
+pub enum Swept {
+    /// Its file is not there.
+    Absent,
+    /// Records that are proven, and not wanted.
+    Other,
+    /// Proven records.
+    Records(Vec<Vec<u8>>),
+}
 
 /// A log, as it was when it was opened.
 #[derive(Debug)]
@@ -185,6 +198,44 @@ impl Snapshot {
         let hashes = self.tile(0, bundle)?;
         let at = hashes.iter().zip(&leaves).position(|(want, got)| want != got).unwrap_or(0);
         Err(Error::TileMismatch { level: 0, index: bundle * WIDTH + at as u64 })
+    }
+
+    /// Goes through the bundles of `range` in order, on all processors, and proves each; gives `each` the
+    /// records of those whose bytes `is_wanted`, until it returns false.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TileMismatch`] with the place of the first record that is not the signed one, wanted or not.
+    pub fn sweep(
+        &mut self,
+        range: Range<u64>,
+        is_wanted: &(dyn Fn(&[u8]) -> bool + Sync),
+        each: &mut dyn FnMut(u64, Swept) -> Result<bool, Error>,
+    ) -> Result<(), Error> {
+        let (folder, full) = (self.folder.clone(), self.signed.size / WIDTH);
+        let read = |bundle: u64| {
+            if bundle >= full {
+                return Ok(Some(None));
+            }
+            let bytes = match read_bundle(&folder, bundle, TILE_WIDTH) {
+                Err(Error::TileMissing { .. }) => return Ok(None),
+                bytes => bytes?,
+            };
+            // A bundle that is none has no root, and is named below.
+            let entries = split_entries(&bytes, TILE_WIDTH).unwrap_or_default();
+            let leaves: Vec<Hash> = entries.iter().map(|entry| leaf_hash(entry)).collect();
+            let root = (!leaves.is_empty()).then(|| perfect_root(&leaves));
+            let copy = || entries.iter().map(|entry| entry.to_vec()).collect::<Vec<_>>();
+            Ok(Some(root.map(|root| (root, is_wanted(&bytes).then(copy)))))
+        };
+        in_order(range, read, |bundle, read| match read {
+            None => each(bundle, Swept::Absent),
+            Some(Some((root, entries))) if root == self.hash(1, bundle)? => {
+                each(bundle, entries.map_or(Swept::Other, Swept::Records))
+            }
+            // The one that is not full, or one that is not the signed one.
+            Some(_) => each(bundle, Swept::Records(self.entries(bundle)?)),
+        })
     }
 
     /// The bytes of one record, proven.

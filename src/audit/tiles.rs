@@ -66,20 +66,29 @@ pub fn read_hashes(folder: &Path, level: u8, index: u64, width: usize) -> Result
 ///
 /// [`Error::TileMissing`] or [`Error::BundleMalformed`].
 pub fn read_entries(folder: &Path, index: u64, width: usize) -> Result<Vec<Vec<u8>>, Error> {
+    let bytes = read_bundle(folder, index, width)?;
+    let path = || tile_path(folder, Kind::Entries, index, width);
+    let entries =
+        split_entries(&bytes, width).ok_or_else(|| Error::BundleMalformed { path: path() })?;
+    Ok(entries.into_iter().map(<[u8]>::to_vec).collect())
+}
+
+/// Reads the file of a bundle.
+pub(super) fn read_bundle(folder: &Path, index: u64, width: usize) -> Result<Vec<u8>, Error> {
     let path = tile_path(folder, Kind::Entries, index, width);
-    let bytes = read_bounded(&path, TILE_WIDTH * (RECORD_LEN_MAX_BYTES + 2))?;
-    let mut entries = Vec::new();
-    let mut rest = bytes.as_slice();
+    read_bounded(&path, TILE_WIDTH * (RECORD_LEN_MAX_BYTES + 2))
+}
+
+/// The `width` records of a bundle; `None` unless it holds just those.
+pub(super) fn split_entries(bundle: &[u8], width: usize) -> Option<Vec<&[u8]>> {
+    let mut entries = Vec::with_capacity(width);
+    let mut rest = bundle;
     while let Some((len, tail)) = rest.split_first_chunk::<2>() {
-        let len = usize::from(u16::from_be_bytes(*len));
-        let Some((entry, tail)) = tail.split_at_checked(len) else { break };
-        entries.push(entry.to_vec());
+        let (entry, tail) = tail.split_at_checked(usize::from(u16::from_be_bytes(*len)))?;
+        entries.push(entry);
         rest = tail;
     }
-    if !rest.is_empty() || entries.len() != width {
-        return Err(Error::BundleMalformed { path });
-    }
-    Ok(entries)
+    (rest.is_empty() && entries.len() == width).then_some(entries)
 }
 
 /// Encodes records as a bundle.

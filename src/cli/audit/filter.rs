@@ -53,6 +53,11 @@ pub(super) struct Origin {
 pub(super) struct Origins(HashMap<String, Origin>);
 
 impl Origins {
+    /// Whether a request began and has not ended.
+    pub(super) fn is_open(&self, request: &str) -> bool {
+        self.0.contains_key(request)
+    }
+
     /// Learns from a record, oldest first; returns the origin of the request that it is about.
     pub(super) fn see(&mut self, event: &Event) -> Option<Origin> {
         match event {

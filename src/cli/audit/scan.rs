@@ -1,14 +1,19 @@
 //! Goes through the proven records of a log, oldest or newest first, and gives out the wanted ones.
 //!
+//! A search for a request or a principal needs no index: every record is proven, on all processors, and
+//! only those that hold the name are parsed. So nothing that a search leaves out is unproven.
+//!
 //! A range of time is found by halving over the bundles' first records, widened by a day, so that a
 //! clock that was set back by up to a day hides nothing; `--whole` looks at every record.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
+use memchr::memmem::Finder;
+
 use super::filter::{Filter, Origin, Origins};
 use super::text::DAY_S;
-use crate::audit::snapshot::parse;
+use crate::audit::snapshot::{Swept, parse};
 use crate::audit::{Error, Event, Record, Snapshot};
 
 /// Records of a bundle.
@@ -81,12 +86,22 @@ pub(super) fn forward(
     filter: &Filter,
     visit: &mut dyn FnMut(Found) -> bool,
 ) -> Result<Absent, Error> {
-    let mut absent = Absent::default();
+    let (mut absent, size) = (Absent::default(), reader.size());
     let mut origins = Origins::default();
-    for at in bundles_of(reader, filter)? {
-        let Some(entries) = bundle(reader, at, &mut absent)? else { continue };
+    let names = Names::of(filter);
+    let range = bundles_of(reader, filter)?;
+    reader.sweep(range, &|bytes| names.may_hold(bytes), &mut |at, swept| {
+        let entries = match swept {
+            Swept::Records(entries) => entries,
+            Swept::Other => return Ok(true),
+            Swept::Absent => {
+                absent.add(at, size);
+                return Ok(true);
+            }
+        };
         for (index, entry) in (at * WIDTH..).zip(entries) {
-            if quick_time(&entry).is_some_and(|time_s| is_far(filter, time_s)) {
+            let is_far = quick_time(&entry).is_some_and(|time_s| is_far(filter, time_s));
+            if is_far || !names.may_want(&entry, &origins) {
                 continue;
             }
             let record = parse(&entry, index)?;
@@ -94,11 +109,52 @@ pub(super) fn forward(
             if filter.wants(&record, origin.as_ref())
                 && !visit(Found { index, entry, record, origin })
             {
-                return Ok(absent);
+                return Ok(false);
             }
         }
-    }
+        Ok(true)
+    })?;
     Ok(absent)
+}
+
+/// The names that are looked for, as bytes: a record without them needs no parsing.
+struct Names<'f> {
+    request: Option<Finder<'f>>,
+    principal: Option<Finder<'f>>,
+    begins_request: Finder<'f>,
+}
+
+impl<'f> Names<'f> {
+    fn of(filter: &'f Filter) -> Self {
+        // Only hexadecimal digits stand in a record as they are, whoever wrote it.
+        let finder = |name: &'f Option<String>| {
+            let name = name.as_ref().filter(|name| name.bytes().all(|b| b.is_ascii_hexdigit()))?;
+            (!name.is_empty()).then(|| Finder::new(name.as_bytes()))
+        };
+        let (request, principal) = (finder(&filter.request), finder(&filter.principal));
+        Self { request, principal, begins_request: Finder::new(b"\"request\":\"") }
+    }
+
+    /// Whether a bundle may hold a wanted record. An end does not name its principal.
+    fn may_hold(&self, bundle: &[u8]) -> bool {
+        self.request.as_ref().is_none_or(|name| name.find(bundle).is_some())
+    }
+
+    /// Whether a record may be wanted, or the begin of one that is.
+    fn may_want(&self, entry: &[u8], origins: &Origins) -> bool {
+        let holds = |name: &Finder<'_>| name.find(entry).is_some();
+        self.request.as_ref().is_none_or(holds)
+            && self.principal.as_ref().is_none_or(|name| {
+                holds(name) || self.request_of(entry).is_some_and(|it| origins.is_open(it))
+            })
+    }
+
+    /// The request that a record is about, as the log writes it.
+    fn request_of<'e>(&self, entry: &'e [u8]) -> Option<&'e str> {
+        let rest = &entry[self.begins_request.find(entry)? + self.begins_request.needle().len()..];
+        let end = rest.iter().position(|&byte| byte == b'"')?;
+        std::str::from_utf8(&rest[..end]).ok()
+    }
 }
 
 /// The newest wanted records, newest first.
