@@ -126,11 +126,14 @@ impl Channel {
 
     fn recv_with<M: Message>(&self, wait: bool) -> Result<(M, Vec<OwnedFd>), Error> {
         let mut bytes = Zeroizing::new(vec![0; M::LEN_MAX_BYTES]);
+        let mut was_reset = false;
         let packet = loop {
             match receive(self.socket.as_fd(), &mut bytes, wait) {
                 Ok(packet) => break packet,
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => return Err(Error::WouldBlock),
+                // Said once, and before what the other end sent: that it closed with messages unread.
+                Err(Errno::ECONNRESET) if !was_reset => was_reset = true,
                 Err(Errno::ECONNRESET | Errno::ENOTCONN) => return Err(Error::Closed),
                 Err(errno) => return Err(Error::Io { action: "receive", errno }),
             }

@@ -373,6 +373,28 @@ fn a_channel_carries_messages_and_descriptors() {
 }
 
 #[test]
+fn what_a_peer_said_before_it_died_is_heard_although_it_left_messages_unread() {
+    for wait in [true, false] {
+        let (one, other) = Channel::pair().unwrap();
+        one.send(&ToLoader::Verified, &[]).unwrap();
+        for len_bytes in 0..3 {
+            other.send(&FromLoader::Received { len_bytes }, &[]).unwrap();
+        }
+        drop(other);
+        let hear = || match wait {
+            true => one.recv::<FromLoader>(),
+            false => one.try_recv::<FromLoader>(),
+        };
+        for want in 0..3 {
+            let (heard, _) = hear().unwrap();
+            assert!(matches!(heard, FromLoader::Received { len_bytes } if len_bytes == want));
+        }
+        assert_eq!(hear().unwrap_err(), Error::Closed);
+        assert_eq!(hear().unwrap_err(), Error::Closed);
+    }
+}
+
+#[test]
 fn a_channel_rejects_descriptors_that_are_not_announced() {
     let (one, other) = Channel::pair().unwrap();
     let error = other.send(&FromLoader::Sealed { len_bytes: 5 }, &[]).unwrap_err();
