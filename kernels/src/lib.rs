@@ -7,6 +7,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod feed_forward;
 #[cfg(test)]
 mod feed_forward_tests;

@@ -9,6 +9,7 @@ mod bench;
 mod binaries;
 #[path = "../probe/bpf.rs"]
 mod bpf;
+mod cuda;
 mod engine;
 mod filters;
 mod gateway;

@@ -1,0 +1,10 @@
+// All kernels of the card, in one translation unit.
+#include "attention.cu"
+#include "embed.cu"
+#include "float_product.cu"
+#include "gemm.cu"
+#include "heads.cu"
+#include "matvec.cu"
+#include "memory.cu"
+#include "norm.cu"
+#include "select.cu"
