@@ -7,29 +7,29 @@ use core::ops::Range;
 
 use super::attention::{ROWS_MAX, Rows, Scores, Task};
 use super::kv_pages::{KV_BLOCK_LEN, PAGE_LEN, Source};
-use super::lanes::{self, LANES, Lanes, Vector};
+use super::lanes::{self, LANES, Vector};
 use crate::prefetch::Ahead;
 
 /// Positions whose values are added between two looks ahead.
 const POSITIONS_A_STEP: usize = 8;
 
-/// Calls `$body::<R, _>(args.., row)` for all rows, as many at a time as there are registers for.
+/// Calls `$body::<R, _, _>(args.., row)` for all rows, as many at a time as there are registers for.
 macro_rules! in_groups {
     ($wide:expr, $rows:expr, $body:ident($($arg:expr),*)) => {{
         let mut row = $rows.start;
         while row < $rows.end {
             let left = $rows.end - row;
             if $wide && left >= 6 {
-                $body::<6, _>($($arg,)* row);
+                $body::<6, _, _>($($arg,)* row);
                 row += 6;
             } else if $wide && left >= 3 {
-                $body::<3, _>($($arg,)* row);
+                $body::<3, _, _>($($arg,)* row);
                 row += 3;
             } else if left >= 2 {
-                $body::<2, _>($($arg,)* row);
+                $body::<2, _, _>($($arg,)* row);
                 row += 2;
             } else {
-                $body::<1, _>($($arg,)* row);
+                $body::<1, _, _>($($arg,)* row);
                 row += 1;
             }
         }
@@ -101,42 +101,40 @@ fn score_few<V: Vector, S: Source, const R: usize, const H: usize>(
     let block_len = if S::IS_SCALED { KV_BLOCK_LEN } else { LANES };
     let mut next = Ahead::new(next, dim_len / block_len * (2 / H));
     for half in (0..2).step_by(H) {
-        let mut sums = [[[0.0; LANES]; H]; R];
+        let mut sums = [[vector.splat(0.0); H]; R];
         for (block, keys) in keys.chunks_exact(block_len).enumerate() {
             let mut q: [&[f32]; R] = [&[]; R];
             for r in 0..R {
                 q[r] = &task.q[at[r] + block * block_len..][..block_len];
             }
-            let mut parts = if S::IS_SCALED { [[[0.0; LANES]; H]; R] } else { sums };
+            let mut parts = if S::IS_SCALED { [[vector.splat(0.0); H]; R] } else { sums };
             next.step();
             for d in 0..block_len {
                 let keys = keys[d].as_chunks::<LANES>().0;
                 for h in 0..H {
                     let key = S::widen(vector, &keys[half + h]);
                     for r in 0..R {
-                        for i in 0..LANES {
-                            parts[r][h][i] = q[r][d].mul_add(key[i], parts[r][h][i]);
-                        }
+                        parts[r][h] = vector.mul_add(vector.splat(q[r][d]), key, parts[r][h]);
                     }
                 }
             }
             let scales = page.scales(vector, block);
             for r in 0..R {
                 for h in 0..H {
-                    for i in 0..LANES {
-                        let part = parts[r][h][i];
-                        sums[r][h][i] = if S::IS_SCALED {
-                            part.mul_add(scales[half + h][i], sums[r][h][i])
-                        } else {
-                            part
-                        };
-                    }
+                    let part = parts[r][h];
+                    sums[r][h] = if S::IS_SCALED {
+                        vector.mul_add(part, scales[half + h], sums[r][h])
+                    } else {
+                        part
+                    };
                 }
             }
         }
         for r in 0..R {
-            let scores = scores[row + r].as_chunks_mut::<LANES>().0;
-            scores[half..][..H].copy_from_slice(&sums[r]);
+            let scores = &mut scores[row + r].as_chunks_mut().0[half..];
+            for h in 0..H {
+                vector.store(sums[r][h], &mut scores[h]);
+            }
         }
     }
     true
@@ -152,28 +150,29 @@ fn score_many<V: Vector, S: Source, const D: usize>(
     active: Range<usize>,
     scores: &mut [Scores; ROWS_MAX],
 ) {
-    let mut wide = [[[0.0; LANES]; 2]; D];
+    let mut wide = [[vector.splat(0.0); 2]; D];
     let keys = &page.items().as_chunks::<PAGE_LEN>().0[..task.shape.head_dim];
     for (block, keys) in keys.chunks_exact(D).enumerate() {
         for (wide, keys) in wide.iter_mut().zip(keys) {
             let keys = keys.as_chunks::<LANES>().0;
             *wide = [S::widen(vector, &keys[0]), S::widen(vector, &keys[1])];
         }
-        let scales = page.scales(vector, block);
-        let scales = S::IS_SCALED.then_some(&scales);
+        let scales = S::IS_SCALED.then(|| page.scales(vector, block));
         let (dim, wide, scores) = (block * D, &wide, &mut *scores);
-        in_groups!(V::WIDE, active, score_strip(task, start, dim, wide, scales, scores));
+        in_groups!(V::WIDE, active, score_strip(vector, task, start, dim, wide, scales, scores));
     }
 }
 
 /// Adds `D` dimensions of the keys of a page to the scores of `R` rows.
+#[expect(clippy::too_many_arguments, reason = "a strip of one page for some rows")]
 #[inline(always)]
-fn score_strip<const R: usize, const D: usize>(
+fn score_strip<const R: usize, V: Vector, const D: usize>(
+    vector: V,
     task: &Task<'_>,
     start: usize,
     dim: usize,
-    keys: &[[Lanes; 2]; D],
-    scales: Option<&[Lanes; 2]>,
+    keys: &[[V::Reg; 2]; D],
+    scales: Option<[V::Reg; 2]>,
     scores: &mut [Scores; ROWS_MAX],
     row: usize,
 ) {
@@ -184,26 +183,29 @@ fn score_strip<const R: usize, const D: usize>(
     }
     let scores: &mut [Scores; R] =
         scores[row..].first_chunk_mut().expect("the rows are in the task");
-    let mut sums = if scales.is_some() { [[0.0; PAGE_LEN]; R] } else { *scores };
+    let mut before = [[vector.splat(0.0); 2]; R];
+    for r in 0..R {
+        let scores = scores[r].as_chunks::<LANES>().0;
+        before[r] = [vector.load(&scores[0]), vector.load(&scores[1])];
+    }
+    let mut sums = if scales.is_some() { [[vector.splat(0.0); 2]; R] } else { before };
     for d in 0..D {
         for r in 0..R {
-            let (low, high) = sums[r].split_at_mut(LANES);
-            for (sum, key) in low.iter_mut().zip(&keys[d][0]) {
-                *sum = q[r][d].mul_add(*key, *sum);
-            }
-            for (sum, key) in high.iter_mut().zip(&keys[d][1]) {
-                *sum = q[r][d].mul_add(*key, *sum);
+            let q = vector.splat(q[r][d]);
+            for h in 0..2 {
+                sums[r][h] = vector.mul_add(q, keys[d][h], sums[r][h]);
             }
         }
     }
-    if let Some(scales) = scales {
-        for r in 0..R {
-            for (i, scale) in scales.as_flattened().iter().enumerate() {
-                sums[r][i] = sums[r][i].mul_add(*scale, scores[r][i]);
-            }
+    for r in 0..R {
+        for (h, target) in scores[r].as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let sum = match scales {
+                Some(scales) => vector.mul_add(sums[r][h], scales[h], before[r][h]),
+                None => sums[r][h],
+            };
+            vector.store(sum, target);
         }
     }
-    *scores = sums;
 }
 
 /// Turns the scores of a row into weights, of which those outside `low..high` are 0.
@@ -248,19 +250,41 @@ pub(super) fn add_page<V: Vector, S: Source>(
     if few!(V, S, active, add_few(vector, task, (page, next), start, dims, rows, row)) {
         return;
     }
+    let mut dim = dims.start;
+    while V::WIDE && dim + 2 * LANES <= dims.end {
+        add_many::<V, S, 2>(vector, task, page, start, active.clone(), dim, rows);
+        dim += 2 * LANES;
+    }
+    while dim < dims.end {
+        add_many::<V, S, 1>(vector, task, page, start, active.clone(), dim, rows);
+        dim += LANES;
+    }
+}
+
+/// Adds `H` times 16 dimensions of the weighted values of a page to the outputs of any number of rows, widened once
+/// for all of them.
+#[inline(always)]
+fn add_many<V: Vector, S: Source, const H: usize>(
+    vector: V,
+    task: &Task<'_>,
+    page: S,
+    start: usize,
+    active: Range<usize>,
+    dim: usize,
+    rows: &Rows,
+) {
     let dim_len = task.shape.head_dim;
     let values = &page.items()[PAGE_LEN * dim_len..];
-    let mut wide = [[[0.0; LANES]; 1]; PAGE_LEN];
-    for dim in dims.clone().step_by(LANES) {
-        for (wide, values) in wide.iter_mut().zip(values.chunks_exact(dim_len)) {
-            let values = values[dim..].first_chunk().expect("a head has whole strips");
-            *wide = [S::widen(vector, values)];
+    let mut wide = [[vector.splat(0.0); H]; PAGE_LEN];
+    for (wide, values) in wide.iter_mut().zip(values.chunks_exact(dim_len)) {
+        let values = values[dim..][..H * LANES].as_chunks::<LANES>().0;
+        for h in 0..H {
+            wide[h] = S::widen(vector, &values[h]);
         }
-        let scales = page.scales(vector, (dim_len + dim) / KV_BLOCK_LEN);
-        let scales = S::IS_SCALED.then_some(&scales);
-        let wide = &wide;
-        in_groups!(V::WIDE, active, add_strip(task, start, dim, wide, scales, rows));
     }
+    let scales = S::IS_SCALED.then(|| page.scales(vector, (dim_len + dim) / KV_BLOCK_LEN));
+    let wide = &wide;
+    in_groups!(V::WIDE, active, add_strip(vector, task, start, dim, wide, scales, rows));
 }
 
 /// Adds some dimensions of the weighted values of a page to the outputs of `R` rows, straight from
@@ -306,17 +330,9 @@ fn add_few_strip<V: Vector, S: Source, const R: usize, const H: usize>(
 ) {
     let dim_len = task.shape.head_dim;
     let values = &page.items()[PAGE_LEN * dim_len..];
-    let scales = page.scales(vector, (dim_len + dim) / KV_BLOCK_LEN);
-    let weights = weights::<R>(rows, row, S::IS_SCALED.then_some(&scales));
-    let mut sums = [[[0.0; LANES]; H]; R];
-    for r in 0..R {
-        let out = task.out_part(at[r] + dim, H * LANES).as_chunks::<LANES>().0;
-        for h in 0..H {
-            for i in 0..LANES {
-                sums[r][h][i] = out[h][i] * rows.correction[row + r];
-            }
-        }
-    }
+    let scales = S::IS_SCALED.then(|| page.scales(vector, (dim_len + dim) / KV_BLOCK_LEN));
+    let weights = weights::<R, V>(vector, rows, row, scales);
+    let mut sums = corrected::<R, V, H>(vector, task, dim, at, rows, row);
     for (p, values) in (0..PAGE_LEN).zip(values.chunks_exact(dim_len)) {
         if p % POSITIONS_A_STEP == 0 {
             next.step();
@@ -325,64 +341,95 @@ fn add_few_strip<V: Vector, S: Source, const R: usize, const H: usize>(
         for h in 0..H {
             let value = S::widen(vector, &values[h]);
             for r in 0..R {
-                for i in 0..LANES {
-                    sums[r][h][i] = weights[r][p].mul_add(value[i], sums[r][h][i]);
-                }
+                sums[r][h] = vector.mul_add(vector.splat(weights[r][p]), value, sums[r][h]);
             }
         }
     }
-    for r in 0..R {
-        task.out_part(at[r] + dim, H * LANES).copy_from_slice(sums[r].as_flattened());
-    }
+    put(vector, task, dim, at, sums);
 }
 
 /// Returns the weights of `R` rows, times the scales of the values if there are any.
 #[inline(always)]
-fn weights<const R: usize>(rows: &Rows, row: usize, scales: Option<&[Lanes; 2]>) -> [Scores; R] {
+fn weights<const R: usize, V: Vector>(
+    vector: V,
+    rows: &Rows,
+    row: usize,
+    scales: Option<[V::Reg; 2]>,
+) -> [Scores; R] {
     let mut weights: [Scores; R] =
         *rows.scores[row..].first_chunk().expect("the rows are in the task");
     if let Some(scales) = scales {
-        for weights in &mut weights {
-            for (weight, scale) in weights.iter_mut().zip(scales.as_flattened()) {
-                *weight *= scale;
+        for weights in weights.as_flattened_mut().as_chunks_mut::<PAGE_LEN>().0 {
+            for (weights, scale) in weights.as_chunks_mut::<LANES>().0.iter_mut().zip(scales) {
+                let scaled = vector.mul(vector.load(weights), scale);
+                vector.store(scaled, weights);
             }
         }
     }
     weights
 }
 
-/// Adds 16 dimensions of the weighted values of a page to the outputs of `R` rows.
+/// Returns `H` times 16 dimensions of the outputs of `R` rows, as they count beside a new largest score.
 #[inline(always)]
-fn add_strip<const R: usize, const H: usize>(
+fn corrected<const R: usize, V: Vector, const H: usize>(
+    vector: V,
+    task: &Task<'_>,
+    dim: usize,
+    at: [usize; R],
+    rows: &Rows,
+    row: usize,
+) -> [[V::Reg; H]; R] {
+    let mut sums = [[vector.splat(0.0); H]; R];
+    for r in 0..R {
+        let out = task.out_part(at[r] + dim, H * LANES).as_chunks::<LANES>().0;
+        let correction = vector.splat(rows.correction[row + r]);
+        for h in 0..H {
+            sums[r][h] = vector.mul(vector.load(&out[h]), correction);
+        }
+    }
+    sums
+}
+
+/// Writes `H` times 16 dimensions of the outputs of `R` rows.
+#[inline(always)]
+fn put<const R: usize, V: Vector, const H: usize>(
+    vector: V,
+    task: &Task<'_>,
+    dim: usize,
+    at: [usize; R],
+    sums: [[V::Reg; H]; R],
+) {
+    for r in 0..R {
+        let out = task.out_part(at[r] + dim, H * LANES).as_chunks_mut::<LANES>().0;
+        for h in 0..H {
+            vector.store(sums[r][h], &mut out[h]);
+        }
+    }
+}
+
+/// Adds `H` times 16 dimensions of the weighted values of a page to the outputs of `R` rows.
+#[expect(clippy::too_many_arguments, reason = "a strip of one page for some rows")]
+#[inline(always)]
+fn add_strip<const R: usize, V: Vector, const H: usize>(
+    vector: V,
     task: &Task<'_>,
     start: usize,
     dim: usize,
-    values: &[[Lanes; H]; PAGE_LEN],
-    scales: Option<&[Lanes; 2]>,
+    values: &[[V::Reg; H]; PAGE_LEN],
+    scales: Option<[V::Reg; 2]>,
     rows: &Rows,
     row: usize,
 ) {
     let at: [usize; R] = task.rows_at(start, row);
-    let weights = weights::<R>(rows, row, scales);
-    let mut sums = [[[0.0; LANES]; H]; R];
-    for r in 0..R {
-        let out = task.out_part(at[r] + dim, H * LANES).as_chunks::<LANES>().0;
-        for h in 0..H {
-            for i in 0..LANES {
-                sums[r][h][i] = out[h][i] * rows.correction[row + r];
-            }
-        }
-    }
+    let weights = weights::<R, V>(vector, rows, row, scales);
+    let mut sums = corrected::<R, V, H>(vector, task, dim, at, rows, row);
     for p in 0..PAGE_LEN {
-        for h in 0..H {
-            for r in 0..R {
-                for i in 0..LANES {
-                    sums[r][h][i] = weights[r][p].mul_add(values[p][h][i], sums[r][h][i]);
-                }
+        for r in 0..R {
+            let weight = vector.splat(weights[r][p]);
+            for h in 0..H {
+                sums[r][h] = vector.mul_add(weight, values[p][h], sums[r][h]);
             }
         }
     }
-    for r in 0..R {
-        task.out_part(at[r] + dim, H * LANES).copy_from_slice(sums[r].as_flattened());
-    }
+    put(vector, task, dim, at, sums);
 }

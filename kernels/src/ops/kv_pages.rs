@@ -190,13 +190,13 @@ pub(super) trait Source: Copy {
 
     /// Returns the scales of a block of 32 dimensions, one for each position; of the values'
     /// blocks, which are counted after those of the keys, too.
-    fn scales<V: Vector>(&self, vector: V, block: usize) -> [Lanes; 2];
+    fn scales<V: Vector>(&self, vector: V, block: usize) -> [V::Reg; 2];
 
     /// Asks for the scales to be near before they are read.
     fn ask_for_scales(&self);
 
     /// Returns items as 32-bit floats, without their scale.
-    fn widen<V: Vector>(vector: V, items: &[Self::Item; LANES]) -> Lanes;
+    fn widen<V: Vector>(vector: V, items: &[Self::Item; LANES]) -> V::Reg;
 }
 
 impl Source for &[f32] {
@@ -214,16 +214,16 @@ impl Source for &[f32] {
     }
 
     #[inline(always)]
-    fn scales<V: Vector>(&self, _: V, _: usize) -> [Lanes; 2] {
-        [[1.0; LANES]; 2]
+    fn scales<V: Vector>(&self, vector: V, _: usize) -> [V::Reg; 2] {
+        [vector.splat(1.0); 2]
     }
 
     #[inline(always)]
     fn ask_for_scales(&self) {}
 
     #[inline(always)]
-    fn widen<V: Vector>(_: V, items: &[f32; LANES]) -> Lanes {
-        *items
+    fn widen<V: Vector>(vector: V, items: &[f32; LANES]) -> V::Reg {
+        vector.load(items)
     }
 }
 
@@ -242,15 +242,15 @@ impl Source for &[f16] {
     }
 
     #[inline(always)]
-    fn scales<V: Vector>(&self, _: V, _: usize) -> [Lanes; 2] {
-        [[1.0; LANES]; 2]
+    fn scales<V: Vector>(&self, vector: V, _: usize) -> [V::Reg; 2] {
+        [vector.splat(1.0); 2]
     }
 
     #[inline(always)]
     fn ask_for_scales(&self) {}
 
     #[inline(always)]
-    fn widen<V: Vector>(vector: V, items: &[f16; LANES]) -> Lanes {
+    fn widen<V: Vector>(vector: V, items: &[f16; LANES]) -> V::Reg {
         vector.widen(items)
     }
 }
@@ -280,7 +280,7 @@ impl Source for Quantized<'_> {
     }
 
     #[inline(always)]
-    fn scales<V: Vector>(&self, vector: V, block: usize) -> [Lanes; 2] {
+    fn scales<V: Vector>(&self, vector: V, block: usize) -> [V::Reg; 2] {
         let scales = self.scales[block * PAGE_LEN..][..PAGE_LEN].as_chunks::<LANES>().0;
         [vector.widen(&scales[0]), vector.widen(&scales[1])]
     }
@@ -291,7 +291,7 @@ impl Source for Quantized<'_> {
     }
 
     #[inline(always)]
-    fn widen<V: Vector>(vector: V, items: &[i8; LANES]) -> Lanes {
+    fn widen<V: Vector>(vector: V, items: &[i8; LANES]) -> V::Reg {
         vector.widen_bytes(items)
     }
 }

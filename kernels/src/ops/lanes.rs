@@ -82,12 +82,29 @@ pub(super) trait Vector: Copy {
     const WIDE: bool;
     /// Whether it is more than plain Rust.
     const IS_FAST: bool = true;
+    /// Sixteen lanes in registers. Loops over many sums need it: the compiler leaves arrays of arrays in memory.
+    type Reg: Copy;
+
+    /// Returns `value` in every lane.
+    fn splat(self, value: f32) -> Self::Reg;
+
+    /// Reads lanes.
+    fn load(self, lanes: &Lanes) -> Self::Reg;
+
+    /// Writes lanes.
+    fn store(self, lanes: Self::Reg, target: &mut Lanes);
+
+    /// Returns `a * b`.
+    fn mul(self, a: Self::Reg, b: Self::Reg) -> Self::Reg;
+
+    /// Returns `a * b + c`, rounded once.
+    fn mul_add(self, a: Self::Reg, b: Self::Reg, c: Self::Reg) -> Self::Reg;
 
     /// Returns the values of 16-bit floats, exactly.
-    fn widen(self, source: &[f16; LANES]) -> Lanes;
+    fn widen(self, source: &[f16; LANES]) -> Self::Reg;
 
     /// Returns the values of 8-bit integers.
-    fn widen_bytes(self, source: &[i8; LANES]) -> Lanes;
+    fn widen_bytes(self, source: &[i8; LANES]) -> Self::Reg;
 }
 
 /// Plain Rust.
@@ -97,6 +114,32 @@ pub(super) struct Plain;
 impl Vector for Plain {
     const WIDE: bool = false;
     const IS_FAST: bool = false;
+    type Reg = Lanes;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Lanes {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load(self, lanes: &Lanes) -> Lanes {
+        *lanes
+    }
+
+    #[inline(always)]
+    fn store(self, lanes: Lanes, target: &mut Lanes) {
+        *target = lanes;
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Lanes, b: Lanes) -> Lanes {
+        core::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
+        core::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
 
     #[inline(always)]
     fn widen(self, source: &[f16; LANES]) -> Lanes {
@@ -110,181 +153,13 @@ impl Vector for Plain {
 }
 
 #[cfg(target_arch = "aarch64")]
+#[path = "lanes_aarch64.rs"]
+mod arm;
+#[cfg(target_arch = "x86_64")]
+#[path = "lanes_x86_64.rs"]
+mod x86;
+
+#[cfg(target_arch = "aarch64")]
 pub(super) use arm::Neon;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{Avx2, Avx512};
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use core::arch::x86_64::{
-        __m128i, __m256i, _mm_loadl_epi64, _mm_loadu_si128, _mm256_cvtepi8_epi32,
-        _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_loadu_si256, _mm256_storeu_ps,
-        _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_storeu_ps,
-    };
-
-    use half::f16;
-
-    use super::{LANES, Lanes, Vector};
-    use crate::isa::{Avx2Fma, Avx512Vnni};
-
-    /// AVX2, FMA and F16C.
-    #[derive(Clone, Copy)]
-    pub(in crate::ops) struct Avx2(pub(in crate::ops) Avx2Fma);
-
-    impl Vector for Avx2 {
-        const WIDE: bool = false;
-
-        #[inline(always)]
-        fn widen(self, source: &[f16; LANES]) -> Lanes {
-            // SAFETY: the proof in `self` says that the CPU has AVX and F16C.
-            unsafe { widen_256(source) }
-        }
-
-        #[inline(always)]
-        fn widen_bytes(self, source: &[i8; LANES]) -> Lanes {
-            // SAFETY: the proof in `self` says that the CPU has AVX2.
-            unsafe { widen_bytes_256(source) }
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx,f16c")]
-    fn widen_256(source: &[f16; LANES]) -> Lanes {
-        let (halves, _) = source.as_chunks::<8>();
-        let mut lanes = [0.0; LANES];
-        for (source, target) in halves.iter().zip(lanes.chunks_exact_mut(8)) {
-            // SAFETY: `source` is 16 readable bytes, and the load takes any alignment.
-            let bits = unsafe { _mm_loadu_si128(source.as_ptr().cast::<__m128i>()) };
-            let floats = _mm256_cvtph_ps(bits);
-            // SAFETY: `target` is 8 floats, and the store takes any alignment.
-            unsafe { _mm256_storeu_ps(target.as_mut_ptr(), floats) };
-        }
-        lanes
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn widen_bytes_256(source: &[i8; LANES]) -> Lanes {
-        let (halves, _) = source.as_chunks::<8>();
-        let mut lanes = [0.0; LANES];
-        for (source, target) in halves.iter().zip(lanes.chunks_exact_mut(8)) {
-            // SAFETY: `source` is 8 readable bytes, and the load takes any alignment.
-            let bytes = unsafe { _mm_loadl_epi64(source.as_ptr().cast::<__m128i>()) };
-            let floats = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-            // SAFETY: `target` is 8 floats, and the store takes any alignment.
-            unsafe { _mm256_storeu_ps(target.as_mut_ptr(), floats) };
-        }
-        lanes
-    }
-
-    /// AVX-512 and all of AVX2.
-    #[derive(Clone, Copy)]
-    pub(in crate::ops) struct Avx512(pub(in crate::ops) Avx512Vnni);
-
-    impl Vector for Avx512 {
-        const WIDE: bool = true;
-
-        #[inline(always)]
-        fn widen(self, source: &[f16; LANES]) -> Lanes {
-            // SAFETY: the proof in `self` says that the CPU has AVX-512 F.
-            unsafe { widen_512(source) }
-        }
-
-        #[inline(always)]
-        fn widen_bytes(self, source: &[i8; LANES]) -> Lanes {
-            // SAFETY: the proof in `self` says that the CPU has AVX-512 F.
-            unsafe { widen_bytes_512(source) }
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn widen_512(source: &[f16; LANES]) -> Lanes {
-        let mut lanes = [0.0; LANES];
-        // SAFETY: `source` is 32 readable bytes, and the load takes any alignment.
-        let bits = unsafe { _mm256_loadu_si256(source.as_ptr().cast::<__m256i>()) };
-        let floats = _mm512_cvtph_ps(bits);
-        // SAFETY: `lanes` is 16 floats, and the store takes any alignment.
-        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), floats) };
-        lanes
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn widen_bytes_512(source: &[i8; LANES]) -> Lanes {
-        let mut lanes = [0.0; LANES];
-        // SAFETY: `source` is 16 readable bytes, and the load takes any alignment.
-        let bytes = unsafe { _mm_loadu_si128(source.as_ptr().cast::<__m128i>()) };
-        let floats = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-        // SAFETY: `lanes` is 16 floats, and the store takes any alignment.
-        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), floats) };
-        lanes
-    }
-}
-
-#[cfg(target_arch = "aarch64")]
-mod arm {
-    use core::arch::aarch64::{
-        float32x4_t, vcvt_f32_f16, vcvtq_f32_s32, vget_high_s16, vget_low_s16, vld1_s8, vld1_u16,
-        vmovl_s8, vmovl_s16, vreinterpret_f16_u16, vst1q_f32,
-    };
-
-    use half::f16;
-
-    use super::{LANES, Lanes, Vector};
-    use crate::isa;
-
-    /// NEON.
-    #[derive(Clone, Copy)]
-    pub(in crate::ops) struct Neon(pub(in crate::ops) isa::Neon);
-
-    impl Vector for Neon {
-        const WIDE: bool = false;
-
-        #[inline(always)]
-        fn widen(self, source: &[f16; LANES]) -> Lanes {
-            // SAFETY: the proof in `self` says that the CPU has NEON.
-            unsafe { widen_128(source) }
-        }
-
-        #[inline(always)]
-        fn widen_bytes(self, source: &[i8; LANES]) -> Lanes {
-            // SAFETY: the proof in `self` says that the CPU has NEON.
-            unsafe { widen_bytes_128(source) }
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "neon")]
-    fn widen_128(source: &[f16; LANES]) -> Lanes {
-        let (halves, _) = source.as_chunks::<4>();
-        let mut lanes = [0.0; LANES];
-        for (source, target) in halves.iter().zip(lanes.chunks_exact_mut(4)) {
-            // SAFETY: `source` is 8 readable bytes, and the load takes any alignment.
-            let bits = unsafe { vld1_u16(source.as_ptr().cast::<u16>()) };
-            let floats: float32x4_t = vcvt_f32_f16(vreinterpret_f16_u16(bits));
-            // SAFETY: `target` is 4 floats, and the store takes any alignment.
-            unsafe { vst1q_f32(target.as_mut_ptr(), floats) };
-        }
-        lanes
-    }
-
-    #[inline]
-    #[target_feature(enable = "neon")]
-    fn widen_bytes_128(source: &[i8; LANES]) -> Lanes {
-        let (halves, _) = source.as_chunks::<8>();
-        let mut lanes = [0.0; LANES];
-        for (source, target) in halves.iter().zip(lanes.chunks_exact_mut(8)) {
-            // SAFETY: `source` is 8 readable bytes, and the load takes any alignment.
-            let words = vmovl_s8(unsafe { vld1_s8(source.as_ptr()) });
-            let low = vcvtq_f32_s32(vmovl_s16(vget_low_s16(words)));
-            let high = vcvtq_f32_s32(vmovl_s16(vget_high_s16(words)));
-            let (first, second) = target.split_at_mut(4);
-            // SAFETY: `first` is 4 floats, and the store takes any alignment.
-            unsafe { vst1q_f32(first.as_mut_ptr(), low) };
-            // SAFETY: `second` is 4 floats, and the store takes any alignment.
-            unsafe { vst1q_f32(second.as_mut_ptr(), high) };
-        }
-        lanes
-    }
-}
