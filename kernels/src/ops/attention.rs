@@ -177,17 +177,6 @@ impl Task<'_> {
         (token * self.shape.n_heads + self.head * self.shape.group() + member) * self.shape.head_dim
     }
 
-    /// Returns where rows of a run of tokens start in `q` and `out`, `row` being the first.
-    #[inline(always)]
-    pub(super) fn rows_at<const R: usize>(&self, start: usize, row: usize) -> [usize; R] {
-        let group = self.shape.group();
-        let mut at = [0; R];
-        for (i, at) in at.iter_mut().enumerate() {
-            *at = self.row_at(start + (row + i) / group, (row + i) % group);
-        }
-        at
-    }
-
     /// Returns a part of the output of one row, which starts at `at`.
     #[inline(always)]
     #[expect(clippy::mut_from_ref, reason = "each part is handed out once at a time")]
@@ -197,22 +186,20 @@ impl Task<'_> {
         unsafe { self.out.part(at, len) }
     }
 
-    /// Sets some dimensions of a run's outputs to zero.
+    /// Sets some dimensions of the rows' outputs to zero.
     #[inline(always)]
-    pub(super) fn clear(&self, run: &Run, dims: &Range<usize>) {
-        for row in 0..run.len * self.shape.group() {
-            let [at] = self.rows_at(run.start, row);
+    pub(super) fn clear(&self, dims: &Range<usize>, rows: &Rows) {
+        for at in &rows.at[..rows.len] {
             self.out_part(at + dims.start, dims.len()).fill(0.0);
         }
     }
 
-    /// Divides some dimensions of a run's outputs by the sums of their weights.
+    /// Divides some dimensions of the rows' outputs by the sums of their weights.
     #[inline(always)]
-    pub(super) fn divide(&self, run: &Run, dims: &Range<usize>, rows: &Rows) {
-        for row in 0..run.len * self.shape.group() {
-            let [at] = self.rows_at(run.start, row);
+    pub(super) fn divide(&self, dims: &Range<usize>, rows: &Rows) {
+        for (at, total) in rows.at[..rows.len].iter().zip(&rows.total) {
             let out = self.out_part(at + dims.start, dims.len());
-            out.iter_mut().for_each(|out| *out /= rows.total[row]);
+            out.iter_mut().for_each(|out| *out /= total);
         }
     }
 }
@@ -313,6 +300,9 @@ impl Run {
 
 /// What the rows of a task know so far.
 pub(super) struct Rows {
+    /// Where each starts in `q` and `out`.
+    pub(super) at: [usize; ROWS_MAX],
+    len: usize,
     pub(super) scores: [Scores; ROWS_MAX],
     pub(super) largest: [f32; ROWS_MAX],
     pub(super) total: [f32; ROWS_MAX],
@@ -320,9 +310,17 @@ pub(super) struct Rows {
 }
 
 impl Rows {
+    /// Returns the rows of a run.
     #[inline(always)]
-    pub(super) fn new() -> Self {
+    pub(super) fn of(task: &Task<'_>, run: &Run) -> Self {
+        let (group, mut at) = (task.shape.group(), [0; ROWS_MAX]);
+        let len = run.len * group;
+        for (row, at) in at[..len].iter_mut().enumerate() {
+            *at = task.row_at(run.start + row / group, row % group);
+        }
         Self {
+            at,
+            len,
             scores: [[0.0; PAGE_LEN]; ROWS_MAX],
             largest: [f32::NEG_INFINITY; ROWS_MAX],
             total: [0.0; ROWS_MAX],
@@ -334,18 +332,18 @@ impl Rows {
 #[inline(always)]
 fn run_of_tokens<V: Vector, S: Source>(vector: V, task: &Task<'_>, pages: S, run: &Run) {
     let shape = task.shape;
-    let mut rows = Rows::new();
+    let mut rows = Rows::of(task, run);
     let dims = 0..shape.head_dim;
-    task.clear(run, &dims);
+    task.clear(&dims, &rows);
     let numbers = run.pages(shape);
     for number in numbers.clone() {
         let page = run.page(task, pages, number);
         let next = (number + 1 < numbers.end).then(|| run.page(task, pages, number + 1));
         let active = run.rows_of(shape, number);
         let values = &page.items()[PAGE_LEN * shape.head_dim..];
-        score_page(vector, task, (page, values), run.start, active.clone(), &mut rows);
+        score_page(vector, task, (page, values), active.clone(), &mut rows);
         run.weigh(shape, number, active.clone(), &mut rows);
-        add_page(vector, task, (page, next), run.start, active, &dims, &rows);
+        add_page(vector, task, (page, next), active, &dims, &rows);
     }
-    task.divide(run, &dims, &rows);
+    task.divide(&dims, &rows);
 }

@@ -67,19 +67,18 @@ pub(super) fn score_page<V: Vector, S: Source>(
     vector: V,
     task: &Task<'_>,
     (page, next): (S, &[S::Item]),
-    start: usize,
     active: Range<usize>,
     rows: &mut Rows,
 ) {
-    let (row, scores) = (active.start, &mut rows.scores);
-    if few!(V, S, active, score_few(vector, task, page, next, start, scores, row)) {
+    let (row, at, scores) = (active.start, &rows.at, &mut rows.scores);
+    if few!(V, S, active, score_few(vector, task, page, next, at, scores, row)) {
         return;
     }
     scores[active.clone()].fill([0.0; PAGE_LEN]);
     if S::IS_SCALED {
-        score_many::<V, S, KV_BLOCK_LEN>(vector, task, page, start, active, scores);
+        score_many::<V, S, KV_BLOCK_LEN>(vector, task, page, at, active, scores);
     } else {
-        score_many::<V, S, LANES>(vector, task, page, start, active, scores);
+        score_many::<V, S, LANES>(vector, task, page, at, active, scores);
     }
 }
 
@@ -91,12 +90,12 @@ fn score_few<V: Vector, S: Source, const R: usize, const H: usize>(
     task: &Task<'_>,
     page: S,
     next: &[S::Item],
-    start: usize,
+    at: &[usize; ROWS_MAX],
     scores: &mut [Scores; ROWS_MAX],
     row: usize,
 ) -> bool {
     let dim_len = task.shape.head_dim;
-    let at: [usize; R] = task.rows_at(start, row);
+    let at: &[usize; R] = at[row..].first_chunk().expect("the rows are in the task");
     let keys = &page.items().as_chunks::<PAGE_LEN>().0[..dim_len];
     let block_len = if S::IS_SCALED { KV_BLOCK_LEN } else { LANES };
     let mut next = Ahead::new(next, dim_len / block_len * (2 / H));
@@ -146,7 +145,7 @@ fn score_many<V: Vector, S: Source, const D: usize>(
     vector: V,
     task: &Task<'_>,
     page: S,
-    start: usize,
+    at: &[usize; ROWS_MAX],
     active: Range<usize>,
     scores: &mut [Scores; ROWS_MAX],
 ) {
@@ -159,7 +158,7 @@ fn score_many<V: Vector, S: Source, const D: usize>(
         }
         let scales = S::IS_SCALED.then(|| page.scales(vector, block));
         let (dim, wide, scores) = (block * D, &wide, &mut *scores);
-        in_groups!(V::WIDE, active, score_strip(vector, task, start, dim, wide, scales, scores));
+        in_groups!(V::WIDE, active, score_strip(vector, task, at, dim, wide, scales, scores));
     }
 }
 
@@ -169,14 +168,14 @@ fn score_many<V: Vector, S: Source, const D: usize>(
 fn score_strip<const R: usize, V: Vector, const D: usize>(
     vector: V,
     task: &Task<'_>,
-    start: usize,
+    at: &[usize; ROWS_MAX],
     dim: usize,
     keys: &[[V::Reg; 2]; D],
     scales: Option<[V::Reg; 2]>,
     scores: &mut [Scores; ROWS_MAX],
     row: usize,
 ) {
-    let at: [usize; R] = task.rows_at(start, row);
+    let at: &[usize; R] = at[row..].first_chunk().expect("the rows are in the task");
     let mut q = [&[0.0; D]; R];
     for (q, at) in q.iter_mut().zip(at) {
         *q = task.q[at + dim..].first_chunk().expect("a head has whole strips");
@@ -241,22 +240,21 @@ pub(super) fn add_page<V: Vector, S: Source>(
     vector: V,
     task: &Task<'_>,
     (page, next): (S, Option<S>),
-    start: usize,
     active: Range<usize>,
     dims: &Range<usize>,
     rows: &Rows,
 ) {
     let row = active.start;
-    if few!(V, S, active, add_few(vector, task, (page, next), start, dims, rows, row)) {
+    if few!(V, S, active, add_few(vector, task, (page, next), dims, rows, row)) {
         return;
     }
     let mut dim = dims.start;
     while V::WIDE && dim + 2 * LANES <= dims.end {
-        add_many::<V, S, 2>(vector, task, page, start, active.clone(), dim, rows);
+        add_many::<V, S, 2>(vector, task, page, active.clone(), dim, rows);
         dim += 2 * LANES;
     }
     while dim < dims.end {
-        add_many::<V, S, 1>(vector, task, page, start, active.clone(), dim, rows);
+        add_many::<V, S, 1>(vector, task, page, active.clone(), dim, rows);
         dim += LANES;
     }
 }
@@ -268,7 +266,6 @@ fn add_many<V: Vector, S: Source, const H: usize>(
     vector: V,
     task: &Task<'_>,
     page: S,
-    start: usize,
     active: Range<usize>,
     dim: usize,
     rows: &Rows,
@@ -284,7 +281,7 @@ fn add_many<V: Vector, S: Source, const H: usize>(
     }
     let scales = S::IS_SCALED.then(|| page.scales(vector, (dim_len + dim) / KV_BLOCK_LEN));
     let wide = &wide;
-    in_groups!(V::WIDE, active, add_strip(vector, task, start, dim, wide, scales, rows));
+    in_groups!(V::WIDE, active, add_strip(vector, task, dim, wide, scales, rows));
 }
 
 /// Adds some dimensions of the weighted values of a page to the outputs of `R` rows, straight from
@@ -294,12 +291,10 @@ fn add_few<V: Vector, S: Source, const R: usize, const H: usize>(
     vector: V,
     task: &Task<'_>,
     (page, next): (S, Option<S>),
-    start: usize,
     dims: &Range<usize>,
     rows: &Rows,
     row: usize,
 ) -> bool {
-    let at = task.rows_at(start, row);
     let dim_len = task.shape.head_dim;
     if let Some(next) = next {
         next.ask_for_scales();
@@ -308,11 +303,11 @@ fn add_few<V: Vector, S: Source, const R: usize, const H: usize>(
     let mut next = Ahead::new(keys, dims.len() / LANES / H * (PAGE_LEN / POSITIONS_A_STEP));
     let mut dim = dims.start;
     while dim + H * LANES <= dims.end {
-        add_few_strip::<V, S, R, H>(vector, task, (page, &mut next), dim, at, rows, row);
+        add_few_strip::<V, S, R, H>(vector, task, (page, &mut next), dim, rows, row);
         dim += H * LANES;
     }
     if dim < dims.end {
-        add_few_strip::<V, S, R, 1>(vector, task, (page, &mut next), dim, at, rows, row);
+        add_few_strip::<V, S, R, 1>(vector, task, (page, &mut next), dim, rows, row);
     }
     true
 }
@@ -324,7 +319,6 @@ fn add_few_strip<V: Vector, S: Source, const R: usize, const H: usize>(
     task: &Task<'_>,
     (page, next): (S, &mut Ahead<'_, S::Item>),
     dim: usize,
-    at: [usize; R],
     rows: &Rows,
     row: usize,
 ) {
@@ -332,7 +326,7 @@ fn add_few_strip<V: Vector, S: Source, const R: usize, const H: usize>(
     let values = &page.items()[PAGE_LEN * dim_len..];
     let scales = S::IS_SCALED.then(|| page.scales(vector, (dim_len + dim) / KV_BLOCK_LEN));
     let weights = weights::<R, V>(vector, rows, row, scales);
-    let mut sums = corrected::<R, V, H>(vector, task, dim, at, rows, row);
+    let mut sums = corrected::<R, V, H>(vector, task, dim, rows, row);
     for (p, values) in (0..PAGE_LEN).zip(values.chunks_exact(dim_len)) {
         if p % POSITIONS_A_STEP == 0 {
             next.step();
@@ -345,7 +339,7 @@ fn add_few_strip<V: Vector, S: Source, const R: usize, const H: usize>(
             }
         }
     }
-    put(vector, task, dim, at, sums);
+    put(vector, task, dim, rows, row, sums);
 }
 
 /// Returns the weights of `R` rows, times the scales of the values if there are any.
@@ -375,16 +369,15 @@ fn corrected<const R: usize, V: Vector, const H: usize>(
     vector: V,
     task: &Task<'_>,
     dim: usize,
-    at: [usize; R],
     rows: &Rows,
     row: usize,
 ) -> [[V::Reg; H]; R] {
     let mut sums = [[vector.splat(0.0); H]; R];
-    for r in 0..R {
-        let out = task.out_part(at[r] + dim, H * LANES).as_chunks::<LANES>().0;
+    for (r, sums) in sums.iter_mut().enumerate() {
+        let out = task.out_part(rows.at[row + r] + dim, H * LANES).as_chunks::<LANES>().0;
         let correction = vector.splat(rows.correction[row + r]);
         for h in 0..H {
-            sums[r][h] = vector.mul(vector.load(&out[h]), correction);
+            sums[h] = vector.mul(vector.load(&out[h]), correction);
         }
     }
     sums
@@ -396,33 +389,31 @@ fn put<const R: usize, V: Vector, const H: usize>(
     vector: V,
     task: &Task<'_>,
     dim: usize,
-    at: [usize; R],
+    rows: &Rows,
+    row: usize,
     sums: [[V::Reg; H]; R],
 ) {
-    for r in 0..R {
-        let out = task.out_part(at[r] + dim, H * LANES).as_chunks_mut::<LANES>().0;
-        for h in 0..H {
-            vector.store(sums[r][h], &mut out[h]);
+    for (r, sums) in sums.into_iter().enumerate() {
+        let out = task.out_part(rows.at[row + r] + dim, H * LANES).as_chunks_mut::<LANES>().0;
+        for (sum, out) in sums.into_iter().zip(out) {
+            vector.store(sum, out);
         }
     }
 }
 
 /// Adds `H` times 16 dimensions of the weighted values of a page to the outputs of `R` rows.
-#[expect(clippy::too_many_arguments, reason = "a strip of one page for some rows")]
 #[inline(always)]
 fn add_strip<const R: usize, V: Vector, const H: usize>(
     vector: V,
     task: &Task<'_>,
-    start: usize,
     dim: usize,
     values: &[[V::Reg; H]; PAGE_LEN],
     scales: Option<[V::Reg; 2]>,
     rows: &Rows,
     row: usize,
 ) {
-    let at: [usize; R] = task.rows_at(start, row);
     let weights = weights::<R, V>(vector, rows, row, scales);
-    let mut sums = corrected::<R, V, H>(vector, task, dim, at, rows, row);
+    let mut sums = corrected::<R, V, H>(vector, task, dim, rows, row);
     for p in 0..PAGE_LEN {
         for r in 0..R {
             let weight = vector.splat(weights[r][p]);
@@ -431,5 +422,5 @@ fn add_strip<const R: usize, V: Vector, const H: usize>(
             }
         }
     }
-    put(vector, task, dim, at, sums);
+    put(vector, task, dim, rows, row, sums);
 }

@@ -95,7 +95,7 @@ pub(super) fn score_part<V: Vector, S: Source>(
     scores: &Disjoint<'_, f32>,
 ) {
     let (run, shape) = (&split.run, task.shape);
-    let mut rows = Rows::new();
+    let mut rows = Rows::of(task, run);
     let first = split.pages.start + index / split.n_kv_heads * split.pages_each;
     let end = split.pages.end.min(first + split.pages_each);
     for number in first..end {
@@ -103,7 +103,7 @@ pub(super) fn score_part<V: Vector, S: Source>(
         let next = (number + 1 < end).then(|| run.page(task, pages, number + 1));
         let keys = next.as_ref().map_or(&[][..], |next| &next.items()[..PAGE_LEN * shape.head_dim]);
         let active = run.rows_of(shape, number);
-        score_page(vector, task, (page, keys), run.start, active.clone(), &mut rows);
+        score_page(vector, task, (page, keys), active.clone(), &mut rows);
         let found = rows.scores[active.clone()].as_flattened();
         // SAFETY: a page of a head belongs to one task.
         let room =
@@ -123,10 +123,10 @@ pub(super) fn add_part<V: Vector, S: Source>(
     scores: &[f32],
 ) {
     let (run, shape) = (&split.run, task.shape);
-    let mut rows = Rows::new();
+    let mut rows = Rows::of(task, run);
     let first = index / split.n_kv_heads * split.dims_each;
     let dims = first..split.head_dim.min(first + split.dims_each);
-    task.clear(run, &dims);
+    task.clear(&dims, &rows);
     for number in split.pages.clone() {
         let page = run.page(task, pages, number);
         let active = run.rows_of(shape, number);
@@ -134,7 +134,7 @@ pub(super) fn add_part<V: Vector, S: Source>(
         let at = split.scores_at(index, number, active.start);
         known.copy_from_slice(&scores[at..][..known.len()]);
         run.weigh(shape, number, active.clone(), &mut rows);
-        add_page(vector, task, (page, None), run.start, active, &dims, &rows);
+        add_page(vector, task, (page, None), active, &dims, &rows);
     }
-    task.divide(run, &dims, &rows);
+    task.divide(&dims, &rows);
 }
