@@ -26,7 +26,7 @@ use super::Error;
 use super::carried::Carried;
 use super::disk::{Disk, Durable};
 use super::merkle::TILE_WIDTH;
-use super::tiles::RECORD_LEN_MAX_BYTES;
+use super::tiles::{RECORD_LEN_MAX_BYTES, open_file};
 
 const MAGIC: &[u8; 8] = b"CLOISTJ2";
 const HEAD_LEN: usize = 28;
@@ -77,7 +77,7 @@ pub(super) struct Journal {
 impl Journal {
     /// Reads a journal; `None` when there is none.
     pub(super) fn read(path: &Path) -> Result<Option<Content>, Error> {
-        let file = match File::open(path) {
+        let file = match open_file(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(Error::io("open", path))?,
         };

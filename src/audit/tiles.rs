@@ -5,8 +5,11 @@
 //! `x`. Source: C2SP tlog-tiles.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
 
 use super::Error;
 use super::merkle::{Hash, TILE_WIDTH};
@@ -102,10 +105,25 @@ pub(super) fn encode_entries(entries: &[Vec<u8>]) -> Vec<u8> {
     out
 }
 
+/// Opens a file of a log or of whoever proves something with one: a pipe or a device in its place would wait, or
+/// never end.
+///
+/// # Errors
+///
+/// That it cannot be opened, or is no regular file.
+pub fn open_file(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = File::options().read(true).custom_flags(flags.bits()).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("not a regular file")),
+    }
+}
+
 /// Reads a whole file of at most `len_max` bytes.
 pub(super) fn read_bounded(path: &Path, len_max: usize) -> Result<Vec<u8>, Error> {
-    let file = match File::open(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+    let file = match open_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(Error::TileMissing { path: path.to_owned() });
         }
         other => other.map_err(Error::io("open", path))?,
@@ -121,6 +139,21 @@ pub(super) fn read_bounded(path: &Path, len_max: usize) -> Result<Vec<u8>, Error
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_file_makes_nobody_wait() {
+        let pipe = std::env::temp_dir().join(format!("cloister-tile-{}", std::process::id()));
+        let _ = std::fs::remove_file(&pipe);
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for path in [pipe.as_path(), Path::new("/dev/zero"), Path::new("/")] {
+            let error = read_bounded(path, 100).unwrap_err().to_string();
+            assert!(error.contains("not a regular file"), "{error}");
+        }
+        std::fs::remove_file(&pipe).unwrap();
+        std::fs::write(&pipe, "here").unwrap();
+        assert_eq!(read_bounded(&pipe, 100).unwrap(), b"here");
+        std::fs::remove_file(pipe).unwrap();
+    }
 
     #[test]
     fn paths_are_those_of_tlog_tiles() {

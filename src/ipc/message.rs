@@ -24,6 +24,8 @@ pub const CONTROL_FRAME_LEN_MAX_BYTES: usize = 64 << 10;
 pub const DATA_FRAME_LEN_MAX_BYTES: usize = 16 << 20;
 /// Most messages in one chat, so that their digests fit one control frame and one audit record.
 pub const MESSAGES_COUNT_MAX: usize = 512;
+/// Most requests without a ticket that a worker reports in its life.
+pub const NO_TICKETS_COUNT_MAX: usize = 4096;
 /// Longest model name, in bytes.
 pub const NAME_LEN_MAX_BYTES: usize = 128;
 /// Most certificates of a chain; all of them fit a control frame.

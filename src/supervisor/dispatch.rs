@@ -11,7 +11,7 @@ mod pool;
 mod pulse;
 mod reload;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use ring::hmac;
@@ -107,7 +107,8 @@ pub(super) struct Dispatch {
     requests: HashMap<RequestId, Request>,
     beginning: Vec<Beginning>,
     ended: VecDeque<RequestId>,
-    ended_set: HashSet<RequestId>,
+    /// Those, and whether its worker's answer to an order to stop may still come.
+    ended_set: HashMap<RequestId, bool>,
     refusals: Refusals,
     cache_domains: CacheDomains,
     random: SystemRandom,
@@ -154,7 +155,7 @@ impl Dispatch {
             requests: HashMap::new(),
             beginning: Vec::new(),
             ended: VecDeque::new(),
-            ended_set: HashSet::new(),
+            ended_set: HashMap::new(),
             refusals: Refusals::default(),
             cache_domains,
             blinding: hmac::Key::generate(hmac::HMAC_SHA256, &random).ok()?,
@@ -249,7 +250,7 @@ impl Dispatch {
         let request = self.requests.remove(&id)?;
         self.stop_waiting(id, &request);
         self.ended.push_back(id);
-        self.ended_set.insert(id);
+        self.ended_set.insert(id, request.stopping.is_some());
         if self.ended.len() > ENDED_COUNT_MAX
             && let Some(oldest) = self.ended.pop_front()
         {
@@ -428,6 +429,8 @@ impl Dispatch {
                 self.effects.push(Effect::WorkerReady(index));
             }
             WorkerReport::NoTicket { request } => {
+                let left = worker.no_tickets_left.checked_sub(1);
+                worker.no_tickets_left = left.ok_or(Fault::Repeated(kind))?;
                 let name = blind(&self.blinding, request);
                 self.refusals.ticket_missing(&model.name, &name);
             }
@@ -452,7 +455,7 @@ impl Dispatch {
         now: Now,
     ) -> Result<(), Fault> {
         let Some(request) = self.requests.get(&report.request) else {
-            return Err(match self.ended_set.contains(&report.request) {
+            return Err(match self.ended_set.contains_key(&report.request) {
                 true => Fault::Repeated(Kind::End),
                 false => Fault::UnknownRequest(Kind::End),
             });

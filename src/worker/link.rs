@@ -18,7 +18,8 @@ use super::scheduler::Heard;
 use super::tickets::{Right, Tickets};
 use crate::engine::CacheDomain;
 use crate::ipc::message::{
-    Failure, FromWorker, Generate, RequestId, ToWorker, ToWorkerControl, WorkerReport,
+    Failure, FromWorker, Generate, NO_TICKETS_COUNT_MAX, RequestId, ToWorker, ToWorkerControl,
+    WorkerReport,
 };
 use crate::ipc::{Channel, DataChannel, Error, Event};
 
@@ -242,7 +243,7 @@ impl Link {
             return self.admitted.send(request).map_err(|_| Ended::Closed);
         }
         // Told once per request: a gateway that asks again learns nothing and costs no record.
-        if state.told.len() < super::tickets::TICKETS_COUNT_MAX && state.told.insert(request) {
+        if state.told.len() < NO_TICKETS_COUNT_MAX && state.told.insert(request) {
             self.control.send(&WorkerReport::NoTicket { request }, &[])?;
         }
         self.data.push(&FromWorker::Failed { request, failure: Failure::NoTicket })?;

@@ -24,6 +24,9 @@ const ECDSA_P256: u16 = 0x0403;
 
 /// Words of a text that takes a while to be read.
 const LONG_WORDS_COUNT: usize = 2_000_000;
+/// How often it calls a worker broken, and the time between, in milliseconds.
+const ACCUSATIONS_COUNT: usize = 25;
+const ACCUSATION_STEP_MS: u8 = 50;
 /// The first worker; the only one, where one serves all of a model's requests.
 const FIRST: WorkerIndex = WorkerIndex(0);
 
@@ -121,6 +124,7 @@ impl Gateway<'_> {
                 json!({ "before": before, "right": right, "after": after, "control": control })
             }
             "mislabel" => self.mislabel(key),
+            "accuse" => self.accuse(),
             "begin-and-abandon" => self.abandon(key, false),
             "generate-and-abandon" => self.abandon(key, true),
             "other-model" => {
@@ -171,6 +175,18 @@ impl Gateway<'_> {
             self.ask(&FromGateway::Begin { correlation, key, endpoint, model, max_tokens, stream });
         let ToGateway::Begun { request, worker: Some(worker), .. } = begun else { panic!() };
         self.generate(worker, request, 4)
+    }
+
+    /// Calls the first worker broken, and each that takes its place.
+    fn accuse(&mut self) -> Value {
+        for _ in 0..ACCUSATIONS_COUNT {
+            self.control.send(&FromGateway::WorkerBroken { worker: FIRST }, &[]).unwrap();
+            let mut ends = [PollFd::new(self.control.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut ends, ACCUSATION_STEP_MS).unwrap() > 0 {
+                self.hear();
+            }
+        }
+        json!("done")
     }
 
     /// Gives up what it has begun, and has brought to its worker or not.

@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
+use crate::audit::tiles::open_file;
+
 /// A file's lines.
 pub(super) struct Lines {
     path: PathBuf,
@@ -14,7 +16,7 @@ pub(super) struct Lines {
 impl Lines {
     /// Opens a file whose lines are at most `len_max` bytes long.
     pub(super) fn open(path: &Path, len_max: usize) -> Result<Self, String> {
-        let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let file = open_file(path).map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(Self { path: path.to_owned(), file: BufReader::new(file), len_max })
     }
 

@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::recorded::{self, Reading};
 use super::text::time_text;
+use crate::audit::tiles::open_file;
 use crate::audit::{Checkpoint, Snapshot, Verifier, Witness};
 use crate::supervisor::config;
 
@@ -113,7 +114,7 @@ impl Anchor {
 pub(super) fn read_text(path: &Path, len_max: usize) -> Result<String, Box<dyn std::error::Error>> {
     let fault = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let mut text = String::new();
-    let file = fs::File::open(path).map_err(|error| fault(&error))?;
+    let file = open_file(path).map_err(|error| fault(&error))?;
     file.take(len_max as u64 + 1).read_to_string(&mut text).map_err(|error| fault(&error))?;
     if text.len() > len_max {
         return Err(fault(&format!("longer than {len_max} bytes")).into());

@@ -25,7 +25,7 @@ impl Dispatch {
         let grace = self.end_grace();
         let Some(request) = self.requests.get_mut(&id) else {
             // Its end crossed the gateway's word.
-            return match self.ended_set.contains(&id) {
+            return match self.ended_set.contains_key(&id) {
                 true => Ok(()),
                 false => Err(Fault::UnknownRequest(Kind::Abandoned)),
             };
@@ -50,10 +50,11 @@ impl Dispatch {
         now: Now,
     ) -> Result<(), Fault> {
         let Some(request) = self.requests.get(&id) else {
-            // Its end crossed the order to stop.
-            return match self.ended_set.contains(&id) {
-                true => Ok(()),
-                false => Err(Fault::UnknownRequest(Kind::Unused)),
+            // Its end may have crossed the order to stop, once.
+            return match self.ended_set.get_mut(&id).map(std::mem::take) {
+                Some(true) => Ok(()),
+                Some(false) => Err(Fault::Repeated(Kind::Unused)),
+                None => Err(Fault::UnknownRequest(Kind::Unused)),
             };
         };
         if request.worker != Some(index) {
@@ -61,6 +62,7 @@ impl Dispatch {
         }
         let cause = request.stopping.ok_or(Fault::Moment(Kind::Unused))?;
         self.close(id);
+        self.ended_set.insert(id, false);
         ledger.append(Event::end_missing(request_name(id), cause));
         self.worker_done(index, id, Duration::ZERO, now);
         Ok(())

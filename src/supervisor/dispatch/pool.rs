@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use super::pulse::Pulse;
 use super::{Dispatch, Effect, Ledger, Now, Phase, Place, Request};
 use crate::audit::record::MissingCause;
-use crate::ipc::message::{ModelIndex, RequestId, Ticket, ToGateway, ToWorkerControl, WorkerIndex};
+use crate::ipc::message::{
+    ModelIndex, NO_TICKETS_COUNT_MAX, RequestId, Ticket, ToGateway, ToWorkerControl, WorkerIndex,
+};
 use crate::supervisor::config::Lifetime;
 
 /// Time that a worker has from the end of its one request to its own: the last of an answer may
@@ -58,6 +60,8 @@ pub(super) struct Worker {
     /// Where its panic came from, until its death is recorded.
     pub(super) panic: Option<String>,
     pub(super) duty: Duty,
+    /// Refusals of requests without a ticket that it may still report.
+    pub(super) no_tickets_left: usize,
     /// No other will follow it.
     is_given_up: bool,
 }
@@ -71,6 +75,7 @@ impl Worker {
             pulse: None,
             panic: None,
             duty: first_duty(lifetime),
+            no_tickets_left: 0,
             is_given_up: false,
         }
     }
@@ -263,6 +268,7 @@ impl Dispatch {
             worker.place = Place::starting();
             worker.panic = None;
             worker.duty = duty;
+            worker.no_tickets_left = NO_TICKETS_COUNT_MAX;
         }
     }
 

@@ -11,7 +11,7 @@ use ring::signature::Ed25519KeyPair;
 use super::*;
 use crate::audit::record::{ProgramFacts, StartFacts};
 use crate::audit::{Log, PrincipalKeys, Signer, WrappingKey};
-use crate::ipc::message::Endpoint;
+use crate::ipc::message::{Endpoint, NO_TICKETS_COUNT_MAX};
 use crate::supervisor::tokens::{Role, token_digest};
 
 const MODEL: ModelIndex = ModelIndex(0);
@@ -510,12 +510,22 @@ fn an_abandoned_request_is_closed_by_its_workers_word_without_killing_anyone() {
     assert!(it.turn().is_empty());
     assert!(journal(&it.folder).contains("\"cause\":\"abandoned\""));
     assert_eq!(it.dispatch.open_count(), 0);
-    // The gateway's word may also cross the worker's, and the order to stop the worker's end.
+    let again = it.worker(WORKER, WorkerReport::Unused { request });
+    assert_eq!(again, Err(Fault::Repeated(Kind::Unused)));
+    // The gateway's word may also cross the worker's, and the order to stop the worker's end, once.
     let request = it.begun();
     it.worker(WORKER, WorkerReport::End(end(request))).unwrap();
     it.gateway(FromGateway::Abandoned { request }).unwrap();
     assert!(it.turn().is_empty());
+    let unasked = it.worker(WORKER, WorkerReport::Unused { request });
+    assert_eq!(unasked, Err(Fault::Repeated(Kind::Unused)));
+    let request = it.begun();
+    it.gateway(FromGateway::Abandoned { request }).unwrap();
+    it.turn();
+    it.worker(WORKER, WorkerReport::End(end(request))).unwrap();
     it.worker(WORKER, WorkerReport::Unused { request }).unwrap();
+    let again = it.worker(WORKER, WorkerReport::Unused { request });
+    assert_eq!(again, Err(Fault::Repeated(Kind::Unused)));
 }
 
 /// A gateway that brings a request to a worker and says at the same time that it never did.
@@ -643,6 +653,27 @@ fn a_request_without_a_ticket_is_recorded() {
     let text = journal(&it.folder);
     assert!(text.contains("\"ticket_missing\""), "{text}");
     assert!(!text.contains(&"05".repeat(16)), "a name of the worker's choice: {text}");
+}
+
+/// All that a worker may say is bounded: by what it is asked, by its requests, or by a number.
+#[test]
+fn a_worker_cannot_go_on_reporting_requests_without_a_ticket() {
+    let mut it = serving("no-tickets");
+    let report = |number: usize| {
+        let mut request = [0; 16];
+        request[..8].copy_from_slice(&(number as u64).to_le_bytes());
+        WorkerReport::NoTicket { request: RequestId(request) }
+    };
+    for number in 0..NO_TICKETS_COUNT_MAX {
+        it.worker(WORKER, report(number)).unwrap();
+    }
+    assert_eq!(it.worker(WORKER, report(0)), Err(Fault::Repeated(Kind::NoTicket)));
+    // The next in its place may again, and each has a number of its own.
+    it.worker(OTHER, report(0)).unwrap();
+    it.dispatch.worker_gone(WORKER, false, &mut it.ledger);
+    it.dispatch.worker_started(WORKER);
+    it.worker(WORKER, ready()).unwrap();
+    it.worker(WORKER, report(0)).unwrap();
 }
 
 #[test]
