@@ -203,6 +203,7 @@ variants!(Step {
     15 ThreadSeccomp,
     16 Memory,
     17 LandlockUdp,
+    18 Lock,
 });
 
 impl Message for ToSpawner {

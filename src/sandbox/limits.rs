@@ -22,13 +22,17 @@ impl Limits {
     }
 
     /// Sets all but the number of processes, which would forbid the child's threads, and the number
-    /// of descriptors to exactly `nofile`.
+    /// of descriptors to exactly `nofile`. A child that `locks_memory` keeps the limit on that, which says
+    /// so to it, until it is sealed.
     ///
     /// # Errors
     ///
     /// A limit that the kernel refused.
-    pub fn apply_before_exec(&self, nofile: u64) -> Result<(), Error> {
-        for (resource, value) in self.lines().filter(|(resource, _)| !is_at_seal(*resource)) {
+    pub fn apply_before_exec(&self, nofile: u64, locks_memory: bool) -> Result<(), Error> {
+        let is_left = |resource| {
+            is_at_seal(resource) || (locks_memory && resource == Resource::RLIMIT_MEMLOCK)
+        };
+        for (resource, value) in self.lines().filter(|(resource, _)| !is_left(*resource)) {
             setrlimit(resource, value, value).at(Step::Limit)?;
         }
         setrlimit(Resource::RLIMIT_NOFILE, nofile, nofile).at(Step::Limit)

@@ -6,11 +6,15 @@
 //! they take at most a 512th of it. It is the bound that always holds: the kernel lets reserved addresses
 //! become data although there is too much of that, where their number is near its own bound. What is over
 //! the bounds is refused, and a process that is refused memory ends and is started again.
+//!
+//! Where swap is to see none of it, a process locks its memory before it has a text: what it holds, and each
+//! page that it takes later. Locked is what a page holds from when it is first touched, so that nothing is
+//! taken ahead of its use; the kernel counts all addresses, so the limit on locked memory is that on those.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::{AtStep, Error, Step};
-use crate::sys::memory::heap_len;
+use crate::sys::memory::{heap_len, lock_all};
 
 /// Stack of a thread, with what the C library keeps beside it, in bytes.
 const STACK_LEN_BYTES: u64 = 3 << 20;
@@ -48,7 +52,19 @@ pub(super) fn bound(memory: Memory) -> Result<(), Error> {
         lower(Resource::RLIMIT_FSIZE, len)?;
     }
     lower(Resource::RLIMIT_DATA, data)?;
-    lower(Resource::RLIMIT_AS, addresses)
+    lower(Resource::RLIMIT_AS, addresses)?;
+    // The spawner leaves a limit to those that are to lock, and to no other.
+    let (_, lockable) = getrlimit(Resource::RLIMIT_MEMLOCK).at(Step::Lock)?;
+    if lockable == 0 {
+        return Ok(());
+    }
+    lower(Resource::RLIMIT_MEMLOCK, addresses)?;
+    lock()
+}
+
+/// Locks this process's memory, now and from here on.
+pub(super) fn lock() -> Result<(), Error> {
+    lock_all().at(Step::Lock)
 }
 
 /// Sets a limit, unless a lower one is set already.

@@ -6,7 +6,8 @@
 //! 1. `begin`: parent-death signal, and the parent is still there;
 //! 2. `begin`: landlock, while there is one thread, since it binds the calling thread alone;
 //! 3. the caller makes its threads and its large allocations;
-//! 4. `seal`: no dump, no merging of equal pages, no further thread, no more memory than it needs;
+//! 4. `seal`: no dump, no merging of equal pages, no further thread, no more memory than it needs, none of it
+//!    swapped if so configured;
 //! 5. `seal`: seccomp, on every thread;
 //! 6. `narrow`: each thread adds the filter of its kind.
 //!
@@ -102,6 +103,8 @@ pub enum Step {
     Limit,
     /// The bound on memory.
     Memory,
+    /// Memory that no swap device sees.
+    Lock,
     /// No core dump, no ptrace by the same user.
     Dumpable,
     /// No merging of equal pages.
@@ -130,6 +133,7 @@ impl Step {
             Self::NoNewPrivileges => "no new privileges",
             Self::Limit => "resource limits",
             Self::Memory => "bound on memory",
+            Self::Lock => "locked memory",
             Self::Dumpable => "no dump",
             Self::PageMerging => "no merging of pages",
             Self::Seccomp => "seccomp filter",
@@ -271,12 +275,15 @@ impl Begun {
         self.close()
     }
 
-    /// Closes the sandbox of the supervisor, whose memory has no bound of its own.
+    /// Closes the sandbox of the supervisor, whose memory has no bound of its own, and may be locked.
     ///
     /// # Errors
     ///
     /// The first step that failed.
-    pub fn seal_supervisor(self) -> Result<Sandboxed, Error> {
+    pub fn seal_supervisor(self, locks_memory: bool) -> Result<Sandboxed, Error> {
+        if locks_memory {
+            memory::lock()?;
+        }
         self.close()
     }
 

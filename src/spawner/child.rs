@@ -39,6 +39,8 @@ pub(super) struct Setup<'a> {
     /// Whether supplementary groups can be dropped.
     pub(super) groups: bool,
     pub(super) nofile: u64,
+    /// Whether it locks its memory.
+    pub(super) locks_memory: bool,
     /// Where it runs and takes its memory; everywhere if none is named.
     pub(super) node: Option<&'a Node>,
     pub(super) program: BorrowedFd<'a>,
@@ -99,7 +101,8 @@ fn become_program(setup: &Setup<'_>) -> Result<Infallible, Failed> {
     enter_empty_root()?;
     sethostname("cloister").at(Stage::HostName)?;
     let (program, go) = place_descriptors(setup).at(Stage::Descriptors)?;
-    Limits::of(setup.role).apply_before_exec(setup.nofile).map_err(in_sandbox)?;
+    let limits = Limits::of(setup.role);
+    limits.apply_before_exec(setup.nofile, setup.locks_memory).map_err(in_sandbox)?;
     assume(setup.ids, setup.groups).map_err(in_sandbox)?;
     die_with_the_spawner(go.as_fd())?;
     let role = setup.role.name();

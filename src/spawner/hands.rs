@@ -23,6 +23,7 @@ pub(super) struct Kernel<'a> {
     pub(super) profile: Profile,
     pub(super) programs: &'a [Opened],
     pub(super) null: &'a File,
+    pub(super) locks_memory: bool,
 }
 
 impl Hands for Kernel<'_> {
@@ -40,6 +41,7 @@ impl Hands for Kernel<'_> {
             ids: start.ids,
             groups: self.profile == Profile::Full,
             nofile: program.nofile,
+            locks_memory: self.locks_memory,
             node: start.node,
             program: program.file.as_fd(),
             null: self.null.as_fd(),

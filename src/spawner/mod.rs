@@ -119,6 +119,8 @@ pub struct Config {
     pub profile: Profile,
     /// What may be started; a role has one program.
     pub programs: Vec<Program>,
+    /// Whether children lock their memory: the limit on that is left to them.
+    pub locks_memory: bool,
 }
 
 /// The running spawner.
@@ -216,7 +218,8 @@ pub fn start(config: &Config) -> Result<Started, Error> {
     let spawner = || match confine(profile) {
         Ok(()) => {
             let offers = programs.iter().map(|program| program.offer).collect();
-            let kernel = Kernel { profile, programs: &programs, null: &null };
+            let locks_memory = config.locks_memory;
+            let kernel = Kernel { profile, programs: &programs, null: &null, locks_memory };
             Spawner::new(kernel, (profile, offers), numa::nodes(), &theirs).run();
             ExitStatus::SUCCESS
         }

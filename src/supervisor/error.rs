@@ -50,6 +50,8 @@ pub(super) enum Error {
     Node(Misplaced),
     /// Memory could be swapped out, which the configuration refuses.
     Swap,
+    /// Memory cannot be locked: no more than so many bytes of it.
+    Lock(u64),
     /// A part did not come up.
     NotReady(&'static str),
     /// A system call failed.
@@ -117,6 +119,12 @@ impl fmt::Display for Error {
             }
             Self::Node(misplaced) => write!(f, "worker.numa_node: {misplaced}"),
             Self::Swap => write!(f, "sandbox.swap = \"refuse\": {}", super::swap::MISSING),
+            Self::Lock(limit) => write!(
+                f,
+                "sandbox.swap = \"lock\": no more than {limit} bytes may be locked (RLIMIT_MEMLOCK), and the \
+                 limit cannot be raised here; LimitMEMLOCK=infinity in the unit, as the shipped one has, or \
+                 start with CAP_SYS_RESOURCE"
+            ),
             Self::NotReady(part) => write!(f, "the {part} did not come up"),
             Self::System(action, errno) => write!(f, "{action}: {}", errno.desc()),
             Self::Stopped => write!(f, "stopped before it served"),

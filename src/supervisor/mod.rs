@@ -50,7 +50,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use self::config::Config;
+use self::config::{Config, Swap};
 use self::error::Error;
 use self::manager::Manager;
 use self::nursery::Nursery;
@@ -78,6 +78,9 @@ fn run(arguments: &[OsString]) -> Result<(), Error> {
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let config = Config::read(&file, is_root, credentials.as_deref()).map_err(Error::Config)?;
     let manager = Manager::find()?;
+    if config.sandbox.swap == Swap::Lock {
+        swap::let_all_lock()?;
+    }
     // 2. Fork the spawner, while there is one thread and no key in memory.
     let nursery = Nursery::start(&config)?;
     // 3. Bind, read, open.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-use super::config::{Config, Profile};
+use super::config::{Config, Profile, Swap};
 use super::error::Error;
 use super::opening::{Wake, wait};
 use crate::ipc::{self, Channel};
@@ -67,7 +67,8 @@ impl Nursery {
             program(Role::Opener, own, users.opener, 1, few),
         ];
         let profile = spawner_profile(config.profile);
-        let started = spawner::start(&spawner::Config { profile, programs });
+        let locks_memory = config.sandbox.swap == Swap::Lock;
+        let started = spawner::start(&spawner::Config { profile, programs, locks_memory });
         let spawner::Started { channel, pidfd } = started.map_err(Error::Spawner)?;
         Ok(Self { channel, pidfd, next: 1, ends: VecDeque::new() })
     }

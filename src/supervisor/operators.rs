@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::compute::Place;
-use super::config::{Lifetime, Profile};
+use super::config::{Config, Lifetime, Swap};
 use super::control::Command;
 use super::nursery::spawner_profile;
 use super::seat::Seat;
@@ -162,10 +162,11 @@ impl Supervisor {
 }
 
 /// What this profile and this machine lack, in sentences; not to be asked later.
-pub(super) fn missing_protections(profile: Profile) -> Vec<String> {
-    let missing = spawner_profile(profile).missing();
+pub(super) fn missing_protections(config: &Config) -> Vec<String> {
+    let missing = spawner_profile(config.profile).missing();
     let missing = missing.iter().map(|one| format!("{}: {}", one.name, one.sentence));
-    missing.chain(swap::is_possible().then(|| swap::MISSING.to_owned())).collect()
+    let is_swapped = config.sandbox.swap != Swap::Lock && swap::is_possible();
+    missing.chain(is_swapped.then(|| swap::MISSING.to_owned())).collect()
 }
 
 fn child<M>(seat: &Seat<M>, is_serving: bool) -> Value {

@@ -101,7 +101,7 @@ pub(super) fn open_all(config: &Config, mut manager: Manager) -> Result<OpenedAl
         trust,
         programs: build::programs()?,
         places,
-        missing: missing_protections(config.profile),
+        missing: missing_protections(config),
         manager,
         has_terminal: std::io::stderr().is_terminal(),
     })
@@ -132,7 +132,7 @@ pub(super) fn give_up_powers(config: &Config) -> Result<Sandboxed, Error> {
     // The first thread of all has glibc install a signal handler; the filter allows none later.
     let first = std::thread::Builder::new().spawn(|| {}).map(std::thread::JoinHandle::join);
     first.map_err(|_| Error::System("make the first thread", nix::errno::Errno::EAGAIN))?.ok();
-    let sandboxed = begun.seal_supervisor().map_err(Error::Sandbox)?;
+    let sandboxed = begun.seal_supervisor(config.sandbox.swap == Swap::Lock).map_err(Error::Sandbox)?;
     let (abi, floor) = (sandboxed.landlock_abi, config.sandbox.landlock_abi_min);
     if abi < floor {
         return Err(Error::Sandbox(sandbox::Error::LandlockTooOld { abi, floor }));

@@ -1,7 +1,12 @@
-//! Whether memory of the service can be written to a swap device: asked once, at the start.
+//! Whether memory of the service can be written to a swap device: asked once, at the start; and leave to lock
+//! all of it, which the processes then do themselves (`sandbox/memory.rs`).
 
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
+
+use super::error::Error;
 
 /// What is missing where it can.
 pub(super) const MISSING: &str = "swap: prompts and weights may be written to a swap device; swapoff -a, or \
@@ -13,6 +18,13 @@ pub(super) fn is_possible() -> bool {
     let swaps = text(Path::new("/proc/swaps"));
     let group = text(Path::new("/proc/self/cgroup"));
     has_device(swaps.as_deref()) && !is_kept_out(group.as_deref(), &text)
+}
+
+/// Lets this process, and those that it starts, lock memory without a limit.
+pub(super) fn let_all_lock() -> Result<(), Error> {
+    let (resource, all) = (Resource::RLIMIT_MEMLOCK, RLIM_INFINITY);
+    let limit = getrlimit(resource).map_or(0, |(_, hard)| hard);
+    setrlimit(resource, all, all).map_err(|_| Error::Lock(limit))
 }
 
 /// Whether the kernel lists a device; a list that cannot be read is taken for one.

@@ -3,10 +3,11 @@
 use std::ops::{Deref, DerefMut, Range};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use memmap2::{Advice, MmapMut, UncheckedAdvice};
+use memmap2::{Advice, MmapMut};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::stat::fstat;
 use nix::unistd::ftruncate;
 
@@ -14,6 +15,8 @@ use super::huge::{Access, Mapping};
 
 /// The page size that ranges are released by, in bytes; a multiple of every CPU's page.
 const RELEASE_STEP_BYTES: usize = 64 << 10;
+/// `MADV_DONTNEED` of memory that may be locked.
+const MADV_DONTNEED_LOCKED: i32 = 24;
 /// `MFD_NOEXEC_SEAL`, unknown before Linux 6.3.
 const MFD_NOEXEC_SEAL: u32 = 0x8;
 
@@ -186,11 +189,11 @@ impl PrivateMemory {
         if start >= end {
             return Ok(());
         }
-        let (advice, len) = (UncheckedAdvice::DontNeed, end - start);
+        let (at, len) = (self.map[start..end].as_mut_ptr(), end - start);
         // SAFETY: `&mut self` says that nobody holds a view of these bytes, and anonymous memory
         // given back reads as zeros, which are bytes.
-        let released = unsafe { self.map.unchecked_advise_range(advice, start, len) };
-        released.map_err(|error| errno(&error))
+        let released = unsafe { libc::madvise(at.cast(), len, MADV_DONTNEED_LOCKED) };
+        Errno::result(released).map(drop)
     }
 }
 
@@ -206,6 +209,16 @@ impl DerefMut for PrivateMemory {
     fn deref_mut(&mut self) -> &mut [u8] {
         &mut self.map
     }
+}
+
+/// Keeps every page of this process that is in memory there, and each further one from its first use on.
+///
+/// # Errors
+///
+/// `ENOMEM` when more is mapped than may be locked, `EPERM` when nothing may.
+pub fn lock_all() -> Result<(), Errno> {
+    let flags = MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE;
+    mlockall(flags | MlockAllFlags::from_bits_retain(libc::MCL_ONFAULT))
 }
 
 /// Returns how many bytes the C library's heap holds, in use or not.

@@ -25,6 +25,7 @@ const TESTS: &[&str] = &[
     "appliance::node::a_model_lies_on_the_node_that_was_asked_for",
     "appliance::node::a_node_that_is_absent_or_too_small_is_refused",
     "appliance::records::a_clock_that_is_set_while_it_serves_is_recorded",
+    "appliance::swap::locked_memory_is_all_memory",
 ];
 
 fn root() -> &'static Path {

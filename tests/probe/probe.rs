@@ -182,7 +182,7 @@ impl Jail {
         };
         let programs = ROLES.into_iter().enumerate().map(program).collect();
         let profile = Profile::of_caller();
-        let started = spawner::start(&Config { profile, programs }).unwrap();
+        let started = spawner::start(&Config { profile, programs, locks_memory: false }).unwrap();
         Self { started, folder: Folder::make() }
     }
 

@@ -390,6 +390,8 @@ pub enum Swap {
     Tell,
     /// Nothing starts.
     Refuse,
+    /// Every process locks its memory, so that none of it can be; where that is not allowed, nothing starts.
+    Lock,
 }
 
 impl Default for Sandbox {

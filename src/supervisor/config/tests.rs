@@ -98,7 +98,7 @@ fn unknown_keys_and_wrong_types_name_their_line() {
     refuses("[worker]\nnuma_node = -1\n", 2, "numa_node", node);
     refuses("[worker]\nnuma_node = 65536\n", 2, "numa_node", node);
     refuses("[worker]\nlifetime = \"day\"\n", 2, "lifetime", "`model` or `request`");
-    refuses("[sandbox]\nswap = \"no\"\n", 2, "swap", "`tell` or `refuse`");
+    refuses("[sandbox]\nswap = \"no\"\n", 2, "swap", "one of `tell`, `refuse`, `lock`");
     refuses("[worker]\nactivations = \"int4\"\n", 2, "activations", "unknown variant");
     refuses("[worker]\nthreads = 1\nkv = \"q4_0\"\n", 3, "kv", "`f16` or `q8_0`");
     refuses("profile = \"best\"\n", 1, "profile", "unknown variant");
