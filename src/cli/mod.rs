@@ -26,7 +26,6 @@ mod model_report;
 pub mod model_seal;
 pub mod model_sign;
 pub mod model_verify;
-mod opening_limits;
 pub mod packed_file;
 pub mod reload;
 pub mod status;

@@ -7,10 +7,10 @@ use clap::Args;
 
 use super::model_package::ModelPackage;
 use super::model_report::fail;
-use super::opening_limits::OpeningLimits;
 use super::{Outcome, Verdict, print};
 use crate::package::files::open_regular;
 use crate::package::open::is_age;
+use crate::package::opening_limits::{Effort, OpeningLimits};
 use crate::package::signature::verify;
 use crate::package::statement::Statement;
 use crate::package::{Error, hex, quarantine};
@@ -69,8 +69,8 @@ pub fn run(arguments: &Arguments) -> Outcome {
 }
 
 fn limits(file: &Path) -> Result<OpeningLimits, Error> {
-    let is_encrypted = is_age(&open_regular(file)?)?;
-    OpeningLimits::measure(file, is_encrypted)
+    let file = open_regular(file)?;
+    OpeningLimits::measure(&file, is_age(&file)?, Effort::THOROUGH)
 }
 
 /// Prints the report; `limits` are there if a timing is asked for.

@@ -126,6 +126,15 @@ fn show(status: &Value) {
             text(&model["observed"]["signer"]),
             text(&model["declared"]["engine"]),
         ));
+        let opened = &model["opened"];
+        let share = opened["share_percent"].as_u64();
+        let share = share.map(|share| format!(", {share} % of what is possible"));
+        print(&format!(
+            "  opened      {} bytes in {} ms{}",
+            opened["len_bytes"],
+            opened["ms"],
+            share.unwrap_or_default(),
+        ));
         let workers = &model["workers"];
         if workers["lifetime"] == "request" {
             print(&format!(

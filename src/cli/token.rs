@@ -94,7 +94,7 @@ impl Table {
     fn reload(&self) -> Result<io::Result<bool>, Box<dyn std::error::Error>> {
         let file = std::fs::File::open(self.path()?)?;
         let socket = self.supervisor.socket()?;
-        let command = control::Command::Reload { certificate: false };
+        let command = control::Command::Reload { certificate: false, lists: None };
         let answer = ask(&socket, command, &[file.as_fd()]);
         Ok(answer.map(|answer| {
             if let Some(error) = answer["error"].as_str() {

@@ -12,7 +12,9 @@ pub use self::data::{Failure, Finish, FromWorker, Generate, Prompt, ToWorker};
 pub use self::gateway::{
     Denial, Endpoint, FromGateway, GatewayConfig, ListenerKind, ModelInfo, ToGateway,
 };
-pub use self::opening::{FromLoader, FromOpener, OpenCheck, ToLoader, ToOpener};
+pub use self::opening::{
+    FromLoader, FromOpener, OpenCheck, SEGMENT_LEN_BYTES, SEGMENTS_COUNT_MAX, ToLoader, ToOpener,
+};
 pub use self::worker::{
     EndReport, KvFormat, Outcome, Ticket, ToWorkerControl, WorkerConfig, WorkerReport,
 };

@@ -66,6 +66,7 @@ impl fmt::Debug for ToOpener {
             Self::OpenPlain => "OpenPlain",
             Self::FileKey(_) => "FileKey(..)",
             Self::NoMatch => "NoMatch",
+            Self::Taken => "Taken",
         })
     }
 }

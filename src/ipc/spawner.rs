@@ -157,7 +157,7 @@ impl Stage {
     }
 }
 
-variants!(Role { 1 Gateway, 2 Worker, 3 Loader, 4 Opener, 5 Supervisor });
+variants!(Role { 1 Gateway, 2 Worker, 3 Loader, 4 Opener, 5 Supervisor, 6 Spawner });
 
 variants!(ToSpawner { 1 Spawn { child, role, index, descriptors, node }, 2 Kill { child } });
 

@@ -254,14 +254,19 @@ variants!(FromOpener {
     1 Unwrap { ephemeral, body },
     2 Finished { len_bytes },
     3 Refused { check },
+    4 Segment,
 });
 
 impl Message for FromOpener {
     const NAME: &'static str = "FromOpener";
     const LEN_MAX_BYTES: usize = 256;
+
+    fn descriptor_count(&self) -> usize {
+        usize::from(matches!(self, Self::Segment))
+    }
 }
 
-variants!(ToOpener { 1 OpenAge, 2 OpenPlain, 3 FileKey(key), 4 NoMatch });
+variants!(ToOpener { 1 OpenAge, 2 OpenPlain, 3 FileKey(key), 4 NoMatch, 5 Taken });
 
 impl Message for ToOpener {
     const NAME: &'static str = "ToOpener";
@@ -269,7 +274,7 @@ impl Message for ToOpener {
 
     fn descriptor_count(&self) -> usize {
         match self {
-            Self::OpenAge | Self::OpenPlain => 2,
+            Self::OpenAge | Self::OpenPlain => 1,
             _ => 0,
         }
     }
@@ -284,17 +289,14 @@ variants!(OpenCheck {
     6 Io,
 });
 
-variants!(ToLoader { 1 Load { len_max_bytes, kv }, 2 Verified });
+variants!(ToLoader { 1 Load { len_max_bytes, kv }, 2 Verified, 3 Segment });
 
 impl Message for ToLoader {
     const NAME: &'static str = "ToLoader";
     const LEN_MAX_BYTES: usize = 256;
 
     fn descriptor_count(&self) -> usize {
-        match self {
-            Self::Load { .. } => 1,
-            Self::Verified => 0,
-        }
+        usize::from(matches!(self, Self::Segment))
     }
 }
 

@@ -1,18 +1,15 @@
-//! The loader: keeps verified weights in private memory, parses GGUF only after `verified`, repacks, seals.
+//! The loader: maps sealed segments of a model, parses GGUF only after `Verified`, repacks, seals.
 //!
-//! 1. Receive the order: the pipe, and how much comes at most. Close the sandbox around so much memory.
-//! 2. Keep what comes out of the pipe, as bytes that nobody looks at.
-//! 3. Tell the supervisor how many came; wait for `Verified`.
-//! 4. Parse the header, lay the image out, pack it on several threads, giving source pages back.
-//! 5. Seal the image, hand it over, end.
+//! 1. Receive the order: how much comes at most. Close the sandbox around so much memory.
+//! 2. Map the segments that come, one behind the other, as bytes that nobody looks at, until `Verified`.
+//! 3. Parse the header, lay the image out, pack it on several threads, giving segments back.
+//! 4. Seal the image, hand it over, end.
 //!
 //! The peak is the source and the image less what was given back: about one copy of the weights.
 //! A refusal names the check and the field in this program's own words, never bytes of the file.
 
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 
 use kernels::Pool;
@@ -20,18 +17,16 @@ use nix::errno::Errno;
 
 use crate::engine::{ImageLayout, KvType};
 use crate::gguf::{self, Header};
-use crate::ipc::message::{FromLoader, KvFormat, ToLoader};
+use crate::ipc::message::{FromLoader, KvFormat, SEGMENT_LEN_BYTES, ToLoader};
 use crate::ipc::{self, Channel};
 use crate::sandbox::{self, Memory, Role, Sandboxed, Thread};
-use crate::sys::memory::{EmptyMemory, PrivateMemory, UnsealedMemory};
+use crate::sys::memory::{EmptyMemory, SealedSegments, UnsealedMemory};
 use crate::sys::process::{exit_now, inherited_descriptor};
 
 /// The number of the control channel.
 const CONTROL_DESCRIPTOR: i32 = 3;
 /// Longest text of a refusal, in bytes.
 const REFUSAL_LEN_MAX_BYTES: usize = 256;
-/// What `release` rounds to, so that a page between two tensors goes with the second.
-const RELEASE_STEP_BYTES: usize = 64 << 10;
 /// Source bytes after which progress is told.
 const PROGRESS_STEP_BYTES: u64 = 32 << 20;
 /// How much longer than the file its packed image may be, and by how many bytes more: narrow matrices are
@@ -58,8 +53,6 @@ enum Refusal {
     TooLong,
     /// No byte came.
     Empty,
-    /// The pipe cannot be read.
-    Read(io::Error),
     /// No memory.
     Memory(Errno),
     /// The header.
@@ -75,7 +68,6 @@ impl fmt::Display for Refusal {
         match self {
             Self::TooLong => write!(f, "more bytes came than the file holds"),
             Self::Empty => write!(f, "the file is empty"),
-            Self::Read(error) => write!(f, "read the model: {}", error.kind()),
             Self::Memory(errno) => write!(f, "memory for the model: {}", errno.desc()),
             Self::Header(error) => write!(f, "{error}"),
             Self::Engine(error) => write!(f, "{error}"),
@@ -147,18 +139,14 @@ fn serve(
 
 /// What is to be loaded.
 struct Order {
-    pipe: OwnedFd,
     len_max_bytes: u64,
     kv: KvFormat,
 }
 
 impl Order {
     fn receive(control: &Channel) -> Result<Self, Error> {
-        let (order, mut descriptors) = control.recv().map_err(Error::Control)?;
-        match (order, descriptors.pop()) {
-            (ToLoader::Load { len_max_bytes, kv }, Some(pipe)) => {
-                Ok(Self { pipe, len_max_bytes, kv })
-            }
+        match control.recv().map_err(Error::Control)? {
+            (ToLoader::Load { len_max_bytes, kv }, _) => Ok(Self { len_max_bytes, kv }),
             _ => Err(Error::Order),
         }
     }
@@ -172,8 +160,11 @@ impl Order {
     fn memory(&self, threads: usize) -> Memory {
         Memory {
             threads,
-            mapped_len_bytes: self.image_len_max_bytes(),
-            more_len_bytes: self.len_max_bytes.saturating_add(PARSED_LEN_BYTES),
+            mapped_len_bytes: self
+                .image_len_max_bytes()
+                .saturating_add(self.len_max_bytes)
+                .saturating_add(SEGMENT_LEN_BYTES as u64),
+            more_len_bytes: PARSED_LEN_BYTES,
             written_len_bytes: Some(self.image_len_max_bytes()),
         }
     }
@@ -181,13 +172,8 @@ impl Order {
 
 fn load((control, pool): (&Channel, &Pool), order: Order, image: EmptyMemory) -> Result<(), End> {
     let (image_len_max, kv) = (order.image_len_max_bytes(), order.kv);
-    let (mut source, len) = receive(order.pipe, order.len_max_bytes)?;
-    let len_bytes = len as u64;
-    control.send(&FromLoader::Received { len_bytes }, &[]).map_err(broken)?;
-    let (ToLoader::Verified, _) = control.recv().map_err(broken)? else {
-        return Err(End::Broken(Error::Order));
-    };
-    let header = gguf::parse(&source[..len], len_bytes).map_err(Refusal::Header)?;
+    let mut source = receive(control, order.len_max_bytes)?;
+    let header = gguf::parse(&source, source.len() as u64).map_err(Refusal::Header)?;
     let layout = ImageLayout::new(&header).map_err(Refusal::Engine)?;
     KvType::from(kv).check(layout.config()).map_err(Refusal::Engine)?;
     if layout.total_len() as u64 > image_len_max {
@@ -204,47 +190,45 @@ fn broken(error: ipc::Error) -> End {
     End::Broken(Error::Control(error))
 }
 
-/// Keeps what comes out of the pipe; returns how many bytes that was.
-fn receive(pipe: OwnedFd, len_max_bytes: u64) -> Result<(PrivateMemory, usize), Refusal> {
+/// Maps the segments that come, and returns once the supervisor has verified them all.
+fn receive(control: &Channel, len_max_bytes: u64) -> Result<SealedSegments, End> {
     let len_max = usize::try_from(len_max_bytes).map_err(|_| Refusal::Memory(Errno::EFBIG))?;
-    // One byte more, so that a pipe that brings too much is seen.
-    let reserved = len_max.checked_add(1).ok_or(Refusal::Memory(Errno::EFBIG))?;
-    let mut memory = PrivateMemory::new(reserved).map_err(Refusal::Memory)?;
-    let mut pipe = File::from(pipe);
-    let mut len = 0;
+    let mut source = match SealedSegments::reserve(len_max, SEGMENT_LEN_BYTES) {
+        Err(Errno::EINVAL) => return Err(Refusal::Empty.into()),
+        reserved => reserved.map_err(Refusal::Memory)?,
+    };
     loop {
-        if len > len_max {
-            return Err(Refusal::TooLong);
+        let (message, descriptors) = control.recv().map_err(broken)?;
+        match (message, descriptors.first()) {
+            (ToLoader::Segment, Some(segment)) => match source.append(segment.as_fd()) {
+                Err(Errno::EFBIG) => return Err(Refusal::TooLong.into()),
+                appended => appended.map_err(Refusal::Memory)?,
+            },
+            (ToLoader::Verified, _) if source.is_empty() => return Err(Refusal::Empty.into()),
+            (ToLoader::Verified, _) => return Ok(source),
+            _ => return Err(End::Broken(Error::Order)),
         }
-        match pipe.read(&mut memory[len..]) {
-            Ok(0) if len == 0 => return Err(Refusal::Empty),
-            Ok(0) => return Ok((memory, len)),
-            Ok(count) => len += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Refusal::Read(error)),
-        }
+        let len_bytes = source.len() as u64;
+        control.send(&FromLoader::Received { len_bytes }, &[]).map_err(broken)?;
     }
 }
 
-/// Packs group by group, in the order of the file, giving the source's pages back.
+/// Packs group by group, in the order of the file, giving the source's segments back.
 fn pack(
     (control, pool): (&Channel, &Pool),
-    source: &mut PrivateMemory,
+    source: &mut SealedSegments,
     mut image: UnsealedMemory,
     (header, layout): (&Header, &ImageLayout),
 ) -> Result<UnsealedMemory, End> {
     let header_len = layout.header_len();
     image[..header_len].copy_from_slice(&source[..header_len]);
-    source.release(0..header_len).map_err(Refusal::Memory)?;
     let total_bytes: u64 = header.tensors.iter().map(|tensor| tensor.size).sum();
-    let (mut done_bytes, mut told_bytes, mut released) = (0, 0, header_len);
+    let (mut done_bytes, mut told_bytes) = (0, 0);
     for group in layout.groups(header, pool.threads()) {
         image.collapse(ImageLayout::group_range(&group));
         layout.pack_group(pool, header, &group, (&source[..], 0), &mut image);
-        let end = group.iter().map(|part| part.source.end).max().unwrap_or(released);
-        // From where the last one ended, so that the page between two groups goes too.
-        source.release(released..end).map_err(Refusal::Memory)?;
-        released = end / RELEASE_STEP_BYTES * RELEASE_STEP_BYTES;
+        let end = group.iter().map(|part| part.source.end).max().unwrap_or(0);
+        source.release_to(end).map_err(Refusal::Memory)?;
         done_bytes += group.iter().map(|part| part.source.len() as u64).sum::<u64>();
         if done_bytes - told_bytes >= PROGRESS_STEP_BYTES {
             told_bytes = done_bytes;

@@ -1,27 +1,28 @@
 //! The opener: parses the age file and decrypts it in parallel; holds one file key, never an identity.
 //!
-//! It lives for one file. Its powers: read the file and write the pipe that came with the order,
+//! It lives for one file. Its powers: read the file that came with the order, make memfds of one length,
 //! ask the supervisor to unwrap a stanza of fixed size. Its life:
 //!
-//! 1. Take one order, `OpenAge` or `OpenPlain`, with the file and the pipe.
+//! 1. Take one order, `OpenAge` or `OpenPlain`, with the file.
 //! 2. `OpenAge`: parse the header, have stanzas unwrapped until one is ours, check the MAC,
-//!    decrypt. `OpenPlain`: copy.
-//! 3. Close the pipe, then say `Finished`, or `Refused` with the check that failed.
+//!    decrypt. `OpenPlain`: copy. Either way into segments, each sealed and sent.
+//! 3. Say `Finished`, or `Refused` with the check that failed.
 //!
-//! What it wrote before a refusal is authentic but not whole: the supervisor gives it to nobody.
+//! What it sent before a refusal is authentic but not whole: nothing of it is looked into.
 
 use std::fmt;
 use std::fs::File;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, Write};
+use std::os::fd::{AsFd as _, OwnedFd};
 
-use crate::ipc::message::{FromOpener, OpenCheck, ToOpener};
+use crate::ipc::message::{FromOpener, OpenCheck, SEGMENT_LEN_BYTES, SEGMENTS_COUNT_MAX, ToOpener};
 use crate::ipc::{self, Channel};
 use crate::package;
 use crate::package::age_header::X25519Stanza;
 use crate::package::age_stream::Decryptor;
 use crate::package::keys::FileKey;
 use crate::package::open::{Unwrap, copy_plain, open_age};
+use crate::sys::memory::EmptyMemory;
 
 /// Why an opener ends without a report.
 #[derive(Debug)]
@@ -57,18 +58,20 @@ impl std::error::Error for Error {
 /// When the supervisor is gone or broke protocol; a file that is refused is no error.
 pub fn serve(control: &Channel, decryptor: &mut Decryptor) -> Result<(), Error> {
     let (order, descriptors) = control.recv::<ToOpener>().map_err(Error::Control)?;
-    let opened = match (&order, <[OwnedFd; 2]>::try_from(descriptors)) {
-        (ToOpener::OpenAge, Ok([file, pipe])) => {
-            let mut pipe = File::from(pipe);
+    let mut segments = Segments { control, last: None, under_way_count: 0 };
+    let opened = match (&order, <[OwnedFd; 1]>::try_from(descriptors)) {
+        (ToOpener::OpenAge, Ok([file])) => {
             let mut holder = Supervisor { control };
-            open_age(File::from(file), &mut holder, decryptor, &mut pipe, &mut |_| {})
+            open_age(File::from(file), &mut holder, decryptor, &mut segments, &mut |_| {})
         }
-        (ToOpener::OpenPlain, Ok([file, pipe])) => {
-            copy_plain(&File::from(file), &mut File::from(pipe))
-        }
+        (ToOpener::OpenPlain, Ok([file])) => copy_plain(&File::from(file), &mut segments),
         _ => return Err(Error::Order),
     };
-    // The pipe is closed by now: the supervisor reads its end before this report.
+    let opened = opened.and_then(|len_bytes| {
+        let passed = segments.flush();
+        passed.map_err(|source| package::Error::Stream { action: "pass the model on", source })?;
+        Ok(len_bytes)
+    });
     let report = match opened {
         Ok(len_bytes) => FromOpener::Finished { len_bytes },
         Err(error) => FromOpener::Refused { check: failed_check(&error) },
@@ -94,6 +97,58 @@ impl Unwrap for Supervisor<'_> {
             (ToOpener::FileKey(key), _) => Ok(Some(FileKey::new(key))),
             (ToOpener::NoMatch, _) => Ok(None),
             _ => Err(broken(io::ErrorKind::InvalidData.into())),
+        }
+    }
+}
+
+/// The plaintext on its way to the supervisor: a sealed memfd after the other, a few at a time.
+struct Segments<'c> {
+    control: &'c Channel,
+    /// The one that is being filled, and how much of it is.
+    last: Option<(EmptyMemory, usize)>,
+    /// Those that were sent and not yet taken.
+    under_way_count: usize,
+}
+
+impl Segments<'_> {
+    /// Starts a segment, once there is room for it.
+    fn start(&mut self) -> io::Result<(EmptyMemory, usize)> {
+        while self.under_way_count == SEGMENTS_COUNT_MAX {
+            match self.control.recv::<ToOpener>().map_err(io::Error::other)? {
+                (ToOpener::Taken, _) => self.under_way_count -= 1,
+                _ => return Err(io::ErrorKind::InvalidData.into()),
+            }
+        }
+        Ok((EmptyMemory::new("cloister-segment")?, 0))
+    }
+
+    fn send(&mut self, segment: EmptyMemory) -> io::Result<()> {
+        let sealed = segment.seal()?;
+        self.control.send(&FromOpener::Segment, &[sealed.as_fd()]).map_err(io::Error::other)?;
+        self.under_way_count += 1;
+        Ok(())
+    }
+}
+
+impl Write for Segments<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let (mut segment, len) = match self.last.take() {
+            Some(last) => last,
+            None => self.start()?,
+        };
+        let count = segment.append(&bytes[..bytes.len().min(SEGMENT_LEN_BYTES - len)])?;
+        match len + count {
+            SEGMENT_LEN_BYTES => self.send(segment)?,
+            len => self.last = Some((segment, len)),
+        }
+        Ok(count)
+    }
+
+    /// Sends what there is, as the last.
+    fn flush(&mut self) -> io::Result<()> {
+        match self.last.take() {
+            Some((segment, _)) => self.send(segment),
+            None => Ok(()),
         }
     }
 }

@@ -235,6 +235,19 @@ impl Decryptor {
     ///
     /// [`Error::Stream`] when a thread cannot be started.
     pub fn new(helpers_count: usize) -> Result<Self, Error> {
+        Self::entering(helpers_count, || {})
+    }
+
+    /// As [`Decryptor::new`]; each thread calls `enter` once all of them run, and then takes work.
+    ///
+    /// # Errors
+    ///
+    /// As [`Decryptor::new`].
+    pub fn entering(
+        helpers_count: usize,
+        enter: impl Fn() + Send + Sync + 'static,
+    ) -> Result<Self, Error> {
+        let enter = Arc::new(enter);
         let queue = Arc::new(Queue::default());
         let (done_tx, done_rx) = channel::<Batch>();
         // The start of a thread makes system calls that a seccomp filter may forbid afterwards.
@@ -242,11 +255,12 @@ impl Decryptor {
         let mut threads = Vec::new();
         for _ in 0..helpers_count {
             let (queue, done) = (Arc::clone(&queue), done_tx.clone());
-            let started = Arc::clone(&started);
+            let (started, enter) = (Arc::clone(&started), Arc::clone(&enter));
             let thread = thread::Builder::new().name("decrypt".to_owned());
             let thread = thread
                 .spawn(move || {
                     started.wait();
+                    enter();
                     work(&queue, &done);
                 })
                 .map_err(|source| Error::Stream { action: "start a thread", source })?;

@@ -8,10 +8,13 @@
 //! | `allowed.sha256` | models (the plain GGUF) | where the file is there, no other model is opened |
 //! | `revoked.sha256` | models, public keys (PEM), certificates (DER or PEM) | refused, whoever signed |
 
+use std::fs::File;
+use std::io;
 use std::path::Path;
 
 use ring::digest::{SHA256, digest};
 
+use super::files::{Ownership, io_error, open_regular, read_small_open};
 use super::{Error, hex, keys, unhex};
 use crate::ipc::message::Digest;
 
@@ -60,6 +63,46 @@ impl DigestLists {
             _ => self.revoked = entries?,
         }
         Ok(())
+    }
+
+    /// Reads lists from open files; one that is not among them is empty.
+    ///
+    /// # Errors
+    ///
+    /// A file that is not regular or that another user could have changed, that is too long, or has a line
+    /// that is none.
+    pub fn read_open(
+        files: &[(&str, File)],
+        folder: &Path,
+        ownership: &Ownership,
+    ) -> Result<Self, Error> {
+        let mut lists = Self::default();
+        for (name, file) in files {
+            let path = folder.join(name);
+            if !file.metadata().map_err(io_error("look at", &path))?.is_file() {
+                return Err(Error::NotRegular { path });
+            }
+            ownership.check(file, &path)?;
+            let text = read_small_open(file, &path, "list of digests", LIST_LEN_MAX_BYTES)?;
+            lists.read(&path, name, &text)?;
+        }
+        Ok(lists)
+    }
+
+    /// Opens the lists that are in a trust folder.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`], [`Error::NotRegular`].
+    pub fn open_files(folder: &Path) -> Result<Vec<(&'static str, File)>, Error> {
+        let mut files = Vec::new();
+        for name in [ALLOWED_FILE, REVOKED_FILE] {
+            match open_regular(&folder.join(name)) {
+                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                file => files.push((name, file?)),
+            }
+        }
+        Ok(files)
     }
 
     /// Returns whether a file of the trust folder is a list, by its name.

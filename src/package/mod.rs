@@ -23,6 +23,7 @@ pub mod files;
 mod json;
 pub mod keys;
 pub mod open;
+pub mod opening_limits;
 pub mod quarantine;
 pub mod seal;
 pub mod signature;

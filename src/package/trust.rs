@@ -179,6 +179,11 @@ impl TrustStore {
         &self.lists
     }
 
+    /// Takes other lists.
+    pub fn set_lists(&mut self, lists: DigestLists) {
+        self.lists = lists;
+    }
+
     pub(super) fn key(&self, hint: &str) -> Option<(&str, &PublicKey)> {
         let found = self.keys.iter().find(|(_, key)| key.hint == hint);
         found.map(|(label, key)| (label.as_str(), key))

@@ -1,5 +1,7 @@
 //! Giving up powers: landlock, seccomp, limits; any step that fails stops the start with its name.
 //!
+//! The spawner has a filter too, which every child inherits: what follows narrows it.
+//!
 //! A child of the spawner already has its own namespaces, user, empty root, empty capability sets
 //! and limits when it starts (`spawner/child.rs`). It goes on in this order:
 //!
@@ -52,6 +54,8 @@ pub enum Role {
     Opener,
     /// Holds keys and the log.
     Supervisor,
+    /// Starts children; never a child itself.
+    Spawner,
 }
 
 impl Role {
@@ -64,6 +68,7 @@ impl Role {
             Self::Loader => "loader",
             Self::Opener => "opener",
             Self::Supervisor => "supervisor",
+            Self::Spawner => "spawner",
         }
     }
 }
@@ -264,6 +269,16 @@ pub fn begin_supervisor(allowed: &[Allow<'_>]) -> Result<Begun, Error> {
     Ok(Begun { role: Role::Supervisor, facts })
 }
 
+/// Puts the spawner's filter on it, which each of its children inherits and narrows: what it lets through is
+/// what the spawner does, what a child does before it is sealed, and what their own filters let through.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub fn confine_spawner() -> Result<(), Error> {
+    seccomp::install(Role::Spawner)
+}
+
 impl Begun {
     /// Closes the sandbox of a child, which may hold `memory`: steps 4 and 5.
     ///
@@ -331,8 +346,9 @@ pub fn thread_filter(thread: Thread) -> &'static [u8] {
 /// The compiled policy of every role, for its digest in the audit log.
 #[must_use]
 pub fn policy_bytes() -> Vec<u8> {
-    let roles = [Role::Gateway, Role::Worker, Role::Loader, Role::Opener, Role::Supervisor];
-    let filters = roles.into_iter().map(filter).chain(Thread::ALL.into_iter().map(thread_filter));
+    let children = [Role::Gateway, Role::Worker, Role::Loader, Role::Opener];
+    let roles = children.into_iter().chain([Role::Supervisor, Role::Spawner]);
+    let filters = roles.map(filter).chain(Thread::ALL.into_iter().map(thread_filter));
     filters.chain([limits::POLICY.as_bytes()]).flatten().copied().collect()
 }
 

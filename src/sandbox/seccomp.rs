@@ -28,19 +28,25 @@ pub enum Thread {
     LoaderMain,
     /// The loader's threads that pack.
     LoaderCompute,
+    /// The opener's main thread: talks, decrypts and fills segments.
+    OpenerMain,
+    /// The opener's other threads, which decrypt.
+    OpenerDecrypt,
     /// The supervisor's only thread, once the models are open.
     SupervisorServing,
 }
 
 impl Thread {
     /// All kinds.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::WorkerEngine,
         Self::WorkerCompute,
         Self::WorkerText,
         Self::WorkerLink,
         Self::LoaderMain,
         Self::LoaderCompute,
+        Self::OpenerMain,
+        Self::OpenerDecrypt,
         Self::SupervisorServing,
     ];
 
@@ -52,6 +58,7 @@ impl Thread {
                 Role::Worker
             }
             Self::LoaderMain | Self::LoaderCompute => Role::Loader,
+            Self::OpenerMain | Self::OpenerDecrypt => Role::Opener,
             Self::SupervisorServing => Role::Supervisor,
         }
     }
@@ -64,7 +71,8 @@ impl Thread {
             Self::WorkerCompute | Self::LoaderCompute => "compute",
             Self::WorkerText => "text",
             Self::WorkerLink => "link",
-            Self::LoaderMain => "main",
+            Self::LoaderMain | Self::OpenerMain => "main",
+            Self::OpenerDecrypt => "decrypt",
             Self::SupervisorServing => "serving",
         }
     }
@@ -72,9 +80,14 @@ impl Thread {
 
 /// Puts the filter of `role` on every thread; what no rule allows kills the process.
 pub(super) fn install(role: Role) -> Result<(), Error> {
-    if role == Role::Supervisor {
-        // First, since it answers a call that the next one lets through.
-        install_filter(compiled!("supervisor_threads"), true).at(Step::Seccomp)?;
+    let threads: Option<&[u8]> = match role {
+        Role::Supervisor => Some(compiled!("supervisor_threads")),
+        Role::Spawner => Some(compiled!("spawner_threads")),
+        _ => None,
+    };
+    // First, since it answers a call that the next one lets through.
+    if let Some(threads) = threads {
+        install_filter(threads, true).at(Step::Seccomp)?;
     }
     install_filter(program(role), true).at(Step::Seccomp)
 }
@@ -91,6 +104,7 @@ pub(super) fn program(role: Role) -> &'static [u8] {
         Role::Loader => compiled!("loader"),
         Role::Opener => compiled!("opener"),
         Role::Supervisor => compiled!("supervisor"),
+        Role::Spawner => compiled!("spawner"),
     }
 }
 
@@ -102,6 +116,8 @@ pub(super) fn thread_program(thread: Thread) -> &'static [u8] {
         Thread::WorkerLink => compiled!("worker.link"),
         Thread::LoaderMain => compiled!("loader.main"),
         Thread::LoaderCompute => compiled!("loader.compute"),
+        Thread::OpenerMain => compiled!("opener.main"),
+        Thread::OpenerDecrypt => compiled!("opener.decrypt"),
         Thread::SupervisorServing => compiled!("supervisor.serving"),
     }
 }

@@ -5,6 +5,9 @@
 //! descriptors, and one channel. When the channel closes it kills every child and ends; when it is
 //! killed itself, the kernel kills the children (parent-death signal).
 //!
+//! Its filter lets through what its two commands need, and, since a child inherits it, what a child does until
+//! it narrows it.
+//!
 //! Every child gets its own user, mount, process, network, IPC, host-name and cgroup namespaces.
 //! The user namespace maps the child's own id alone, so that no other user, root above all, exists
 //! inside it; the empty root is built with the namespace's powers, not with root's.
@@ -29,7 +32,7 @@ use self::hands::Kernel;
 use self::serve::{Offer, Spawner};
 pub use crate::ipc::spawner as message;
 use crate::ipc::{self, Channel};
-use crate::sandbox::{Ids, Role};
+use crate::sandbox::{Ids, Role, confine_spawner};
 use crate::sys::fork::{ExitStatus, fork_into};
 use crate::sys::{numa, process};
 
@@ -257,5 +260,6 @@ fn confine(profile: Profile) -> Result<(), Errno> {
         // As a plain user it would lose the id maps of its children, which are files in `/proc`.
         prctl::set_dumpable(false)?;
     }
-    prctl::set_no_new_privs()
+    prctl::set_no_new_privs()?;
+    confine_spawner().map_err(|_| Errno::EPERM)
 }

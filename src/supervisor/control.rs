@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::closer::Closer;
 use crate::audit::record::LogAction;
+use crate::package::digest_lists::{ALLOWED_FILE, REVOKED_FILE};
 use crate::sys::socket::{peer, receive};
 
 /// Longest question, in bytes.
@@ -47,11 +48,14 @@ pub enum Command {
     /// The state, as JSON.
     Status {},
     /// Take the files that come as descriptors: the token table; if so said, then the certificate
-    /// chain and its key.
+    /// chain and its key, and the lists of the trust folder.
     Reload {
         /// Whether the certificate comes too.
         #[serde(default)]
         certificate: bool,
+        /// The names of the lists that come, where there is a trust folder.
+        #[serde(default)]
+        lists: Option<Vec<List>>,
     },
     /// Remove old records of the audit log, some at a time.
     Prune {
@@ -79,6 +83,27 @@ pub enum Command {
     RotateWrappingKey {},
     /// Let the key that comes as a descriptor sign the log from now on.
     RotateAuditKey {},
+}
+
+/// A list of the trust folder.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum List {
+    /// The models that may be served.
+    Allowed,
+    /// What is revoked.
+    Revoked,
+}
+
+impl List {
+    /// The name of its file.
+    #[must_use]
+    pub fn file(self) -> &'static str {
+        match self {
+            Self::Allowed => ALLOWED_FILE,
+            Self::Revoked => REVOKED_FILE,
+        }
+    }
 }
 
 impl Command {
@@ -285,7 +310,8 @@ mod tests {
         let client_path = path.clone();
         let client = std::thread::spawn(move || {
             let file = fs::File::open("/proc/self/status").unwrap();
-            ask(&client_path, Command::Reload { certificate: true }, &[file.as_fd(); 3]).unwrap()
+            let command = Command::Reload { certificate: true, lists: Some(vec![List::Revoked]) };
+            ask(&client_path, command, &[file.as_fd(); 4]).unwrap()
         });
         let question = loop {
             if let Some(question) = server.turn(Instant::now()).pop() {
@@ -293,9 +319,10 @@ mod tests {
             }
             std::thread::yield_now();
         };
-        assert_eq!(question.command, Command::Reload { certificate: true });
+        let lists = Some(vec![List::Revoked]);
+        assert_eq!(question.command, Command::Reload { certificate: true, lists });
         assert_eq!(question.uid, nix::unistd::geteuid().as_raw());
-        assert_eq!(question.descriptors.len(), 3);
+        assert_eq!(question.descriptors.len(), 4);
         server.answer(question, &serde_json::json!({ "ok": true }));
         assert_eq!(client.join().unwrap()["ok"], true);
         fs::remove_file(path).unwrap();

@@ -38,6 +38,7 @@ mod rotation;
 mod seat;
 pub mod secret_file;
 mod serve;
+mod speed;
 mod start;
 mod swap;
 mod table;

@@ -21,7 +21,7 @@ const SPAWN_DEADLINE: Duration = Duration::from_secs(20);
 const END_DEADLINE: Duration = Duration::from_secs(5);
 /// Descriptors of a gateway beside one for each connection: channels, listeners, the runtime's.
 const GATEWAY_DESCRIPTORS_COUNT: u64 = 64;
-/// Descriptors of a worker, loader or opener: channels, image, pipes, threads' event counters.
+/// Descriptors of a worker, loader or opener: channels, image, segments, threads' event counters.
 const CHILD_DESCRIPTORS_COUNT: u64 = 64;
 
 /// A started child.

@@ -1,8 +1,9 @@
-//! Opening a model: opener, hash, loader, joined by pipes; nothing is parsed before `Verified`.
+//! Opening a model: opener, hash, loader, joined by sealed segments; nothing is parsed before `Verified`.
 //!
 //! 1. The signature over the model is verified: which digest must come is known.
-//! 2. The opener gets the file and a pipe; it asks for one stanza to be unwrapped.
-//! 3. What comes out of the pipe is hashed here and passed on to the loader, from one buffer.
+//! 2. The opener gets the file; it asks for one stanza to be unwrapped.
+//! 3. It sends the plaintext as sealed memfds of one length. Each is mapped and hashed here once its seals are
+//!    checked, and that memfd, which nobody can change any more, goes on to the loader: no byte is copied.
 //! 4. The digest is held against the signed one; only then is the loader told `Verified`.
 //! 5. The loader hands the packed image back; its seals are checked.
 //!
@@ -12,25 +13,23 @@
 use std::cell::Cell;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::unistd::pipe2;
+use ring::digest::{Context, SHA256};
 
 use super::intake::Intake;
 use super::records::is_plain;
 use crate::ipc::message::{
-    Digest, FromLoader, FromOpener, KvFormat, OpenCheck, ToLoader, ToOpener,
+    Digest, FromLoader, FromOpener, KvFormat, OpenCheck, SEGMENT_LEN_BYTES, SEGMENTS_COUNT_MAX,
+    ToLoader, ToOpener,
 };
 use crate::ipc::{self, Channel, Message};
-use crate::package::digest::hash_through;
 use crate::package::keys::Identity;
 use crate::package::signature::Verified;
 use crate::package::statement::Statement;
-use crate::sys::memory::{SealedMemory, file_len};
+use crate::sys::memory::{SealedMemory, SealedSegment, file_len};
 
 /// Most stanzas that an opener may have unwrapped: as many as an age header may hold.
 const UNWRAPS_COUNT_MAX: usize = 128;
@@ -40,8 +39,10 @@ const STEP_DEADLINE: Duration = Duration::from_secs(60);
 const OPENING_DEADLINE: Duration = Duration::from_secs(600);
 /// Slowest that a model is read, decrypted, packed and handed over, in bytes a second.
 const RATE_MIN_BYTES_S: u64 = 1 << 20;
-/// Bytes that a pipe holds, if the system allows it.
-const PIPE_LEN_BYTES: i32 = 1 << 20;
+/// Bytes of a whole segment.
+const SEGMENT_LEN: u64 = SEGMENT_LEN_BYTES as u64;
+/// Bytes that may be on their way to the loader.
+const SEGMENTS_LEN_MAX_BYTES: u64 = SEGMENT_LEN * SEGMENTS_COUNT_MAX as u64;
 
 /// What is to be opened.
 pub(super) struct Job<'a> {
@@ -66,6 +67,10 @@ pub(super) struct Opened {
     pub(super) image: OwnedFd,
     /// SHA-256 of the plaintext file.
     pub(super) digest: Digest,
+    /// Bytes of the plaintext file.
+    pub(super) len_bytes: u64,
+    /// From the order to the opener to the last byte's hash.
+    pub(super) hashed_after: Duration,
 }
 
 /// Why a model is refused.
@@ -81,6 +86,8 @@ pub(super) enum Refusal {
     Loader(String),
     /// The image is not sealed, or not of the length that was said.
     Seals,
+    /// A segment of the opener is not sealed, or not of its length.
+    Segment,
     /// An age file, but no identity.
     NoIdentity,
     /// A child said what it may not say now.
@@ -91,8 +98,6 @@ pub(super) enum Refusal {
     Deadline(&'static str),
     /// The kernel killed a child for a system call that its filter does not allow.
     Violation(&'static str),
-    /// The model could not be read or passed on.
-    Stream(crate::package::Error),
     /// A system call failed.
     System(&'static str, nix::errno::Errno),
     /// Cloister was told to stop meanwhile.
@@ -114,12 +119,14 @@ impl fmt::Display for Refusal {
             Self::Listed(error) => write!(f, "{error}"),
             Self::Loader(check) => write!(f, "{check}"),
             Self::Seals => write!(f, "the loader's image is not sealed"),
+            Self::Segment => {
+                write!(f, "a segment of the opener is not sealed, or not of its length")
+            }
             Self::NoIdentity => write!(f, "the file is sealed, and keys.identity is not there"),
             Self::Protocol(child) => write!(f, "the {child} broke protocol"),
             Self::Channel(child, error) => write!(f, "the {child} failed: {error}"),
             Self::Deadline(child) => write!(f, "the {child} took too long"),
             Self::Violation(child) => write!(f, "the {child} broke its seccomp filter"),
-            Self::Stream(error) => write!(f, "{error}"),
             Self::System(action, errno) => write!(f, "{action}: {}", errno.desc()),
             Self::Stopped => write!(f, "stopped while loading"),
         }
@@ -162,53 +169,31 @@ impl Opening<'_> {
     pub(super) fn run(&self, job: &Job<'_>) -> Result<Opened, Refusal> {
         let len_max_bytes =
             file_len(job.file).map_err(|errno| Refusal::System("look at the model", errno))?;
-        let source = self.start_opener(job)?;
-        let target = self.start_loader(len_max_bytes, job.kv)?;
+        let start = Instant::now();
+        let order = if job.is_encrypted { ToOpener::OpenAge } else { ToOpener::OpenPlain };
+        send(self.opener, "opener", &order, &[job.file.as_fd()])?;
+        self.tell_loader(&ToLoader::Load { len_max_bytes, kv: job.kv }, &[])?;
         if job.is_encrypted {
             self.unwrap_key(job.identity)?;
         }
-        let (digest, len_bytes) = self.pass(source, target, len_max_bytes)?;
-        match self.hear_opener()? {
-            FromOpener::Finished { len_bytes: said } if said == len_bytes => {}
-            FromOpener::Refused { check } => return Err(Refusal::Opener(check)),
-            _ => return Err(Refusal::Protocol("opener")),
-        }
+        let (digest, len_bytes) = self.pass(len_max_bytes)?;
+        let hashed_after = start.elapsed();
         match job.statement {
             Some(statement) => statement.check(&digest).map_err(|_| Refusal::Digest)?,
             None => job.intake.check(&digest).map_err(Refusal::Listed)?,
         }
-        match self.hear_loader()? {
-            (FromLoader::Received { len_bytes: said }, _) if said == len_bytes => {}
-            (FromLoader::Refused { check }, _) => return Err(Refusal::Loader(check)),
-            _ => return Err(Refusal::Protocol("loader")),
-        }
-        send(self.loader, "loader", &ToLoader::Verified, &[])?;
+        self.tell_loader(&ToLoader::Verified, &[])?;
         let image = self.image()?;
-        Ok(Opened { image, digest })
-    }
-
-    fn start_opener(&self, job: &Job<'_>) -> Result<OwnedFd, Refusal> {
-        let (source, far) = pipe()?;
-        wait_for_nothing(&source)?;
-        let order = if job.is_encrypted { ToOpener::OpenAge } else { ToOpener::OpenPlain };
-        send(self.opener, "opener", &order, &[job.file.as_fd(), far.as_fd()])?;
-        Ok(source)
-    }
-
-    fn start_loader(&self, len_max_bytes: u64, kv: KvFormat) -> Result<OwnedFd, Refusal> {
-        let (far, target) = pipe()?;
-        wait_for_nothing(&target)?;
-        send(self.loader, "loader", &ToLoader::Load { len_max_bytes, kv }, &[far.as_fd()])?;
-        Ok(target)
+        Ok(Opened { image, digest, len_bytes, hashed_after })
     }
 
     /// Answers the opener until it has its file key.
     fn unwrap_key(&self, identity: Option<&Identity>) -> Result<(), Refusal> {
         for count in 1..=UNWRAPS_COUNT_MAX {
             let (ephemeral, body) = match self.hear_opener()? {
-                FromOpener::Unwrap { ephemeral, body } => (ephemeral, body),
-                FromOpener::Refused { check } => return Err(Refusal::Opener(check)),
-                FromOpener::Finished { .. } => return Err(Refusal::Protocol("opener")),
+                (FromOpener::Unwrap { ephemeral, body }, _) => (ephemeral, body),
+                (FromOpener::Refused { check }, _) => return Err(Refusal::Opener(check)),
+                _ => return Err(Refusal::Protocol("opener")),
             };
             let identity = identity.ok_or(Refusal::NoIdentity)?;
             self.unwraps_count.set(count);
@@ -220,34 +205,91 @@ impl Opening<'_> {
             send(self.opener, "opener", &ToOpener::NoMatch, &[])?;
         }
         match self.hear_opener()? {
-            FromOpener::Refused { check } => Err(Refusal::Opener(check)),
+            (FromOpener::Refused { check }, _) => Err(Refusal::Opener(check)),
             _ => Err(Refusal::Protocol("opener")),
         }
     }
 
-    /// Hashes the plaintext on its way to the loader.
-    fn pass(
-        &self,
-        source: OwnedFd,
-        target: OwnedFd,
-        len_max_bytes: u64,
-    ) -> Result<(Digest, u64), Refusal> {
-        let mut reader =
-            Watched { file: source.into(), it: self, passed: 0, len_max_bytes, stopped: false };
-        let mut writer =
-            Watched { file: target.into(), it: self, passed: 0, len_max_bytes, stopped: false };
-        let passed = hash_through(&mut reader, &mut writer);
-        if reader.stopped || writer.stopped {
-            return Err(Refusal::Stopped);
+    /// Hashes the plaintext on its way to the loader; returns its length too.
+    fn pass(&self, len_max_bytes: u64) -> Result<(Digest, u64), Refusal> {
+        let mut hash = Context::new(&SHA256);
+        let (mut passed, mut received) = (0, 0);
+        loop {
+            let segment = match self.hear_opener()? {
+                (FromOpener::Segment, mut descriptors) => descriptors.pop(),
+                (FromOpener::Finished { len_bytes }, _) if len_bytes == passed => break,
+                (FromOpener::Refused { check }, _) => return Err(Refusal::Opener(check)),
+                _ => None,
+            };
+            let segment = segment.ok_or(Refusal::Protocol("opener"))?;
+            self.await_loader(&mut received, passed, SEGMENTS_LEN_MAX_BYTES - SEGMENT_LEN)?;
+            passed += self.take(&segment, passed, &mut hash)?;
+            if passed > len_max_bytes {
+                // More plaintext than the file has bytes.
+                return Err(Refusal::Protocol("opener"));
+            }
+            self.tell_loader(&ToLoader::Segment, &[segment.as_fd()])?;
+            (self.progress)(Step::Reading(passed, len_max_bytes));
         }
-        passed.map_err(|error| self.blame(error))
+        self.await_loader(&mut received, passed, 0)?;
+        let digest = hash.finish().as_ref().try_into().expect("SHA-256 is 32 bytes");
+        Ok((Digest(digest), passed))
     }
 
-    /// When the loader closed its pipe, it may have said why.
-    fn blame(&self, error: crate::package::Error) -> Refusal {
+    /// Hashes a segment that comes after so many bytes, and tells the opener so; returns its length.
+    fn take(&self, segment: &OwnedFd, passed: u64, hash: &mut Context) -> Result<u64, Refusal> {
+        let bytes = SealedSegment::open(segment.as_fd()).map_err(|_| Refusal::Segment)?;
+        // All but the last are whole.
+        let len = bytes.len() as u64;
+        if len > SEGMENT_LEN || !passed.is_multiple_of(SEGMENT_LEN) {
+            return Err(Refusal::Segment);
+        }
+        hash.update(&bytes);
+        match self.opener.try_send(&ToOpener::Taken, &[]) {
+            // It need not wait for what becomes of its last ones.
+            Ok(()) | Err(ipc::Error::Closed) => Ok(len),
+            Err(error) => Err(Refusal::Channel("opener", error)),
+        }
+    }
+
+    /// Waits until the loader lacks at most `lacking_max` of the bytes that were passed on.
+    fn await_loader(
+        &self,
+        received: &mut u64,
+        passed: u64,
+        lacking_max: u64,
+    ) -> Result<(), Refusal> {
+        while passed - *received > lacking_max {
+            match self.hear_loader()? {
+                (FromLoader::Received { len_bytes }, _)
+                    if (*received + 1..=passed).contains(&len_bytes) =>
+                {
+                    *received = len_bytes;
+                }
+                (FromLoader::Refused { check }, _) => return Err(Refusal::Loader(check)),
+                _ => return Err(Refusal::Protocol("loader")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the loader something, once there is room in its channel.
+    fn tell_loader(&self, message: &ToLoader, fds: &[BorrowedFd<'_>]) -> Result<(), Refusal> {
+        loop {
+            match self.loader.try_send(message, fds) {
+                Ok(()) => return Ok(()),
+                Err(ipc::Error::WouldBlock) => {}
+                Err(error) => return Err(self.blame(error)),
+            }
+            self.wait(self.loader.as_fd(), PollFlags::POLLOUT, "loader")?;
+        }
+    }
+
+    /// When the loader is gone, it may have said why.
+    fn blame(&self, error: ipc::Error) -> Refusal {
         match self.loader.try_recv() {
             Ok((FromLoader::Refused { check }, _)) if is_plain(&check) => Refusal::Loader(check),
-            _ => Refusal::Stream(error),
+            _ => Refusal::Channel("loader", error),
         }
     }
 
@@ -276,8 +318,8 @@ impl Opening<'_> {
         }
     }
 
-    fn hear_opener(&self) -> Result<FromOpener, Refusal> {
-        self.receive(self.opener, "opener").map(|(message, _)| message)
+    fn hear_opener(&self) -> Result<(FromOpener, Vec<OwnedFd>), Refusal> {
+        self.receive(self.opener, "opener")
     }
 
     fn hear_loader(&self) -> Result<(FromLoader, Vec<OwnedFd>), Refusal> {
@@ -295,18 +337,23 @@ impl Opening<'_> {
         channel: &Channel,
         child: &'static str,
     ) -> Result<(M, Vec<OwnedFd>), Refusal> {
-        match self.wait(channel.as_fd(), PollFlags::POLLIN) {
-            Ok(Wake::Ready) => {}
-            Ok(Wake::Late) => return Err(Refusal::Deadline(child)),
-            Ok(Wake::Stop) => return Err(Refusal::Stopped),
-            Err(errno) => return Err(Refusal::System("wait", errno)),
-        }
+        self.wait(channel.as_fd(), PollFlags::POLLIN, child)?;
         channel.try_recv().map_err(|error| Refusal::Channel(child, error))
     }
 
-    fn wait(&self, fd: BorrowedFd<'_>, flags: PollFlags) -> nix::Result<Wake> {
+    fn wait(
+        &self,
+        fd: BorrowedFd<'_>,
+        flags: PollFlags,
+        child: &'static str,
+    ) -> Result<(), Refusal> {
         let step = Instant::now() + STEP_DEADLINE;
-        wait(fd, flags, Some(self.signals), step.min(self.deadline))
+        match wait(fd, flags, Some(self.signals), step.min(self.deadline)) {
+            Ok(Wake::Ready) => Ok(()),
+            Ok(Wake::Late) => Err(Refusal::Deadline(child)),
+            Ok(Wake::Stop) => Err(Refusal::Stopped),
+            Err(errno) => Err(Refusal::System("wait", errno)),
+        }
     }
 }
 
@@ -347,79 +394,6 @@ pub(super) fn wait(
             return Ok(Wake::Ready);
         }
     }
-}
-
-/// Our end of a pipe: neither a silent child nor a full pipe can hold the start up for ever.
-struct Watched<'a> {
-    file: File,
-    it: &'a Opening<'a>,
-    passed: u64,
-    len_max_bytes: u64,
-    stopped: bool,
-}
-
-impl Watched<'_> {
-    fn wait(&mut self, flags: PollFlags) -> io::Result<()> {
-        match self.it.wait(self.file.as_fd(), flags)? {
-            Wake::Ready => Ok(()),
-            Wake::Late => Err(io::ErrorKind::TimedOut.into()),
-            Wake::Stop => {
-                self.stopped = true;
-                Err(io::ErrorKind::ConnectionAborted.into())
-            }
-        }
-    }
-}
-
-impl Read for Watched<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = loop {
-            self.wait(PollFlags::POLLIN)?;
-            match self.file.read(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => break result?,
-            }
-        };
-        self.passed += count as u64;
-        if self.passed > self.len_max_bytes {
-            // More plaintext than the file has bytes.
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        (self.it.progress)(Step::Reading(self.passed, self.len_max_bytes));
-        Ok(count)
-    }
-}
-
-impl Write for Watched<'_> {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        loop {
-            self.wait(PollFlags::POLLOUT)?;
-            match self.file.write(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return result,
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// A pipe: its read end and its write end.
-fn pipe() -> Result<(OwnedFd, OwnedFd), Refusal> {
-    let fault = |errno| Refusal::System("make a pipe", errno);
-    let (source, target) = pipe2(OFlag::O_CLOEXEC).map_err(fault)?;
-    // A smaller pipe works too, more slowly.
-    let _ = fcntl(&target, FcntlArg::F_SETPIPE_SZ(PIPE_LEN_BYTES));
-    Ok((source, target))
-}
-
-/// Makes our end of a pipe nonblocking; the child's end is another description.
-fn wait_for_nothing(end: &OwnedFd) -> Result<(), Refusal> {
-    fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
-        .map(drop)
-        .map_err(|errno| Refusal::System("set up a pipe", errno))
 }
 
 fn send<M: Message>(

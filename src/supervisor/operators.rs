@@ -21,7 +21,9 @@ impl Supervisor {
         for mut question in self.control.turn(now().instant) {
             let answer = match question.command.clone() {
                 Command::Status {} => self.status(),
-                Command::Reload { certificate } => self.reload(&mut question, certificate),
+                Command::Reload { certificate, lists } => {
+                    self.reload(&mut question, certificate, lists.as_deref())
+                }
                 Command::Prune { older_than_s, force } => self.prune(older_than_s, force),
                 Command::Stop {} => {
                     self.begin_stop();
@@ -45,12 +47,13 @@ impl Supervisor {
     fn state(&self) -> &'static str {
         let has_failed =
             self.gateway.has_failed || self.workers.iter().any(|worker| worker.seat.has_failed);
+        let has_withdrawn = self.models.iter().any(|model| model.withdrawn.is_some());
         let is_serving = self.dispatch.is_gateway_serving()
             && self.models.iter().all(|model| self.dispatch.engine(model.index).is_some());
         match (self.stop, is_serving) {
             (Some(_), _) => "stopping",
             _ if has_failed => "failed",
-            _ if self.ledger.is_failing() => "degraded",
+            _ if self.ledger.is_failing() || has_withdrawn => "degraded",
             (None, true) => "serving",
             (None, false) => "starting",
         }
@@ -123,11 +126,14 @@ impl Supervisor {
             "name": model.facts.model,
             "state": match engine {
                 Some(_) => "serving",
+                None if model.withdrawn.is_some() => "withdrawn",
                 None if self.all_have_failed(model.index) => "failed",
                 None => "starting",
             },
             "context_len_tokens": self.dispatch.context_len_tokens(model.index),
+            "withdrawn": model.withdrawn,
             "loaded_s": model.loaded_s,
+            "opened": model.speed.json(),
             "numa_node": place.node,
             "threads": place.threads,
             "workers": self.workers_of(model),

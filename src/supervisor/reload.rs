@@ -1,8 +1,11 @@
-//! Files that are taken anew while everything runs: the token table, the TLS certificate and its key.
+//! Files that are taken anew while everything runs: the token table, the TLS certificate and its key, the lists
+//! of allowed and revoked digests.
 //!
 //! They come as descriptors from root's command line, since the supervisor may no longer open them,
-//! and pass the same checks as at the start. A file that is refused changes nothing.
+//! and pass the same checks as at the start. A file that is refused changes nothing. A model that the lists
+//! forbid is served no more; one that they allow again takes a restart.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
@@ -11,7 +14,7 @@ use std::{fmt, io};
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 
-use super::control::Question;
+use super::control::{List, Question};
 use super::material::{KEY_LEN_MAX_BYTES, owner_uid};
 use super::secret_file;
 use super::serve::{Supervisor, now};
@@ -20,6 +23,8 @@ use super::tokens::{self, TokenTable};
 use crate::audit::Event;
 use crate::audit::record::{CertificateFacts, ReloadFacts, ReloadOutcome};
 use crate::ipc::message::ToGateway;
+use crate::package::digest_lists::DigestLists;
+use crate::package::files::Ownership;
 
 /// Why nothing is taken.
 #[derive(Debug)]
@@ -30,6 +35,7 @@ enum Refusal {
     Key(secret_file::Error),
     Certificate(io::Error),
     Tls(tls::Error),
+    Lists(crate::package::Error),
 }
 
 impl fmt::Display for Refusal {
@@ -40,29 +46,94 @@ impl fmt::Display for Refusal {
             Self::Key(error) => write!(f, "keys.tls: {error}"),
             Self::Certificate(error) => write!(f, "server.certificate: {error}"),
             Self::Tls(error) => write!(f, "server.certificate: {error}"),
+            Self::Lists(error) => write!(f, "{error}"),
         }
     }
 }
 
 impl Supervisor {
     /// Takes the files that came with the question.
-    pub(super) fn reload(&mut self, question: &mut Question, certificate: bool) -> Value {
+    pub(super) fn reload(
+        &mut self,
+        question: &mut Question,
+        certificate: bool,
+        lists: Option<&[List]>,
+    ) -> Value {
         self.tell_reload(true);
-        let mut next = || question.descriptors.pop_front();
-        let taken = match (next(), next(), next()) {
-            (Some(table), None, None) if !certificate => self.take(table, None),
-            (Some(table), Some(chain), Some(key)) if certificate => {
-                self.take(table, Some((chain, key)))
-            }
-            _ => Err(Refusal::Files),
-        };
+        let taken = self.sort(&mut question.descriptors, certificate, lists);
+        let taken = taken.map(|files| self.take(files));
         self.tell_reload(false);
-        let check = taken.err().map(|refusal| refusal.to_string());
-        self.record_reload(Some(question.uid), check.clone());
-        match check {
-            None => json!({ "ok": true }),
-            Some(check) => json!({ "ok": false, "error": check }),
+        let check = taken.as_ref().err().map(ToString::to_string);
+        self.record_reload(Some(question.uid), check);
+        match taken {
+            Ok(lists) => {
+                let mut answer = json!({ "ok": true });
+                if lists {
+                    answer["lists"] = self.intake.lists_json();
+                    answer["withdrawn"] = self.withdraw_forbidden();
+                }
+                answer
+            }
+            Err(refusal) => json!({ "ok": false, "error": refusal.to_string() }),
         }
+    }
+
+    /// Reads what came, in the order of the command.
+    fn sort(
+        &self,
+        descriptors: &mut VecDeque<OwnedFd>,
+        certificate: bool,
+        lists: Option<&[List]>,
+    ) -> Result<Files, Refusal> {
+        let owner = owner_uid(self.config.profile);
+        let mut next = || descriptors.pop_front().ok_or(Refusal::Files);
+        let table = secret_file::adopt(next()?, owner)
+            .map_err(tokens::Error::Guard)
+            .and_then(TokenTable::read_open)
+            .map_err(Refusal::Tokens)?;
+        let tls = match certificate {
+            true => Some(read_tls(next()?, next()?, owner)?),
+            false => None,
+        };
+        let lists = match lists {
+            Some(names) => {
+                let files: Result<Vec<_>, _> =
+                    names.iter().map(|list| Ok((list.file(), File::from(next()?)))).collect();
+                Some(self.read_lists(&files?)?)
+            }
+            None => None,
+        };
+        let is_more = !descriptors.is_empty();
+        let fits = (lists.is_none() || self.intake.has_lists())
+            && (tls.is_none() || !self.certificates.is_empty());
+        if is_more || !fits {
+            return Err(Refusal::Files);
+        }
+        Ok(Files { table: Some(table), tls, lists })
+    }
+
+    fn read_lists(&self, files: &[(&str, File)]) -> Result<DigestLists, Refusal> {
+        let ownership = Ownership::of(&[owner_uid(self.config.profile)]);
+        let folder = &self.config.keys.trust_folder;
+        DigestLists::read_open(files, folder, &ownership).map_err(Refusal::Lists)
+    }
+
+    /// Withdraws the models that the lists forbid now; returns them, each with the reason.
+    fn withdraw_forbidden(&mut self) -> Value {
+        let served = self.models.iter().enumerate().filter(|(_, model)| model.withdrawn.is_none());
+        let checked = served.filter_map(|(at, model)| {
+            let bundle = model.bundle.as_ref().map(|bundle| bundle.as_slice());
+            self.intake.check_again(bundle, &model.digest).err().map(|error| (at, error))
+        });
+        let forbidden: Vec<_> = checked.map(|(at, error)| (at, error.to_string())).collect();
+        let mut withdrawn = Vec::new();
+        for (at, why) in forbidden {
+            let model = self.models[at].facts.model.clone();
+            super::say(&format!("model {model} is withdrawn: {why}"));
+            withdrawn.push(json!({ "model": model, "why": why }));
+            self.withdraw(at, why);
+        }
+        withdrawn.into()
     }
 
     fn record_reload(&mut self, uid: Option<u32>, check: Option<String>) {
@@ -83,25 +154,19 @@ impl Supervisor {
         }
     }
 
-    fn take(&mut self, table: OwnedFd, tls: Option<(OwnedFd, OwnedFd)>) -> Result<(), Refusal> {
-        let owner = owner_uid(self.config.profile);
-        let table = secret_file::adopt(table, owner)
-            .map_err(tokens::Error::Guard)
-            .and_then(TokenTable::read_open)
-            .map_err(Refusal::Tokens)?;
-        let tls = match tls {
-            Some((chain, key)) => Some(read_tls(chain, key, owner)?),
-            None => None,
-        };
-        if tls.is_some() && self.certificates.is_empty() {
-            return Err(Refusal::Files);
+    /// Takes what was read; returns whether there were lists.
+    fn take(&mut self, files: Files) -> bool {
+        if let Some(table) = files.table {
+            self.dispatch.set_tokens(table, &mut self.ledger, now());
+            super::say("token table reloaded");
         }
-        self.dispatch.set_tokens(table, &mut self.ledger, now());
-        super::say("token table reloaded");
-        if let Some((key, chain)) = tls {
+        if let Some((key, chain)) = files.tls {
             self.set_certificate(key, chain);
         }
-        Ok(())
+        let Some(lists) = files.lists else { return false };
+        self.intake.set_lists(lists);
+        super::say("lists of digests reloaded");
+        true
     }
 
     /// From now on handshakes show this chain. A handshake that has begun may fail once.
@@ -121,26 +186,47 @@ impl Supervisor {
         super::say("certificate reloaded");
     }
 
-    /// Reads the token table by its name, as far as the supervisor's own user may.
+    /// Reads the token table and the lists by their names, each as far as the supervisor's own user may.
     pub(super) fn reload_from_file(&mut self) {
         self.tell_reload(true);
         let owner = owner_uid(self.config.profile);
-        let check = match TokenTable::read(&self.config.tokens_file, owner) {
+        match TokenTable::read(&self.config.tokens_file, owner).map_err(Refusal::Tokens) {
             Ok(table) => {
-                self.dispatch.set_tokens(table, &mut self.ledger, now());
-                super::say("token table reloaded");
-                None
+                self.take(Files { table: Some(table), ..Files::default() });
+                self.record_reload(None, None);
             }
-            Err(error) => {
-                super::say(&format!(
-                    "token table not reloaded: {error}; as root, use: cloister reload"
-                ));
-                Some(Refusal::Tokens(error).to_string())
+            Err(refusal) => self.refuse_by_name(&refusal),
+        }
+        if self.intake.has_lists() {
+            match self.read_lists_by_name() {
+                Ok(lists) => {
+                    self.take(Files { lists: Some(lists), ..Files::default() });
+                    self.record_reload(None, None);
+                    self.withdraw_forbidden();
+                }
+                Err(refusal) => self.refuse_by_name(&refusal),
             }
-        };
-        self.record_reload(None, check);
+        }
         self.tell_reload(false);
     }
+
+    fn refuse_by_name(&mut self, refusal: &Refusal) {
+        super::say(&format!("not reloaded: {refusal}; as root, use: cloister reload"));
+        self.record_reload(None, Some(refusal.to_string()));
+    }
+
+    fn read_lists_by_name(&self) -> Result<DigestLists, Refusal> {
+        let files = DigestLists::open_files(&self.config.keys.trust_folder);
+        self.read_lists(&files.map_err(Refusal::Lists)?)
+    }
+}
+
+/// What was read and passed its checks.
+#[derive(Default)]
+struct Files {
+    table: Option<TokenTable>,
+    tls: Option<(TlsKey, Vec<Vec<u8>>)>,
+    lists: Option<DigestLists>,
 }
 
 /// SHA-256 of the first certificate of a chain, in hex.

@@ -29,6 +29,8 @@ pub(super) struct Seat<M> {
     /// Deaths, and ends of those that were replaced.
     pub(super) restarts_count: u64,
     pub(super) has_failed: bool,
+    /// Nobody will sit here any more.
+    is_retired: bool,
 }
 
 /// A child that was started and whose end is not known yet.
@@ -69,6 +71,7 @@ impl<M: Message> Seat<M> {
             due: None,
             restarts_count: 0,
             has_failed: false,
+            is_retired: false,
         }
     }
 
@@ -108,6 +111,13 @@ impl<M: Message> Seat<M> {
             }
             None => Ok(()),
         }
+    }
+
+    /// Kills the child, and starts none after it.
+    pub(super) fn retire(&mut self, why: &'static str, nursery: &Nursery) -> Result<(), Error> {
+        self.is_retired = true;
+        self.due = None;
+        self.doom(Doom::Replaced(why), nursery)
     }
 
     /// Kills a child that is not ready in time.
@@ -171,6 +181,14 @@ impl<M: Message> Seat<M> {
     /// Notes the end of its child, whose work `is_done` or not; returns why it died, `None` when it
     /// ended as it should.
     pub(super) fn leave(&mut self, exit: Exit, is_done: bool, now: Instant) -> Option<String> {
+        let cause = self.leave_place(exit, is_done, now);
+        if self.is_retired {
+            (self.due, self.has_failed) = (None, false);
+        }
+        cause
+    }
+
+    fn leave_place(&mut self, exit: Exit, is_done: bool, now: Instant) -> Option<String> {
         let doom = self.child.take().and_then(|running| running.doom);
         let was_killed_here =
             matches!(doom, Some(Doom::Done | Doom::Replaced(_) | Doom::Accused(_)));

@@ -19,6 +19,7 @@ use super::control::ControlSocket;
 use super::dispatch::{Dispatch, Effect, Now};
 use super::erasure::Erasures;
 use super::error::Error;
+use super::intake::Intake;
 use super::ledger::Ledger;
 use super::manager::Manager;
 use super::nursery::Nursery;
@@ -62,6 +63,7 @@ pub(super) struct Supervisor {
     pub(super) certificates: Vec<Vec<u8>>,
     pub(super) gateway: Seat<ToGateway>,
     pub(super) models: Vec<Served>,
+    pub(super) intake: Intake,
     pub(super) workers: Vec<WorkerSeat>,
     /// Where each model is computed.
     pub(super) places: Vec<Place>,

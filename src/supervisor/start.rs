@@ -4,11 +4,13 @@ use std::cell::Cell;
 use std::io::{IsTerminal as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use ring::digest::{SHA256, digest};
+use zeroize::Zeroizing;
 
 use super::compute::{self, Place};
 use super::config::{Config, Model, Profile, Swap};
@@ -25,6 +27,7 @@ use super::nursery::Nursery;
 use super::opening::{self, Job, Opened, Opening, Refusal, Step};
 use super::operators::missing_protections;
 use super::serve::{Supervisor, gateway_seat, now};
+use super::speed::Speed;
 use super::workers::{Served, worker_seats};
 use super::{beginning, build, swap};
 use crate::audit::Event;
@@ -33,13 +36,13 @@ use crate::audit::record::{
     KeyRole, KeyUseFacts, LoaderFacts, ModelFacts, ModelRefusedFacts, ProgramFacts, StartFacts,
 };
 use crate::ipc::Channel;
-use crate::ipc::message::{Digest, KvFormat, ListenerKind, ModelIndex};
+use crate::ipc::message::{KvFormat, ListenerKind, ModelIndex, SEGMENT_LEN_BYTES};
 use crate::package::age_stream::Decryptor;
 use crate::package::keys::Identity;
 use crate::package::trust::TrustStore;
-use crate::sandbox::{self, Access, Allow, Ids, Memory, Role, Sandboxed};
+use crate::sandbox::{self, Access, Allow, Ids, Memory, Role, Sandboxed, Thread};
 use crate::sys::memory::file_len;
-use crate::sys::process::inherited_descriptor;
+use crate::sys::process::{exit_now, inherited_descriptor};
 
 /// The number of a child's control channel.
 const CONTROL_DESCRIPTOR: i32 = 3;
@@ -127,12 +130,17 @@ pub(super) fn give_up_powers(config: &Config) -> Result<Sandboxed, Error> {
         allow(std::path::Path::new("/proc/self/fdinfo"), Access::Read),
         allow(std::path::Path::new("/proc/sys/kernel/random/boot_id"), Access::Read),
     ];
+    if config.keys.trust_folder.is_dir() {
+        // Its lists are read again at a reload.
+        allowed.push(allow(config.keys.trust_folder.as_path(), Access::Read));
+    }
     allowed.extend(config.audit_replica.iter().map(|path| allow(path.as_path(), Access::Write)));
     let begun = sandbox::begin_supervisor(&allowed).map_err(Error::Sandbox)?;
     // The first thread of all has glibc install a signal handler; the filter allows none later.
     let first = std::thread::Builder::new().spawn(|| {}).map(std::thread::JoinHandle::join);
     first.map_err(|_| Error::System("make the first thread", nix::errno::Errno::EAGAIN))?.ok();
-    let sandboxed = begun.seal_supervisor(config.sandbox.swap == Swap::Lock).map_err(Error::Sandbox)?;
+    let sandboxed =
+        begun.seal_supervisor(config.sandbox.swap == Swap::Lock).map_err(Error::Sandbox)?;
     let (abi, floor) = (sandboxed.landlock_abi, config.sandbox.landlock_abi_min);
     if abi < floor {
         return Err(Error::Sandbox(sandbox::Error::LandlockTooOld { abi, floor }));
@@ -182,15 +190,14 @@ pub(super) fn begin(
     let control =
         control.map_err(|source| Error::Control(config.control_socket.clone(), source))?;
     let erasures = Erasures::new(config.erasure.confirmations);
-    let names = served.iter().map(|(model, digest)| (model.facts.model.clone(), *digest));
+    let names = served.iter().map(|model| (model.facts.model.clone(), model.digest));
     let (limits, worker) = (config.limits, config.worker);
     let dispatch = Dispatch::new(limits, worker, keys.tokens, keys.tls, names.collect());
     let mut dispatch = dispatch.ok_or(Error::NotReady("random number generator"))?;
     dispatch.record_tokens(None, &mut ledger, now());
     (0..unwraps_count).for_each(|_| dispatch.identity_used());
-    let models: Vec<Served> = served.into_iter().map(|(model, _)| model).collect();
     Ok(Supervisor {
-        workers: worker_seats(&config, &models),
+        workers: worker_seats(&config, &served),
         config,
         nursery,
         dispatch,
@@ -200,7 +207,8 @@ pub(super) fn begin(
         listeners,
         certificates: keys.certificates,
         gateway: gateway_seat(),
-        models,
+        models: served,
+        intake,
         places,
         manager,
         missing,
@@ -240,7 +248,7 @@ fn open_each(
     (nursery, signals): (&mut Nursery, &SignalFd),
     (has_terminal, manager): (bool, &Manager),
     ledger: &mut Ledger,
-) -> Result<(Vec<(Served, Digest)>, usize), Error> {
+) -> Result<(Vec<Served>, usize), Error> {
     let mut served = Vec::new();
     let unwraps_count = Cell::new(0);
     for (index, (file, place)) in models.into_iter().zip(places).enumerate() {
@@ -256,9 +264,11 @@ fn open_each(
             &terminal,
             ledger,
         )? {
-            Ok((opened, facts)) => {
+            Ok((opened, bundle, facts, speed)) => {
+                super::say(&format!("model {}: {}", model.name, speed.line()));
                 ledger.append(Event::ModelOpened { observed: facts.clone() });
-                served.push((Served::new(index, facts, opened.image, now().wall_s), opened.digest));
+                let (its, when) = ((index, facts), (now().wall_s, speed));
+                served.push(Served::new(its, (opened, bundle), when));
             }
             Err(fault) => {
                 if unwraps_count.get() > 0 {
@@ -275,6 +285,11 @@ fn open_each(
     }
     Ok((served, unwraps_count.get()))
 }
+
+/// The signature of a model; none for one that is served unsigned.
+type Bundle = Option<Zeroizing<Vec<u8>>>;
+/// A model that was opened, its signature, what is recorded of it, and how fast that went.
+type Entry = (Opened, Bundle, ModelFacts, Speed);
 
 /// The record of a refused model; what the loader said of it is kept apart.
 fn refused_event(model: &str, fault: &ModelFault) -> Event {
@@ -295,11 +310,12 @@ fn open_model(
     (nursery, signals): (&mut Nursery, &SignalFd),
     terminal: &Terminal<'_>,
     ledger: &mut Ledger,
-) -> Result<Result<(Opened, ModelFacts), ModelFault>, Error> {
-    let admitted = file
-        .bundle
-        .and_then(|bundle| intake.verify(bundle.as_ref().map(|bundle| bundle.as_slice())));
-    let admitted = match admitted {
+) -> Result<Result<Entry, ModelFault>, Error> {
+    let admitted = file.bundle.and_then(|bundle| {
+        let admitted = intake.verify(bundle.as_ref().map(|bundle| bundle.as_slice()))?;
+        Ok((admitted, bundle))
+    });
+    let (admitted, bundle) = match admitted {
         Ok(admitted) => admitted,
         Err(error) => return Ok(Err(ModelFault::Signature(error))),
     };
@@ -348,7 +364,8 @@ fn open_model(
                 sealed: model.is_encrypted(),
                 admitted_s: admitted.as_ref().and_then(|admitted| admitted.since_s),
             };
-            Ok((opened, facts))
+            let speed = Speed::of(&opened, &file.file, is_encrypted);
+            Ok((opened, bundle, facts, speed))
         }
         Err(Refusal::Stopped) => return Err(Error::Stopped),
         Err(refusal) => Err(ModelFault::Refused(refusal)),
@@ -407,22 +424,32 @@ pub(super) fn opener() -> ExitCode {
     let channel = Channel::new(channel);
     let Ok(begun) = sandbox::begin(Role::Opener, &channel) else { return ExitCode::from(3) };
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    // The main thread decrypts too, while the pipe takes no more.
+    // The main thread decrypts too.
     let helpers = (threads - 1).min(OPENER_THREADS_MAX);
-    let Ok(mut decryptor) = Decryptor::new(helpers) else {
+    let sealed = Arc::new(OnceLock::<Sandboxed>::new());
+    let seal = Arc::clone(&sealed);
+    let enter = move || narrow(seal.wait(), Thread::OpenerDecrypt);
+    let Ok(mut decryptor) = Decryptor::entering(helpers, enter) else {
         return ExitCode::from(4);
     };
     let memory = Memory {
         threads: helpers + 1,
         mapped_len_bytes: 0,
         more_len_bytes: OPENER_LEN_BYTES + (helpers as u64 + 1) * OPENER_THREAD_LEN_BYTES,
-        written_len_bytes: None,
+        written_len_bytes: Some(SEGMENT_LEN_BYTES as u64),
     };
-    if begun.seal(memory).is_err() {
-        return ExitCode::from(5);
-    }
+    // Not by a return, which would wait for threads that wait for the seal.
+    let Ok(sandboxed) = begun.seal(memory) else { exit_now(5) };
+    narrow(sealed.get_or_init(|| sandboxed), Thread::OpenerMain);
     match crate::opener::serve(&channel, &mut decryptor) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
+    }
+}
+
+/// Puts the filter of its kind on this thread of the opener; the process does not go on without.
+fn narrow(sandboxed: &Sandboxed, thread: Thread) {
+    if sandboxed.narrow(thread).is_err() {
+        exit_now(5);
     }
 }

@@ -7,17 +7,21 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use zeroize::Zeroizing;
 
 use super::config::{Activations, Config, Lifetime};
 use super::error::Error;
 use super::ledger::request_name;
+use super::opening::Opened;
 use super::seat::{Doom, Seat};
 use super::serve::{Supervisor, now};
+use super::speed::Speed;
 use crate::audit::Event;
-use crate::audit::record::{ChildFacts, ModelFacts};
+use crate::audit::record::{ChildFacts, ModelFacts, ModelRefusedFacts};
 use crate::ipc::data_pair;
 use crate::ipc::message::{
-    ModelIndex, ModelInfo, ToGateway, ToWorkerControl, WorkerConfig, WorkerIndex, WorkerReport,
+    Digest, ModelIndex, ModelInfo, ToGateway, ToWorkerControl, WorkerConfig, WorkerIndex,
+    WorkerReport,
 };
 use crate::sandbox::Role;
 use crate::spawner::message::Exit;
@@ -26,9 +30,17 @@ use crate::spawner::message::Exit;
 pub(super) struct Served {
     pub(super) index: ModelIndex,
     pub(super) facts: ModelFacts,
-    /// The sealed image that every worker of it maps.
-    pub(super) image: OwnedFd,
+    /// The sealed image that every worker of it maps; none once it is withdrawn.
+    pub(super) image: Option<OwnedFd>,
+    /// SHA-256 of the plaintext file.
+    pub(super) digest: Digest,
+    /// Its signature; none for one that is served unsigned.
+    pub(super) bundle: Option<Zeroizing<Vec<u8>>>,
+    /// Why it is served no more.
+    pub(super) withdrawn: Option<String>,
     pub(super) loaded_s: u64,
+    /// How fast it was opened.
+    pub(super) speed: Speed,
     /// How long the last worker that became ready took for it.
     pub(super) ready_after: Option<Duration>,
     /// Workers that ended as they should, with their request.
@@ -36,8 +48,24 @@ pub(super) struct Served {
 }
 
 impl Served {
-    pub(super) fn new(index: ModelIndex, facts: ModelFacts, image: OwnedFd, loaded_s: u64) -> Self {
-        Self { index, facts, image, loaded_s, ready_after: None, ended_count: 0 }
+    pub(super) fn new(
+        (index, facts): (ModelIndex, ModelFacts),
+        (opened, bundle): (Opened, Option<Zeroizing<Vec<u8>>>),
+        (loaded_s, speed): (u64, Speed),
+    ) -> Self {
+        let Opened { image, digest, .. } = opened;
+        Self {
+            index,
+            facts,
+            image: Some(image),
+            digest,
+            bundle,
+            withdrawn: None,
+            loaded_s,
+            speed,
+            ready_after: None,
+            ended_count: 0,
+        }
     }
 }
 
@@ -160,9 +188,26 @@ impl Supervisor {
         worker.seat.doom(doom, &self.nursery)
     }
 
-    /// Starts the workers that are due, kills those that are late.
+    /// Serves a model no more: its workers are ended, and nothing holds its weights any longer.
+    pub(super) fn withdraw(&mut self, at: usize, why: String) {
+        let Some(model) = self.models.get_mut(at) else { return };
+        let (index, name) = (model.index, model.facts.model.clone());
+        model.image = None;
+        model.withdrawn = Some(why.clone());
+        self.dispatch.close_model(index, &mut self.ledger);
+        let observed = ModelRefusedFacts { model: name, check: why };
+        self.ledger.append(Event::ModelRefused { observed, declared: None });
+    }
+
+    /// Starts the workers that are due, kills those that are late or whose model is withdrawn.
     pub(super) fn replace_workers(&mut self, now: Instant) -> Result<(), Error> {
         for at in 0..self.workers.len() {
+            let worker = &mut self.workers[at];
+            if self.models[usize::from(worker.model.0)].withdrawn.is_some() {
+                self.dispatch.worker_lost(worker.index);
+                worker.data = None;
+                worker.seat.retire("its model is withdrawn", &self.nursery)?;
+            }
             if self.workers[at].seat.is_due(now) {
                 self.start_worker_again(at)?;
             }
@@ -220,7 +265,8 @@ impl Supervisor {
             },
             one_request,
         };
-        let image = model.image.try_clone();
+        let Some(image) = &model.image else { return Ok(()) };
+        let image = image.try_clone();
         let image = image.map_err(|_| Error::System("copy the image", Errno::EMFILE))?;
         let observed = ChildFacts { child: worker.seat.name.clone() };
         self.ledger.append(Event::ChildStarted { observed });

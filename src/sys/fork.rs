@@ -9,22 +9,6 @@ use nix::unistd::Pid;
 
 use super::process::{exit_now, thread_count};
 
-/// Arguments of `clone3`, version 0 (`CLONE_ARGS_SIZE_VER0`).
-#[repr(C, align(8))]
-#[derive(Default)]
-struct CloneArgs {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
-}
-
-const _: () = assert!(size_of::<CloneArgs>() == 64);
-
 /// Runs `child` in a copy of this process inside new namespaces; returns its number and pidfd.
 ///
 /// The copy has the standard descriptors and those of `keep`, no other. It ends with the code that
@@ -32,7 +16,7 @@ const _: () = assert!(size_of::<CloneArgs>() == 64);
 ///
 /// # Errors
 ///
-/// `EDEADLK` when this process has more than one thread; what `clone3` says.
+/// `EDEADLK` when this process has more than one thread; what `clone` says.
 pub fn fork_into(
     namespaces: CloneFlags,
     keep: &[BorrowedFd<'_>],
@@ -42,16 +26,11 @@ pub fn fork_into(
         return Err(Errno::EDEADLK);
     }
     let mut pidfd: RawFd = -1;
-    let namespaces = u64::from(namespaces.bits().cast_unsigned());
-    let args = CloneArgs {
-        flags: namespaces | u64::from(libc::CLONE_PIDFD.cast_unsigned()),
-        pidfd: (&raw mut pidfd).expose_provenance() as u64,
-        exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
-        ..CloneArgs::default()
-    };
+    // Not `clone3`, whose flags no filter sees.
+    let flags = libc::c_long::from(namespaces.bits() | libc::CLONE_PIDFD | libc::SIGCHLD);
     // SAFETY: without `CLONE_VM` the child has its own copy of all memory, this process has one
     // thread (checked above), and `pidfd` outlives the call.
-    let code = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    let code = unsafe { libc::syscall(libc::SYS_clone, flags, 0, &raw mut pidfd, 0, 0) };
     let pid = i32::try_from(Errno::result(code)?).map_err(|_| Errno::EOVERFLOW)?;
     if pid == 0 {
         let guard = NeverBack;

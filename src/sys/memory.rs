@@ -1,22 +1,22 @@
-//! Memory that is shared by sealed memfds only, and private memory that no core dump shows.
+//! Memory that is shared by sealed memfds only, and that no core dump shows.
 
 use std::ops::{Deref, DerefMut, Range};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::{self, NonNull};
+use std::slice;
 
-use memmap2::{Advice, MmapMut};
+use memmap2::{Mmap, MmapOptions};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::stat::fstat;
-use nix::unistd::ftruncate;
+use nix::unistd::{ftruncate, write};
 
 use super::huge::{Access, Mapping};
 
-/// The page size that ranges are released by, in bytes; a multiple of every CPU's page.
-const RELEASE_STEP_BYTES: usize = 64 << 10;
-/// `MADV_DONTNEED` of memory that may be locked.
-const MADV_DONTNEED_LOCKED: i32 = 24;
+/// What the length of a segment is a multiple of, in bytes: every CPU's page.
+const SEGMENT_STEP_BYTES: usize = 64 << 10;
 /// `MFD_NOEXEC_SEAL`, unknown before Linux 6.3.
 const MFD_NOEXEC_SEAL: u32 = 0x8;
 
@@ -25,7 +25,7 @@ fn seals_required() -> SealFlag {
     SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL
 }
 
-/// A memfd without a byte.
+/// A memfd that nobody has mapped.
 #[derive(Debug)]
 pub struct EmptyMemory {
     fd: OwnedFd,
@@ -59,6 +59,25 @@ impl EmptyMemory {
         // SAFETY: the memfd was made here, so nothing else maps, writes or truncates it.
         let map = unsafe { Mapping::new(fd.as_fd(), len, Access::Write)? };
         Ok(UnsealedMemory { fd, map })
+    }
+
+    /// Appends bytes without mapping them; returns how many were.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<usize, Errno> {
+        write(&self.fd, bytes)
+    }
+
+    /// Seals what was appended: from here on nobody can change it.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn seal(self) -> Result<OwnedFd, Errno> {
+        fcntl(&self.fd, FcntlArg::F_ADD_SEALS(seals_required()))?;
+        Ok(self.fd)
     }
 }
 
@@ -123,11 +142,7 @@ impl SealedMemory {
     ///
     /// `EPERM` when a seal is missing, `EINVAL` when it is empty or no memfd.
     pub fn open(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
-        let seals = SealFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GET_SEALS)?);
-        if !seals.contains(seals_required()) {
-            return Err(Errno::EPERM);
-        }
-        let len = usize::try_from(fstat(fd)?.st_size).map_err(|_| Errno::EINVAL)?;
+        let len = sealed_len(fd)?;
         // SAFETY: the seals checked above keep every process from writing or shrinking it.
         let map = unsafe { Mapping::new(fd, len, Access::Read)? };
         map.hide_from_dumps()?;
@@ -149,55 +164,29 @@ impl Deref for SealedMemory {
     }
 }
 
-/// Zeroed anonymous memory that no core dump and no child shows.
+/// A sealed memfd that is looked at once, and mapped without regard to huge pages.
 #[derive(Debug)]
-pub struct PrivateMemory {
-    map: MmapMut,
+pub struct SealedSegment {
+    map: Mmap,
 }
 
-impl PrivateMemory {
-    /// Reserves `len` bytes; pages are taken when they are first written.
+impl SealedSegment {
+    /// Checks the seals and maps the whole memfd.
     ///
     /// # Errors
     ///
-    /// What the kernel says; `EINVAL` for no bytes.
-    pub fn new(len: usize) -> Result<Self, Errno> {
-        some_bytes(len)?;
-        if len == 0 {
-            return Err(Errno::EINVAL);
-        }
-        let map = MmapMut::map_anon(len).map_err(|error| errno(&error))?;
-        map.advise(Advice::DontDump).map_err(|error| errno(&error))?;
-        map.advise(Advice::DontFork).map_err(|error| errno(&error))?;
-        Ok(Self { map })
-    }
-
-    /// Gives the whole pages inside `range` back to the kernel; they read as zeros afterwards.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says; `EINVAL` for a range outside.
-    pub fn release(&mut self, range: Range<usize>) -> Result<(), Errno> {
-        if range.end > self.map.len() {
-            return Err(Errno::EINVAL);
-        }
-        let start = range.start.next_multiple_of(RELEASE_STEP_BYTES);
-        let end = match range.end {
-            end if end == self.map.len() => end,
-            end => end / RELEASE_STEP_BYTES * RELEASE_STEP_BYTES,
-        };
-        if start >= end {
-            return Ok(());
-        }
-        let (at, len) = (self.map[start..end].as_mut_ptr(), end - start);
-        // SAFETY: `&mut self` says that nobody holds a view of these bytes, and anonymous memory
-        // given back reads as zeros, which are bytes.
-        let released = unsafe { libc::madvise(at.cast(), len, MADV_DONTNEED_LOCKED) };
-        Errno::result(released).map(drop)
+    /// `EPERM` when a seal is missing, `EINVAL` when it is empty or no memfd.
+    pub fn open(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
+        let len = sealed_len(fd)?;
+        // SAFETY: the seals checked above keep every process from writing or shrinking it.
+        let map = unsafe { MmapOptions::new().len(len).map_copy_read_only(fd.as_raw_fd()) };
+        let errno =
+            |error: std::io::Error| error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw);
+        Ok(Self { map: map.map_err(errno)? })
     }
 }
 
-impl Deref for PrivateMemory {
+impl Deref for SealedSegment {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -205,9 +194,111 @@ impl Deref for PrivateMemory {
     }
 }
 
-impl DerefMut for PrivateMemory {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.map
+/// Sealed memfds, one behind the other in one range of addresses, read-only.
+///
+/// All but the last are of one length, so that a file that came in segments reads as one slice.
+#[derive(Debug)]
+pub struct SealedSegments {
+    /// The first byte of the whole range, which reads as zeros where no segment is.
+    start: NonNull<u8>,
+    reserved_len: usize,
+    segment_len: usize,
+    len: usize,
+    released: usize,
+}
+
+impl SealedSegments {
+    /// Sets addresses aside for `len_max` bytes in segments of `segment_len`.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; `EINVAL` for no bytes, or segments that are no whole pages.
+    pub fn reserve(len_max: usize, segment_len: usize) -> Result<Self, Errno> {
+        some_bytes(len_max)?;
+        some_bytes(segment_len)?;
+        if !segment_len.is_multiple_of(SEGMENT_STEP_BYTES) {
+            return Err(Errno::EINVAL);
+        }
+        let reserved = len_max.checked_next_multiple_of(segment_len).ok_or(Errno::EFBIG)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: without an address, the kernel takes one where nothing is.
+        let start = unsafe { libc::mmap(ptr::null_mut(), reserved, libc::PROT_READ, flags, -1, 0) };
+        if start == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        let start = NonNull::new(start.cast()).ok_or(Errno::ENOMEM)?;
+        Ok(Self { start, reserved_len: reserved, segment_len, len: 0, released: 0 })
+    }
+
+    /// Checks the seals of a memfd and maps it behind the last one.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` when a seal is missing; `EINVAL` when it is empty, too long, no memfd, or comes after one that
+    /// was shorter than a segment; `EFBIG` when there is no room left.
+    pub fn append(&mut self, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        let len = sealed_len(fd)?;
+        if len > self.segment_len || !self.len.is_multiple_of(self.segment_len) {
+            return Err(Errno::EINVAL);
+        }
+        if self.len == self.reserved_len {
+            return Err(Errno::EFBIG);
+        }
+        self.replace(self.len, len, Some(fd))?;
+        self.len += len;
+        Ok(())
+    }
+
+    /// Gives the segments that end at or before `end` back to the kernel; they read as zeros afterwards.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; `EINVAL` for an end outside.
+    pub fn release_to(&mut self, end: usize) -> Result<(), Errno> {
+        if end > self.len {
+            return Err(Errno::EINVAL);
+        }
+        let end = if end == self.len { end } else { end / self.segment_len * self.segment_len };
+        let released = end.next_multiple_of(self.segment_len);
+        if released <= self.released {
+            return Ok(());
+        }
+        self.replace(self.released, released - self.released, None)?;
+        self.released = released;
+        Ok(())
+    }
+
+    /// Puts a memfd of unchanging content, or zeros, in the place of a part of the range.
+    fn replace(&mut self, at: usize, len: usize, fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+        if at.checked_add(len).is_none_or(|end| end > self.reserved_len) {
+            return Err(Errno::EINVAL);
+        }
+        // SAFETY: `at` is inside the range that starts there (checked above).
+        let place = unsafe { self.start.add(at) }.as_ptr().cast();
+        let anonymous = if fd.is_none() { libc::MAP_ANONYMOUS } else { 0 };
+        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | anonymous;
+        let raw = fd.map_or(-1, |fd| fd.as_raw_fd());
+        // SAFETY: the part is inside the range (checked above), which this value owns, and `&mut self` says
+        // that nobody holds a view of it.
+        let mapped = unsafe { libc::mmap(place, len, libc::PROT_READ, flags, raw, 0) };
+        if mapped == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(()) }
+    }
+}
+
+impl Drop for SealedSegments {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped here as a whole, and its owner ends.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.reserved_len) };
+    }
+}
+
+impl Deref for SealedSegments {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the range is mapped for reading while this value lives, up to `len` at least, and the seals
+        // that `append` checks keep every process from changing it.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 
@@ -229,13 +320,20 @@ pub fn heap_len() -> u64 {
     (info.arena as u64).saturating_add(info.hblkhd as u64)
 }
 
-/// The kernel maps no empty range; memmap2 would hide that by a page of its own.
-fn some_bytes(len: usize) -> Result<(), Errno> {
-    if len == 0 { Err(Errno::EINVAL) } else { Ok(()) }
+/// The length of a memfd that nobody can change any more.
+fn sealed_len(fd: BorrowedFd<'_>) -> Result<usize, Errno> {
+    let seals = SealFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GET_SEALS)?);
+    if !seals.contains(seals_required()) {
+        return Err(Errno::EPERM);
+    }
+    let len = usize::try_from(fstat(fd)?.st_size).map_err(|_| Errno::EINVAL)?;
+    some_bytes(len)?;
+    Ok(len)
 }
 
-fn errno(error: &std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw)
+/// The kernel maps no empty range.
+fn some_bytes(len: usize) -> Result<(), Errno> {
+    if len == 0 { Err(Errno::EINVAL) } else { Ok(()) }
 }
 
 /// Returns how many bytes a descriptor's file holds.
@@ -258,7 +356,7 @@ mod tests {
         let fd = memory.seal().unwrap();
         let sealed = SealedMemory::open(fd.as_fd()).unwrap();
         assert_eq!((sealed.len(), sealed[199_999]), (200_000, 7));
-        assert_eq!(nix::unistd::write(&fd, b"x").unwrap_err(), Errno::EPERM);
+        assert_eq!(write(&fd, b"x").unwrap_err(), Errno::EPERM);
         assert_eq!(ftruncate(&fd, 1).unwrap_err(), Errno::EPERM);
     }
 
@@ -272,15 +370,37 @@ mod tests {
     }
 
     #[test]
-    fn released_pages_read_as_zeros_and_others_stay() {
-        let mut memory = PrivateMemory::new(300_000).unwrap();
-        memory.fill(1);
-        memory.release(10..150_000).unwrap();
-        assert_eq!((memory[10], memory[65_535]), (1, 1));
-        assert_eq!((memory[65_536], memory[131_071]), (0, 0));
-        assert_eq!((memory[131_072], memory[299_999]), (1, 1));
-        memory.release(200_000..300_000).unwrap();
-        assert_eq!((memory[200_000], memory[299_999]), (1, 0));
-        assert_eq!(memory.release(0..300_001).unwrap_err(), Errno::EINVAL);
+    fn segments_read_as_one_and_what_is_released_as_zeros() {
+        let step = SEGMENT_STEP_BYTES;
+        let segment = |len: usize, byte: u8| {
+            let mut memory = EmptyMemory::new("test").unwrap();
+            assert_eq!(memory.append(&vec![byte; len]), Ok(len));
+            memory.seal().unwrap()
+        };
+        let mut segments = SealedSegments::reserve(2 * step + 7, step).unwrap();
+        let open = UnsealedMemory::new("test", step).unwrap();
+        assert_eq!(segments.append(open.fd.as_fd()), Err(Errno::EPERM));
+        assert_eq!(segments.append(segment(step + 1, 9).as_fd()), Err(Errno::EINVAL));
+        for (len, byte) in [(step, 1), (step, 2), (7, 3)] {
+            segments.append(segment(len, byte).as_fd()).unwrap();
+        }
+        // Behind a shorter one there is none, and here no room either.
+        assert_eq!(segments.append(segment(7, 4).as_fd()), Err(Errno::EINVAL));
+        assert_eq!(segments.len(), 2 * step + 7);
+        let ends = |segments: &SealedSegments| {
+            [0, step - 1, step, 2 * step, 2 * step + 6].map(|at| segments[at])
+        };
+        assert_eq!(ends(&segments), [1, 1, 2, 3, 3]);
+        segments.release_to(2 * step - 1).unwrap();
+        assert_eq!(ends(&segments), [0, 0, 2, 3, 3]);
+        segments.release_to(2 * step + 7).unwrap();
+        assert_eq!(ends(&segments), [0; 5]);
+        assert_eq!(segments.release_to(2 * step + 8), Err(Errno::EINVAL));
+
+        let mut full = SealedSegments::reserve(step, step).unwrap();
+        full.append(segment(step, 1).as_fd()).unwrap();
+        assert_eq!(full.append(segment(step, 1).as_fd()), Err(Errno::EFBIG));
+        assert_eq!(SealedSegments::reserve(0, step).unwrap_err(), Errno::EINVAL);
+        assert_eq!(SealedSegments::reserve(step, 4096).unwrap_err(), Errno::EINVAL);
     }
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 
 use cloister::ipc::message::{
     Digest, Endpoint, FromGateway, FromWorker, Generate, Prompt, RequestId, Sampling, ToGateway,
@@ -276,19 +275,19 @@ impl Gateway<'_> {
         json!(nix::unistd::write(worker, bytes).unwrap())
     }
 
-    /// A socket of this process, attached to a frame that asks for nothing.
+    /// An end of a pipe of this process, attached to a frame that asks for nothing.
     fn descriptor_to_worker(&mut self) -> Value {
         let worker = self.workers[&FIRST.0].as_fd().try_clone_to_owned().unwrap();
-        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (ours, theirs) = std::io::pipe().unwrap();
         let cancel = ToWorker::Cancel { request: RequestId([9; 16]) }.encode().unwrap();
         let len = u32::try_from(cancel.len()).unwrap().to_le_bytes();
         let frame = [&len[..], &cancel].concat();
         super::send_raw(&Channel::new(worker), &frame, &[theirs.as_fd()]);
         drop(theirs);
         // Nobody took the other end: it is closed as soon as the bytes are read.
-        ours.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
-        let read = std::io::Read::read(&mut &ours, &mut [0; 1]);
-        json!({ "kept": read.is_err() })
+        let mut ends = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
+        let closed = poll(&mut ends, PollTimeout::from(20_000_u16)).unwrap();
+        json!({ "kept": closed == 0 })
     }
 }
 

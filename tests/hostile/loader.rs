@@ -1,13 +1,11 @@
 //! The loader that was taken over. The model file is its order.
 
-use std::fs::File;
-use std::io::Read as _;
 use std::os::fd::{AsFd, OwnedFd};
 
 use cloister::ipc::message::{FromLoader, ToLoader};
 use cloister::ipc::{Channel, Message};
 use cloister::sandbox::Role;
-use cloister::sys::memory::UnsealedMemory;
+use cloister::sys::memory::{SealedMemory, UnsealedMemory};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{MsgFlags, recv};
 
@@ -28,9 +26,10 @@ pub(super) fn is_ordered(control: i32) -> bool {
 }
 
 pub(super) fn run(control: &Channel) {
-    let (ToLoader::Load { .. }, mut pipe) = control.recv().unwrap() else { panic!() };
-    let mut model = String::new();
-    File::from(pipe.remove(0)).read_to_string(&mut model).unwrap();
+    let (ToLoader::Load { .. }, _) = control.recv().unwrap() else { panic!() };
+    let (ToLoader::Segment, segment) = control.recv().unwrap() else { panic!() };
+    let segment = SealedMemory::open(segment[0].as_fd()).unwrap();
+    let model = std::str::from_utf8(&segment).unwrap();
     let received = FromLoader::Received { len_bytes: model.len() as u64 };
     let attack = model.trim();
     match attack {

@@ -1,24 +1,26 @@
 //! The opener that was taken over. The model file is its order.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
+use std::os::fd::AsFd as _;
 
 use cloister::ipc::message::{FromOpener, ToOpener};
 use cloister::ipc::{Channel, Message};
 use cloister::sandbox::Role;
+use cloister::sys::memory::UnsealedMemory;
 
 use super::{attack_control, break_filter};
 
 pub(super) fn run(control: &Channel) {
     let (ToOpener::OpenPlain, mut fds) = control.recv().unwrap() else { panic!() };
-    let mut pipe = File::from(fds.pop().unwrap());
     let mut order = String::new();
     File::from(fds.pop().unwrap()).read_to_string(&mut order).unwrap();
     let len_bytes = order.len() as u64;
     if order == "more-than-the-file" {
-        let _ = pipe.write_all(&vec![0; order.len() + 1]);
+        let mut segment = UnsealedMemory::new("segment", order.len() + 1).unwrap();
+        segment.fill(7);
+        control.send(&FromOpener::Segment, &[segment.seal().unwrap().as_fd()]).unwrap();
     }
-    drop(pipe);
     match order.as_str() {
         "break-filter" => return break_filter(control, Role::Opener),
         "more-than-the-file" | "other-length" => {

@@ -27,7 +27,9 @@ mod privacy;
 mod records;
 mod replica;
 mod retention;
+mod revoked;
 mod rotate_key;
+mod speed;
 mod swap;
 
 pub(crate) use live_memory::found_in;
@@ -197,8 +199,9 @@ impl Appliance {
         descendants(self.child.id().cast_signed())
             .into_iter()
             .filter(|pid| {
-                fs::read_to_string(format!("/proc/{pid}/comm"))
-                    .is_ok_and(|comm| comm.trim() == name.get(..15).unwrap_or(name))
+                // Before Linux 6.14 the kernel names a program after the descriptor that it is started by.
+                fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                    .is_ok_and(|words| words.split('\0').next() == Some(name))
             })
             .collect()
     }

@@ -29,6 +29,7 @@ CLONE_THREAD = 0x10000
 THREADS = {
     "worker": {"": "engine", "kernels": "compute", "text": "text", "link": "link"},
     "loader": {"": "main", "kernels": "compute"},
+    "opener": {"": "main", "decrypt": "decrypt"},
     "supervisor": {"": "serving"},
 }
 LINE = re.compile(r"^(\d+\.\d+) (\w+)\((.*?)(?:\)\s+= (.*)|$)")

@@ -64,7 +64,10 @@ fn main() -> ExitCode {
         [_, "free", attempt] => println!("{}", free(attempt)),
         [_, "sweep", role] => sweep(role_of(role)),
         [_, "rules", role, ref thread @ ..] => {
-            let role = ROLES.into_iter().chain([Role::Supervisor]).find(|it| it.name() == role);
+            let role = ROLES
+                .into_iter()
+                .chain([Role::Supervisor, Role::Spawner])
+                .find(|it| it.name() == role);
             let named = |it: &Thread| Some(it.role()) == role && thread == [it.name()];
             rules::check(role.unwrap(), Thread::ALL.into_iter().find(named));
         }

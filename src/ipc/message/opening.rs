@@ -1,9 +1,14 @@
-//! Between supervisor, opener and loader: one model's way into memory. The bytes go through pipes, not through
-//! messages; the one key is that of the one file.
+//! Between supervisor, opener and loader: one model's way into memory. The bytes go in sealed memfds, a few at a
+//! time, not through messages; the one key is that of the one file.
 
 use zeroize::Zeroizing;
 
 use super::KvFormat;
+
+/// Bytes of a piece of a model on its way from opener to supervisor to loader.
+pub const SEGMENT_LEN_BYTES: usize = 4 << 20;
+/// Most pieces that were sent and that their receiver has not taken yet.
+pub const SEGMENTS_COUNT_MAX: usize = 8;
 
 /// Opener to supervisor.
 #[derive(Debug)]
@@ -15,7 +20,10 @@ pub enum FromOpener {
         /// The stanza's body.
         body: [u8; 32],
     },
-    /// All plaintext is written.
+    /// The next piece of the plaintext. Descriptor: a sealed memfd of [`SEGMENT_LEN_BYTES`]; the last may be
+    /// shorter. Answered by `Taken`; at most [`SEGMENTS_COUNT_MAX`] are on their way.
+    Segment,
+    /// All plaintext is sent.
     Finished {
         /// Plaintext bytes.
         len_bytes: u64,
@@ -29,14 +37,16 @@ pub enum FromOpener {
 
 /// Supervisor to opener.
 pub enum ToOpener {
-    /// Open an age file. Descriptors: the file, the pipe's write end.
+    /// Open an age file. Descriptor: the file.
     OpenAge,
-    /// Copy a plain file. Descriptors: the file, the pipe's write end.
+    /// Copy a plain file. Descriptor: the file.
     OpenPlain,
     /// That file's key.
     FileKey(Zeroizing<[u8; 16]>),
     /// The identity does not open this stanza.
     NoMatch,
+    /// A segment is hashed and handed on.
+    Taken,
 }
 
 /// Which check refused an encrypted file.
@@ -60,23 +70,26 @@ pub enum OpenCheck {
 /// Supervisor to loader.
 #[derive(Debug)]
 pub enum ToLoader {
-    /// First message. Descriptor: the pipe's read end.
+    /// First message.
     Load {
         /// Plaintext bytes to expect, so that memory is reserved once.
         len_max_bytes: u64,
         /// How the worker will keep keys and values; a model that cannot be served so is refused.
         kv: KvFormat,
     },
-    /// The digest and signature hold: parse and repack.
+    /// The next piece of the plaintext. Descriptor: a sealed memfd of [`SEGMENT_LEN_BYTES`]; the last may be
+    /// shorter. Answered by `Received`; at most [`SEGMENTS_COUNT_MAX`] are on their way.
+    Segment,
+    /// That was all; the digest and signature hold: parse and repack.
     Verified,
 }
 
 /// Loader to supervisor.
 #[derive(Debug)]
 pub enum FromLoader {
-    /// All bytes up to the end of the pipe are held.
+    /// A segment is mapped.
     Received {
-        /// Bytes.
+        /// Bytes of all that came.
         len_bytes: u64,
     },
     /// How far the repacking is.

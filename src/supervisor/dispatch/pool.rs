@@ -304,7 +304,7 @@ impl Dispatch {
     }
 
     /// Takes no more requests for a model, until one of its workers is ready.
-    fn close_model(&mut self, index: ModelIndex, ledger: &mut Ledger) {
+    pub(in crate::supervisor) fn close_model(&mut self, index: ModelIndex, ledger: &mut Ledger) {
         let Some(model) = self.models.get_mut(usize::from(index.0)) else { return };
         if !std::mem::replace(&mut model.is_open, false) {
             return;

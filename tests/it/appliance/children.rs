@@ -61,8 +61,8 @@ fn every_child_is_as_the_policy_says() {
         for status in statuses(pid) {
             let name = field(&status, "Name:");
             assert_eq!(field(&status, "Seccomp:"), "2", "{role} {name}");
-            // Its process's, and that of its kind of thread.
-            let filters = if role == "worker" { "2" } else { "1" };
+            // The spawner's two, its process's, and that of its kind of thread.
+            let filters = if role == "worker" { "4" } else { "3" };
             assert_eq!(field(&status, "Seccomp_filters:"), filters, "{role} {name}");
             assert_eq!(field(&status, "NoNewPrivs:"), "1", "{role} {name}");
             for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
@@ -101,7 +101,7 @@ fn every_child_is_as_the_policy_says() {
 }
 
 #[test]
-fn the_spawner_has_one_thread_and_three_capabilities() {
+fn the_spawner_has_one_thread_three_capabilities_and_its_filter() {
     let appliance = Appliance::start(As::Oneself);
     let gateway = appliance.only_child("cloister-gateway");
     let status = fs::read_to_string(format!("/proc/{gateway}/status")).unwrap();
@@ -109,6 +109,8 @@ fn the_spawner_has_one_thread_and_three_capabilities() {
     let [status] = &statuses(spawner)[..] else { panic!("several threads") };
     assert_eq!(field(status, "Name:"), "spawner");
     assert_eq!(field(status, "NoNewPrivs:"), "1");
+    assert_eq!(field(status, "Seccomp:"), "2");
+    assert_eq!(field(status, "Seccomp_filters:"), "2");
     if is_root() {
         for (set, want) in [
             ("CapInh:", 0),

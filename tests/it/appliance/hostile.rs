@@ -384,7 +384,7 @@ fn an_opener_that_breaks_the_protocol_opens_nothing() {
     let attacks = [
         ("unwrap", "the opener broke protocol"),
         ("other-length", "the opener broke protocol"),
-        ("more-than-the-file", "model"),
+        ("more-than-the-file", "the opener broke protocol"),
         ("garbage", "the opener failed: "),
         ("empty", "the opener failed: "),
         ("oversized", "the opener failed: "),

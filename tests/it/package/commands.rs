@@ -224,3 +224,45 @@ fn every_command_has_examples() {
         assert!(help.contains("Examples:\n"), "{command:?}");
     }
 }
+
+#[test]
+fn a_timing_is_the_share_of_the_least_of_its_limits() {
+    let folder = Folder::new();
+    let at = |name: &str| text(&folder.path(name));
+    let (key, id, trust) = (at("signing.pem"), at("id.txt"), at("trust"));
+    cloister(&["keygen", "signing", "--out", &key], 0);
+    let made = cloister(&["keygen", "model-identity", "--out", &id, "--json"], 0);
+    let made: Value = serde_json::from_str(&made).unwrap();
+    fs::create_dir(&trust).unwrap();
+    fs::copy(folder.path("signing.pub.pem"), folder.path("trust/me.pem")).unwrap();
+    let model = text(&folder.write("m.gguf", Random(3).bytes(3 << 20)));
+    cloister(&["model", "sign", &model, "--key", &key], 0);
+    cloister(&["model", "seal", &model, "--recipient", made["recipient"].as_str().unwrap()], 0);
+    for (file, is_sealed) in [(model.clone(), false), (format!("{model}.age"), true)] {
+        let words = ["model", "verify", &file, "--trust", &trust, "--identity", &id, "--json"];
+        let plain: Value = serde_json::from_str(&cloister(&words, 0)).unwrap();
+        let report = cloister(&[&words[..], &["--timing"]].concat(), 0);
+        let report: Value = serde_json::from_str(&report).unwrap();
+        let limits = &report["limits_bytes_per_s"];
+        let number = |value: &Value| value.as_f64().filter(|number| *number > 0.0);
+        let (read, hash) = (number(&limits["read"]).unwrap(), number(&limits["hash"]).unwrap());
+        let both = number(&limits["decrypt_and_hash"]);
+        assert_eq!(both.is_some(), is_sealed, "{report}");
+        let least = read.min(hash).min(both.unwrap_or(f64::INFINITY));
+        let rate = f64::from(3 << 20) / number(&report["seconds"]).unwrap();
+        for (told, want) in [
+            (&limits["least"], least),
+            (&report["bytes_per_s"], rate),
+            (&report["share"], rate / least),
+        ] {
+            let told = number(told).unwrap();
+            assert!((told / want - 1.0).abs() < 1e-9, "{told}, not {want}: {report}");
+        }
+        for member in ["seconds", "bytes_per_s", "limits_bytes_per_s", "share"] {
+            assert!(plain.get(member).is_none(), "{plain}");
+        }
+        for member in ["verdict", "sha256", "signer", "len_bytes"] {
+            assert_eq!(plain[member], report[member], "{member}");
+        }
+    }
+}

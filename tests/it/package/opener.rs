@@ -1,5 +1,6 @@
 //! The opener's conversation with the supervisor, over the real channel.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::AsFd as _;
@@ -7,11 +8,14 @@ use std::path::Path;
 use std::thread;
 
 use cloister::ipc::Channel;
-use cloister::ipc::message::{FromOpener, OpenCheck, ToOpener};
+use cloister::ipc::message::{
+    FromOpener, OpenCheck, SEGMENT_LEN_BYTES, SEGMENTS_COUNT_MAX, ToOpener,
+};
 use cloister::opener::serve;
 use cloister::package::age_stream::Decryptor;
 use cloister::package::keys::Identity;
 use cloister::package::seal::{parse_recipient, seal};
+use cloister::sys::memory::SealedSegment;
 use zeroize::Zeroizing;
 
 use super::{Folder, Random};
@@ -19,22 +23,28 @@ use super::{Folder, Random};
 /// Plays the supervisor; returns the plaintext, the report and how often it was asked to unwrap.
 fn conversation(order: &ToOpener, path: &Path, identity: &Identity) -> (Vec<u8>, FromOpener, u32) {
     let (ours, theirs) = Channel::pair().unwrap();
-    let (source, far) = nix::unistd::pipe().unwrap();
     let file = File::open(path).unwrap();
     // The descriptor's own place must not matter.
-    (&file).read_exact(&mut [0; 3]).unwrap();
-    ours.send(order, &[file.as_fd(), far.as_fd()]).unwrap();
-    drop(far);
+    let _ = (&file).read(&mut [0; 3]).unwrap();
+    ours.send(order, &[file.as_fd()]).unwrap();
     thread::scope(|scope| {
         let opener = scope.spawn(move || serve(&theirs, &mut Decryptor::new(2).unwrap()));
-        let reader = scope.spawn(move || {
-            let mut plaintext = Vec::new();
-            File::from(source).read_to_end(&mut plaintext).unwrap();
-            plaintext
-        });
-        let mut asked = 0;
+        let mut under_way = VecDeque::<SealedSegment>::new();
+        let (mut plaintext, mut asked) = (Vec::new(), 0);
         let report = loop {
-            match ours.recv::<FromOpener>().unwrap().0 {
+            // As late as may be.
+            if under_way.len() == SEGMENTS_COUNT_MAX {
+                plaintext.extend_from_slice(&under_way.pop_front().unwrap());
+                // It need not wait for what becomes of its last ones.
+                let _ = ours.send(&ToOpener::Taken, &[]);
+            }
+            let (message, fds) = ours.recv::<FromOpener>().unwrap();
+            match message {
+                FromOpener::Segment => {
+                    let segment = SealedSegment::open(fds[0].as_fd()).unwrap();
+                    assert!(segment.len() <= SEGMENT_LEN_BYTES);
+                    under_way.push_back(segment);
+                }
                 FromOpener::Unwrap { ephemeral, body } => {
                     asked += 1;
                     let answer = match identity.unwrap_stanza(&ephemeral, &body) {
@@ -47,7 +57,10 @@ fn conversation(order: &ToOpener, path: &Path, identity: &Identity) -> (Vec<u8>,
             }
         };
         opener.join().unwrap().unwrap();
-        (reader.join().unwrap(), report, asked)
+        let is_whole = |segment: &SealedSegment| segment.len() == SEGMENT_LEN_BYTES;
+        assert!(under_way.iter().rev().skip(1).all(is_whole));
+        under_way.iter().for_each(|segment| plaintext.extend_from_slice(segment));
+        (plaintext, report, asked)
     })
 }
 
@@ -63,15 +76,21 @@ fn sealed(plaintext: &[u8], recipients: &[&Identity]) -> Vec<u8> {
 fn an_age_file_and_a_plain_one_are_opened() {
     let folder = Folder::new();
     let (us, others) = (Identity::generate(), Identity::generate());
-    let model = Random(1).bytes(700_000);
-    let path = folder.write("m.age", sealed(&model, &[&others, &others, &us]));
-    let (plaintext, report, asked) = conversation(&ToOpener::OpenAge, &path, &us);
-    assert!(plaintext == model && asked == 3);
-    assert!(matches!(report, FromOpener::Finished { len_bytes: 700_000 }));
-    let path = folder.write("m.gguf", &model);
-    let (plaintext, report, asked) = conversation(&ToOpener::OpenPlain, &path, &us);
-    assert!(plaintext == model && asked == 0);
-    assert!(matches!(report, FromOpener::Finished { len_bytes: 700_000 }));
+    let segment = SEGMENT_LEN_BYTES;
+    // More than may be under way, and each border.
+    let most = (SEGMENTS_COUNT_MAX + 2) * segment + 5;
+    for len in [0, 700_000, segment - 1, segment, segment + 1, most] {
+        let model = Random(1).bytes(len);
+        let path = folder.write("m.age", sealed(&model, &[&others, &others, &us]));
+        let (plaintext, report, asked) = conversation(&ToOpener::OpenAge, &path, &us);
+        let is_len = |said: u64| said == len as u64;
+        assert!(plaintext == model && asked == 3, "{len}");
+        assert!(matches!(report, FromOpener::Finished { len_bytes } if is_len(len_bytes)));
+        let path = folder.write("m.gguf", &model);
+        let (plaintext, report, asked) = conversation(&ToOpener::OpenPlain, &path, &us);
+        assert!(plaintext == model && asked == 0, "{len}");
+        assert!(matches!(report, FromOpener::Finished { len_bytes } if is_len(len_bytes)));
+    }
 }
 
 #[test]

@@ -3,49 +3,66 @@
 //! Measured in the same run as the opening that is held against it, with the same libraries.
 
 use std::fs::File;
-use std::io::Read as _;
-use std::path::Path;
+use std::io::{Read as _, Seek as _};
 use std::time::Instant;
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use ring::digest::{SHA256, digest};
 
-use crate::package::Error;
-use crate::package::age_stream::CHUNK_LEN_BYTES;
+use super::Error;
+use super::age_stream::CHUNK_LEN_BYTES;
 
-/// Bytes that are hashed and decrypted for a figure.
-const SAMPLE_LEN_BYTES: usize = 64 << 20;
-/// Most bytes of the file that are read for a figure.
-const READ_LEN_MAX_BYTES: u64 = 1 << 30;
 /// Bytes that are read at once.
 const READ_STEP_BYTES: usize = 1 << 20;
 /// Repetitions; the best counts, since a busy machine shows its limits now and then.
 const ROUNDS: usize = 3;
 
+/// How much work a measurement may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Bytes that are hashed and decrypted for a figure.
+    sample_len_bytes: usize,
+    /// Most bytes of the file that are read for a figure.
+    read_len_max_bytes: u64,
+}
+
+impl Effort {
+    /// For who waits for it: a second or two.
+    pub const THOROUGH: Self = Self { sample_len_bytes: 64 << 20, read_len_max_bytes: 1 << 30 };
+    /// For a start: a fifth of a second.
+    pub const SHORT: Self = Self { sample_len_bytes: 16 << 20, read_len_max_bytes: 64 << 20 };
+}
+
 /// Rates in bytes a second.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct OpeningLimits {
+pub struct OpeningLimits {
     /// Reading the file, as it is cached now.
-    pub(super) read: f64,
+    pub read: f64,
     /// SHA-256 on one thread: a hash has no parts.
-    pub(super) hash: f64,
+    pub hash: f64,
     /// ChaCha20-Poly1305 and SHA-256 of the same bytes, on all processors at once; nothing for a file that
     /// is not encrypted.
-    pub(super) both: Option<f64>,
+    pub both: Option<f64>,
 }
 
 impl OpeningLimits {
     /// Measures, with this file for the disk.
-    pub(super) fn measure(file: &Path, is_encrypted: bool) -> Result<Self, Error> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Stream`] when the file cannot be read or a thread not be made.
+    pub fn measure(file: &File, is_encrypted: bool, effort: Effort) -> Result<Self, Error> {
+        let len = effort.sample_len_bytes;
         Ok(Self {
-            read: best(|| read(file))?,
-            hash: best(|| Ok(hash()))?,
-            both: is_encrypted.then(|| best(decrypt_and_hash)).transpose()?,
+            read: best(|| read(file, effort.read_len_max_bytes))?,
+            hash: best(|| Ok(hash(len)))?,
+            both: is_encrypted.then(|| best(|| decrypt_and_hash(len))).transpose()?,
         })
     }
 
     /// The least of them, which bounds the opening.
-    pub(super) fn least(&self) -> f64 {
+    #[must_use]
+    pub fn least(&self) -> f64 {
         self.read.min(self.hash).min(self.both.unwrap_or(f64::INFINITY))
     }
 }
@@ -59,9 +76,10 @@ fn rate(bytes: u64, start: Instant) -> f64 {
     bytes as f64 / start.elapsed().as_secs_f64()
 }
 
-fn read(file: &Path) -> Result<f64, Error> {
+fn read(mut file: &File, len_max_bytes: u64) -> Result<f64, Error> {
     let failed = |source| Error::Stream { action: "read the file", source };
-    let mut file = File::open(file).map_err(failed)?.take(READ_LEN_MAX_BYTES);
+    file.rewind().map_err(failed)?;
+    let mut file = file.take(len_max_bytes);
     let mut buffer = vec![0; READ_STEP_BYTES];
     let (start, mut len) = (Instant::now(), 0);
     loop {
@@ -72,23 +90,29 @@ fn read(file: &Path) -> Result<f64, Error> {
     }
 }
 
-fn hash() -> f64 {
-    let sample = vec![0xA5; SAMPLE_LEN_BYTES];
+fn hash(len_bytes: usize) -> f64 {
+    let sample = vec![0xA5; len_bytes];
     let start = Instant::now();
     std::hint::black_box(digest(&SHA256, &sample));
-    rate(SAMPLE_LEN_BYTES as u64, start)
+    rate(len_bytes as u64, start)
 }
 
-fn decrypt_and_hash() -> Result<f64, Error> {
+fn decrypt_and_hash(len_bytes: usize) -> Result<f64, Error> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let start = Instant::now();
-    let threads: Vec<_> = (0..processors).map(|_| std::thread::spawn(work)).collect();
-    threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| Err(failed())))?;
-    Ok(rate((processors * SAMPLE_LEN_BYTES) as u64, start))
+    std::thread::scope(|scope| {
+        let thread = |_| std::thread::Builder::new().spawn_scoped(scope, || work(len_bytes));
+        let threads: Vec<_> = (0..processors).map(thread).collect();
+        threads.into_iter().try_for_each(|thread| {
+            let thread = thread.map_err(|_| failed())?;
+            thread.join().unwrap_or_else(|_| Err(failed()))
+        })
+    })?;
+    Ok(rate((processors * len_bytes) as u64, start))
 }
 
 /// Decrypts and hashes a sample, a chunk at a time.
-fn work() -> Result<(), Error> {
+fn work(len_bytes: usize) -> Result<(), Error> {
     let key = UnboundKey::new(&CHACHA20_POLY1305, &[7; 32]).map_err(|_| failed())?;
     let key = LessSafeKey::new(key);
     let nonce = || Nonce::assume_unique_for_key([0; 12]);
@@ -96,7 +120,7 @@ fn work() -> Result<(), Error> {
     let sealing = key.seal_in_place_append_tag(nonce(), Aad::empty(), &mut sealed);
     sealing.map_err(|_| failed())?;
     let mut chunk = sealed.clone();
-    for _ in 0..SAMPLE_LEN_BYTES / CHUNK_LEN_BYTES {
+    for _ in 0..len_bytes / CHUNK_LEN_BYTES {
         chunk.copy_from_slice(&sealed);
         let opened = key.open_in_place(nonce(), Aad::empty(), &mut chunk);
         std::hint::black_box(digest(&SHA256, opened.map_err(|_| failed())?));
@@ -122,7 +146,8 @@ mod tests {
 
     #[test]
     fn every_rate_is_measured() {
-        let limits = OpeningLimits::measure(Path::new("Cargo.lock"), true).unwrap();
+        let file = File::open("Cargo.lock").unwrap();
+        let limits = OpeningLimits::measure(&file, true, Effort::SHORT).unwrap();
         assert!(limits.read > 0.0 && limits.hash > 0.0 && limits.both.unwrap() > 0.0);
     }
 }
