@@ -201,15 +201,17 @@ impl Copy {
             return Ok(());
         }
         let is_first = self.published.is_none();
+        let disk = Arc::clone(&self.disk);
+        let write = |path: &Path, bytes: &[u8]| match is_first {
+            true => put_if_other(disk.as_ref(), path, bytes),
+            false => put(disk.as_ref(), path, bytes, Durable::No),
+        };
         for (path, bytes) in tiles_between(&self.folder, tail, self.whole, tail.whole()) {
-            match is_first {
-                true => put_if_other(self.disk.as_ref(), &path, &bytes)?,
-                false => put(self.disk.as_ref(), &path, &bytes, Durable::No)?,
-            }
+            write(&path, &bytes)?;
         }
         let open = self.write_open_tiles(tail)?;
         let checkpoint = self.folder.join("checkpoint");
-        put_if_other(self.disk.as_ref(), &checkpoint, note.as_bytes())?;
+        write(&checkpoint, note.as_bytes())?;
         (self.published, self.published_changes) = (Some(tail.size()), changes_count);
         self.whole = tail.whole();
         let before = std::mem::replace(&mut self.open_tiles, open);

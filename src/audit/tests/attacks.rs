@@ -218,3 +218,39 @@ fn a_log_whose_key_was_changed_verifies_with_both_and_is_signed_by_the_new_one_a
     fs::write(folder.0.join("checkpoint"), old.signer().sign(&signed.to_text())).unwrap();
     assert!(matches!(verify(&folder.0, &both, None, &mut |_, _| {}), Err(Error::NoteUnsigned)));
 }
+
+/// A search proves also what it does not show: a record that was changed to be left out is named.
+#[test]
+fn a_search_names_what_was_changed_to_be_left_out() {
+    let key = Key::new();
+    let folder = log_of("search", &key, 600);
+    let verifier = key.signer().verifier();
+    let search = |wanted: &[u8]| {
+        let mut found = Vec::new();
+        let mut snapshot = Snapshot::open(&folder.0, &verifier).unwrap();
+        let holds = |bytes: &[u8]| bytes.windows(wanted.len()).any(|part| part == wanted);
+        let swept = snapshot.sweep(0..3, &holds, &mut |bundle, swept| {
+            found.push((bundle, matches!(swept, snapshot::Swept::Records(_))));
+            Ok(true)
+        });
+        swept.map(|()| found)
+    };
+    let some = search(b"\"count\":260}").unwrap_or_default();
+    assert_eq!(
+        some,
+        [(0, false), (1, true), (2, true)],
+        "the last bundle is not full, and always read"
+    );
+    let bundle = tile_path(&folder.0, Kind::Entries, 1, 256);
+    let good = fs::read(&bundle).unwrap();
+    let mut changed = entries(&folder.0, 600);
+    let text = String::from_utf8(changed[260].clone()).unwrap();
+    changed[260] = text.replace("\"count\":260", "\"count\":261").into_bytes();
+    fs::write(&bundle, encode_entries(&changed[256..512])).unwrap();
+    let error = search(b"\"count\":260}").unwrap_err();
+    assert!(matches!(error, Error::TileMismatch { level: 0, index: 260 }), "{error}");
+    fs::write(&bundle, &good[..good.len() - 1]).unwrap();
+    assert!(matches!(search(b"nothing"), Err(Error::BundleMalformed { .. })));
+    fs::write(&bundle, &good).unwrap();
+    assert_eq!(search(b"nothing").unwrap(), [(0, false), (1, false), (2, true)]);
+}
