@@ -7,7 +7,7 @@
 
 mod facts;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 #[cfg(test)]
 mod schema_tests;
 mod words;
@@ -146,8 +146,12 @@ pub enum Event {
     },
     /// Keys were presented that open nothing.
     AuthenticationFailed {
-        /// What the supervisor saw.
-        observed: AuthenticationFacts,
+        /// What the supervisor saw, when it was asked about them.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        observed: Option<AuthenticationFacts>,
+        /// What the gateway said, when it was not.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        declared: Option<UnaskedFacts>,
     },
     /// A worker was asked to serve a request without a ticket, and refused.
     TicketMissing {
@@ -224,7 +228,7 @@ pub enum Event {
     /// The log was read or checked through Cloister.
     LogRead {
         /// What the supervisor saw.
-        observed: OperatorFacts,
+        observed: ReaderFacts,
         /// What the command line said.
         declared: LogReadFacts,
     },
@@ -300,7 +304,7 @@ impl Event {
         match self {
             Self::Begin { observed, .. } => Some(&observed.principal),
             Self::Refused { observed } => observed.principal.as_deref(),
-            Self::AuthenticationFailed { observed } => observed.principal.as_deref(),
+            Self::AuthenticationFailed { observed, .. } => observed.as_ref()?.principal.as_deref(),
             Self::ErasureAsked { observed } => Some(&observed.principal),
             Self::Erased { observed } => Some(&observed.principal),
             _ => None,

@@ -9,10 +9,16 @@ use std::path::Path;
 use super::Error;
 use super::disk::Disk;
 use super::merkle::TILE_WIDTH;
-use super::record::Record;
+use super::record::{Record, RetentionPreset, RetentionTimes};
 use super::tiles::{Kind, read_entries, tile_path};
 
 const DAY_S: u64 = 86_400;
+/// HIPAA, 45 CFR 164.316(b)(2)(i): documentation is retained for six years.
+const SIX_YEARS_S: u64 = 2192 * DAY_S;
+/// AI Act, Art. 19(1) and 26(6): logs of a high-risk system are kept for at least six months.
+const HALF_YEAR_S: u64 = 183 * DAY_S;
+/// GDPR Art. 5(1)(e) asks for a limit; the CNIL (2021-122) takes six months to a year for logs.
+const YEAR_S: u64 = 366 * DAY_S;
 /// The shortest time that is taken without force: half a year.
 pub const RETENTION_FLOOR_S: u64 = 182 * DAY_S;
 /// Most bundles that are removed at once.
@@ -21,6 +27,8 @@ const BUNDLES_COUNT_MAX: u64 = 256;
 /// For how long records are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
+    /// By whose rules, where a preset was chosen.
+    pub preset: Option<RetentionPreset>,
     /// At least, in seconds.
     pub min_s: u64,
     /// At most, where they are removed at all.
@@ -29,7 +37,25 @@ pub struct Retention {
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { min_s: 6 * 365 * DAY_S + 2 * DAY_S, max_s: None }
+        Self { preset: None, min_s: SIX_YEARS_S, max_s: None }
+    }
+}
+
+impl From<Retention> for RetentionTimes {
+    fn from(Retention { preset, min_s, max_s }: Retention) -> Self {
+        Self { preset, min_s, max_s }
+    }
+}
+
+impl Retention {
+    /// The times of a preset.
+    #[must_use]
+    pub fn of(preset: RetentionPreset) -> Self {
+        let (min_s, max_s) = match preset {
+            RetentionPreset::Us => (SIX_YEARS_S, None),
+            RetentionPreset::Eu => (HALF_YEAR_S, Some(YEAR_S)),
+        };
+        Self { preset: Some(preset), min_s, max_s }
     }
 }
 
@@ -103,5 +129,9 @@ mod tests {
             assert_eq!(parse_time_s(bad), None, "{bad}");
         }
         assert_eq!(parse_time_s("6y"), Some(Retention::default().min_s));
+        let (eu, us) = (Retention::of(RetentionPreset::Eu), Retention::of(RetentionPreset::Us));
+        assert_eq!((parse_time_s("6m"), parse_time_s("1y")), (Some(eu.min_s), eu.max_s));
+        assert_eq!((parse_time_s("6y"), None), (Some(us.min_s), us.max_s));
+        assert!(eu.min_s >= RETENTION_FLOOR_S);
     }
 }

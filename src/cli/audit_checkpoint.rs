@@ -2,15 +2,16 @@
 //! changes with the log.
 
 use std::io::IsTerminal as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use qrcode::QrCode;
 use qrcode::render::unicode::Dense1x2;
 use serde_json::json;
 
+use super::audit::{DEFAULT_KEY, read_key};
 use super::{Outcome, Verdict, print, tell};
-use crate::audit::{Snapshot, Verifier};
+use crate::audit::Snapshot;
 
 /// Arguments of `cloister audit checkpoint`.
 #[derive(Args, Debug)]
@@ -23,9 +24,9 @@ pub struct Arguments {
     /// The log's folder.
     #[arg(value_name = "LOG", default_value = "/var/lib/cloister/audit")]
     folder: PathBuf,
-    /// The log's public key (NAME+KEYID+BASE64) [default: LOG/../audit.vkey].
-    #[arg(long, value_name = "FILE")]
-    public_key: Option<PathBuf>,
+    /// The log's public key (NAME+KEYID+BASE64).
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_KEY)]
+    public_key: PathBuf,
     /// Print it as a QR code too.
     #[arg(long)]
     qr: bool,
@@ -40,11 +41,7 @@ pub struct Arguments {
 ///
 /// A key that cannot be read.
 pub fn run(arguments: &Arguments) -> Outcome {
-    let default = arguments.folder.parent().unwrap_or(Path::new(".")).join("audit.vkey");
-    let key = arguments.public_key.as_ref().unwrap_or(&default);
-    let fault = |error: &dyn std::fmt::Display| format!("{}: {error}", key.display());
-    let text = std::fs::read_to_string(key).map_err(|error| fault(&error))?;
-    let verifier = Verifier::parse(&text).map_err(|error| fault(&error))?;
+    let verifier = read_key(&arguments.public_key)?;
     let reader = match Snapshot::open(&arguments.folder, &verifier) {
         Ok(reader) => reader,
         Err(error) => {

@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use serde_json::json;
 
+use super::audit::{DEFAULT_KEY, read_key};
 use super::http_client::Client;
 use super::{Outcome, Verdict, print, tell};
 use crate::audit::{Snapshot, Verifier, Witness};
@@ -32,9 +33,9 @@ pub struct Arguments {
     /// The log's folder.
     #[arg(value_name = "LOG", default_value = "/var/lib/cloister/audit")]
     folder: PathBuf,
-    /// The log's public key (NAME+KEYID+BASE64) [default: LOG/../audit.vkey].
-    #[arg(long, value_name = "FILE")]
-    public_key: Option<PathBuf>,
+    /// The log's public key (NAME+KEYID+BASE64).
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_KEY)]
+    public_key: PathBuf,
     /// The witness's address, without `/add-checkpoint`.
     #[arg(long, value_name = "URL")]
     witness: String,
@@ -58,9 +59,7 @@ pub struct Arguments {
 ///
 /// A file that cannot be read, or no answer.
 pub fn run(arguments: &Arguments) -> Outcome {
-    let default = arguments.folder.parent().unwrap_or(Path::new(".")).join("audit.vkey");
-    let key = read(arguments.public_key.as_ref().unwrap_or(&default))?;
-    let verifier = Verifier::parse(&key)?;
+    let verifier = read_key(&arguments.public_key)?;
     let witness = read(&arguments.witness_key)?;
     let witness = Witness::parse(&witness)
         .map_err(|error| format!("{}: {error}", arguments.witness_key.display()))?;

@@ -205,6 +205,11 @@ impl Control {
         self.send_soon(FromGateway::WorkerBroken { worker });
     }
 
+    /// Says how many requests came without a key, or with what cannot be one.
+    pub(super) fn keys_malformed(self: &Arc<Self>, count: u32) {
+        self.send_soon(FromGateway::KeysMalformed { count });
+    }
+
     /// Sends a message now, or as soon as there is room.
     fn send_soon(self: &Arc<Self>, message: FromGateway) {
         if let Err(ipc::Error::WouldBlock) = self.channel.get_ref().try_send(&message, &[])

@@ -15,12 +15,13 @@ use super::api::{self, StreamOptions};
 use super::auth::presented_key;
 use super::control::{Begin, Begun, Control};
 use super::error::ApiError;
+use super::failures::Failures;
 use super::generation::Generation;
 use super::link::Workers;
 use super::queue::Event;
 use super::reply::{self, Head, finish_reason, hex};
 use super::stream::{EventStream, PING_INTERVAL, ResponseBody};
-use crate::ipc::message::{Endpoint, Generate, NAME_LEN_MAX_BYTES, RequestId};
+use crate::ipc::message::{Digest, Endpoint, Generate, NAME_LEN_MAX_BYTES, RequestId};
 
 /// Most header fields of a request; the openai client sends about 16.
 pub(super) const HEADERS_COUNT_MAX: usize = 64;
@@ -39,10 +40,18 @@ pub(super) const ANSWER_LEN_MAX_BYTES: usize = 64 << 20;
 pub(super) struct Shared {
     pub(super) control: Arc<Control>,
     pub(super) workers: Arc<Workers>,
+    pub(super) failures: Arc<Failures>,
     /// Requests at once.
     pub(super) requests: Arc<Semaphore>,
     pub(super) body_len_max_bytes: usize,
     pub(super) read_deadline: Duration,
+}
+
+impl Shared {
+    /// The key of a request; one without any counts as a failed authentication.
+    fn presented_key(&self, headers: &HeaderMap) -> Result<Digest, ApiError> {
+        presented_key(headers).inspect_err(|_| self.failures.note(&self.control))
+    }
 }
 
 /// What a path stands for.
@@ -117,14 +126,14 @@ async fn dispatch(
         }
         Route::Ready => Err(ApiError::NotReady),
         Route::Models => {
-            shared.control.authorize(presented_key(request.headers())?).await?;
+            shared.control.authorize(shared.presented_key(request.headers())?).await?;
             let models: Vec<_> = shared.workers.models().iter().map(reply::model).collect();
             let list = serde_json::json!({ "object": "list", "data": models });
             Ok(json(StatusCode::OK, list.to_string()))
         }
         Route::Model => {
             let name = percent_decode(name);
-            shared.control.authorize(presented_key(request.headers())?).await?;
+            shared.control.authorize(shared.presented_key(request.headers())?).await?;
             let models = shared.workers.models();
             let found = models.iter().find(|info| Some(&info.name) == name.as_ref());
             let unknown = ApiError::Denied(crate::ipc::message::Denial::ModelUnknown);
@@ -167,7 +176,7 @@ async fn generate(
     endpoint: Endpoint,
     begun: &mut Option<RequestId>,
 ) -> Result<Response<ResponseBody>, ApiError> {
-    let key = presented_key(request.headers())?;
+    let key = shared.presented_key(request.headers())?;
     check_media_type(request.headers())?;
     let permit = Arc::clone(&shared.requests).try_acquire_owned();
     let permit = permit.map_err(|_| ApiError::TooManyRequests)?;

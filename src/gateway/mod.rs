@@ -7,6 +7,7 @@ pub mod api;
 mod auth;
 mod control;
 mod error;
+mod failures;
 mod generation;
 mod http;
 mod link;
@@ -122,6 +123,7 @@ fn prepare(
     let shared = Shared {
         control: Arc::clone(control),
         workers: Arc::default(),
+        failures: Arc::default(),
         requests: Arc::new(Semaphore::new(usize::from(config.requests_max))),
         body_len_max_bytes: config.body_len_max_bytes as usize,
         read_deadline: Duration::from_millis(u64::from(config.read_deadline_ms)),
@@ -165,7 +167,10 @@ async fn serve<Proof>(
     let heed = heed_supervisor(control, connections, stop);
     tokio::select! {
         result = heed => result,
-        () = connections.drained() => Ok(()),
+        () = connections.drained() => {
+            connections.shared.failures.tell(control);
+            Ok(())
+        }
     }
 }
 

@@ -45,6 +45,7 @@ fn from_gateway(visit: &mut impl Visit) {
     visit.message(FromGateway::Authorize { correlation: 1, key: DIGEST });
     visit.message(FromGateway::Sign { correlation: 2, scheme: 0x0403, message: vec![0x20; 146] });
     visit.message(FromGateway::WorkerBroken { worker: WORKER });
+    visit.message(FromGateway::KeysMalformed { count: 7 });
     visit.message(FromGateway::Abandoned { request: REQUEST });
 }
 

@@ -61,6 +61,7 @@ variants!(FromGateway {
     5 Abandoned { request },
     6 Alive,
     7 WorkerBroken { worker },
+    8 KeysMalformed { count },
 });
 
 impl Message for FromGateway {

@@ -14,6 +14,7 @@ const WAITING_COUNT_MAX: usize = 64;
 
 /// The thread, as seen from the one that serves. It is made before the start's last filter: later no thread
 /// may be.
+#[derive(Clone)]
 pub(super) struct Closer {
     queue: Sender<OwnedFd>,
     waiting: Arc<AtomicUsize>,

@@ -73,6 +73,12 @@ pub enum Command {
         action: LogAction,
         /// How many records were shown.
         records: u64,
+        /// The earliest time that was asked for, in seconds since 1970.
+        #[serde(default)]
+        from_s: Option<u64>,
+        /// The latest.
+        #[serde(default)]
+        to_s: Option<u64>,
     },
     /// Destroy a principal's key, or agree to it.
     Erase {
@@ -183,6 +189,11 @@ impl ControlSocket {
         let clients = self.clients.iter().map(|client| client.socket.as_fd());
         let all = std::iter::once(self.listener.as_fd()).chain(clients);
         all.filter(|_| !self.closer.is_full())
+    }
+
+    /// The thread that closes what operators sent.
+    pub(super) fn closer(&self) -> &Closer {
+        &self.closer
     }
 
     /// Accepts who waits, and returns what was asked.

@@ -302,6 +302,10 @@ impl Dispatch {
             FromGateway::Abandoned { request } => self.abandoned(request, ledger, now)?,
             FromGateway::Alive => alive(&mut self.gateway_pulse, Kind::GatewayAlive, now)?,
             FromGateway::WorkerBroken { worker } => self.worker_broken(worker)?,
+            FromGateway::KeysMalformed { count: 0 } => {
+                return Err(Fault::Value(Kind::KeysMalformed));
+            }
+            FromGateway::KeysMalformed { count } => self.refusals.keys_malformed(count),
         }
         Ok(())
     }

@@ -34,6 +34,8 @@ pub(super) enum Error {
     Manager(io::Error),
     /// The control socket cannot be made.
     Control(PathBuf, io::Error),
+    /// The auditors' socket cannot be made.
+    Readers(PathBuf, io::Error),
     /// A folder cannot be made.
     Folder(PathBuf, io::Error),
     /// A step of giving up powers.
@@ -109,6 +111,12 @@ impl fmt::Display for Error {
             Self::Control(path, error) => {
                 write!(f, "control socket {}: {error}", path.display())
             }
+            Self::Readers(path, error) => write!(
+                f,
+                "the auditors' socket {}: {error}; have root start Cloister, or its user be a member of \
+                 audit.readers_group",
+                path.display()
+            ),
             Self::Folder(path, error) => write!(f, "folder {}: {error}", path.display()),
             Self::Sandbox(error) => write!(f, "{error}"),
             Self::Spawner(error) => write!(f, "spawner: {error}"),

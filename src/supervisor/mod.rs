@@ -30,6 +30,7 @@ mod material;
 mod nursery;
 mod opening;
 mod operators;
+pub mod readings;
 mod records;
 mod refusals;
 mod reload;

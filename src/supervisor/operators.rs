@@ -6,12 +6,11 @@ use super::compute::Place;
 use super::config::{Config, Lifetime, Swap};
 use super::control::Command;
 use super::nursery::spawner_profile;
+use super::readings::Reading;
 use super::seat::Seat;
 use super::serve::{Supervisor, now};
 use super::swap;
 use super::workers::Served;
-use crate::audit::Event;
-use crate::audit::record::{LogReadFacts, OperatorFacts, bucket};
 use crate::ipc::message::{ListenerKind, ModelIndex};
 
 impl Supervisor {
@@ -29,11 +28,9 @@ impl Supervisor {
                     self.begin_stop();
                     json!({ "ok": true })
                 }
-                Command::LogRead { action, records } => {
-                    let observed = OperatorFacts { uid: question.uid };
-                    let declared = LogReadFacts { action, records_max: bucket(records) };
-                    self.ledger.append(Event::LogRead { observed, declared });
-                    json!({ "ok": true })
+                Command::LogRead { action, records, from_s, to_s } => {
+                    let reading = Reading { action, records, from_s, to_s };
+                    json!({ "ok": self.record_reading(question.uid, reading) })
                 }
                 Command::Erase { principal } => self.erase(&principal, question.uid),
                 Command::RotateWrappingKey {} => self.rotate_wrapping(&mut question),

@@ -10,7 +10,7 @@ use super::ledger::Ledger;
 use crate::audit::Event;
 use crate::audit::record::{
     AuthenticationCause, AuthenticationFacts, KeyRole, KeyUseFacts, RefusalReason, RefusedFacts,
-    TicketFacts, TicketRequestFacts,
+    TicketFacts, TicketRequestFacts, UnaskedCause, UnaskedFacts,
 };
 
 /// Time between two records of one kind.
@@ -23,6 +23,8 @@ const TICKETS_COUNT_MAX: usize = 64;
 pub(super) struct Refusals {
     counts: HashMap<(RefusalReason, Option<String>), u64>,
     failures: HashMap<(AuthenticationCause, Option<String>), u64>,
+    /// Keys that the gateway asked nobody about, by its own word.
+    unasked_count: u64,
     key_uses: HashMap<KeyRole, u64>,
     tickets: Vec<Event>,
     flushed: Option<Instant>,
@@ -37,6 +39,11 @@ impl Refusals {
     /// Counts a key that opens nothing; `principal` is whose it was.
     pub(super) fn key_rejected(&mut self, cause: AuthenticationCause, principal: Option<String>) {
         *self.failures.entry((cause, principal)).or_default() += 1;
+    }
+
+    /// Counts keys that the gateway says it was shown and that cannot be keys.
+    pub(super) fn keys_malformed(&mut self, count: u32) {
+        self.unasked_count = self.unasked_count.saturating_add(count.into());
     }
 
     /// Counts a use of a long-term key.
@@ -58,6 +65,7 @@ impl Refusals {
     pub(super) fn flush(&mut self, ledger: &mut Ledger, now: Instant) {
         let is_empty = self.counts.is_empty()
             && self.failures.is_empty()
+            && self.unasked_count == 0
             && self.key_uses.is_empty()
             && self.tickets.is_empty();
         let is_early =
@@ -77,8 +85,13 @@ impl Refusals {
         }
         for ((cause, principal), count) in self.failures.drain() {
             let principal = principal.and_then(|name| ledger.known_pseudonym(&name));
-            let observed = AuthenticationFacts { cause, count, principal };
-            ledger.append(Event::AuthenticationFailed { observed });
+            let observed = Some(AuthenticationFacts { cause, count, principal });
+            ledger.append(Event::AuthenticationFailed { observed, declared: None });
+        }
+        let count = std::mem::take(&mut self.unasked_count);
+        if count > 0 {
+            let declared = Some(UnaskedFacts { cause: UnaskedCause::Malformed, count });
+            ledger.append(Event::AuthenticationFailed { observed: None, declared });
         }
         for (key, count) in self.key_uses.drain() {
             ledger.append(Event::KeyUsed { observed: KeyUseFacts { key, count } });

@@ -23,6 +23,7 @@ use super::intake::Intake;
 use super::ledger::Ledger;
 use super::manager::Manager;
 use super::nursery::Nursery;
+use super::readings::{ReadersSocket, Readings};
 use super::seat::{Doom, Seat};
 use super::workers::{Served, WorkerSeat};
 use crate::audit::Event;
@@ -58,6 +59,9 @@ pub(super) struct Supervisor {
     pub(super) dispatch: Dispatch,
     pub(super) ledger: Ledger,
     pub(super) control: ControlSocket,
+    /// The auditors', where there are any.
+    pub(super) readers: Option<ReadersSocket>,
+    pub(super) readings: Readings,
     pub(super) signals: SignalFd,
     pub(super) listeners: Vec<(ListenerKind, OwnedFd)>,
     pub(super) certificates: Vec<Vec<u8>>,
@@ -114,6 +118,7 @@ impl Supervisor {
             self.commit(now);
             self.act()?;
             self.answer_operators();
+            self.hear_readers();
             self.announce();
             self.manager.alive();
             if self.replace()? {
@@ -127,6 +132,8 @@ impl Supervisor {
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         fds.extend(self.nursery.descriptors().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         fds.extend(self.control.descriptors().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let readers = self.readers.iter().flat_map(ReadersSocket::descriptors);
+        fds.extend(readers.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         fds.extend(self.gateway.poll_fd());
         fds.extend(self.workers.iter().filter_map(|worker| worker.seat.poll_fd()));
         let tick = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::MAX);
@@ -299,11 +306,13 @@ impl Supervisor {
     /// The last record. Children are gone; the spawner ends when its channel closes.
     fn finish(mut self) -> Result<(), Error> {
         self.dispatch.flush_counts(&mut self.ledger);
+        self.ledger.append_all(self.readings.all());
         self.ledger.append(Event::Stop {});
         let path = self.config.audit_folder.clone();
         self.ledger.commit().map_err(|error| Error::Audit(path, error))?;
         // The folder may be root's; whoever starts next replaces the socket.
         let _ = std::fs::remove_file(&self.config.control_socket);
+        self.readers.iter().for_each(ReadersSocket::remove);
         super::say("stopped");
         Ok(())
     }

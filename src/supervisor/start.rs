@@ -26,6 +26,7 @@ use super::material::{self, Keys, ModelFile};
 use super::nursery::Nursery;
 use super::opening::{self, Job, Opened, Opening, Refusal, Step};
 use super::operators::missing_protections;
+use super::readings::{self, ReadersSocket, Readings};
 use super::serve::{Supervisor, gateway_seat, now};
 use super::speed::Speed;
 use super::workers::{Served, worker_seats};
@@ -60,6 +61,7 @@ const OPENER_THREAD_LEN_BYTES: u64 = 16 << 20;
 pub(super) struct OpenedAll {
     listeners: Vec<(ListenerKind, OwnedFd)>,
     control: BoundSocket,
+    readers: Option<ReadersSocket>,
     signals: SignalFd,
     keys: Keys,
     models: Vec<ModelFile>,
@@ -83,6 +85,9 @@ pub(super) fn open_all(config: &Config, mut manager: Manager) -> Result<OpenedAl
     let control_path = &config.control_socket;
     let control = BoundSocket::bind(control_path, &config.erasure.operators)
         .map_err(|source| Error::Control(control_path.clone(), source))?;
+    let readers_path = readings::socket_beside(control_path);
+    let readers = config.audit_readers_group.map(|group| ReadersSocket::bind(&readers_path, group));
+    let readers = readers.transpose().map_err(|source| Error::Readers(readers_path, source))?;
     let listeners = material::bind_listeners(config, &mut manager)?;
     let keys = material::read_keys(config)?;
     let (trust, models) = material::open_models(config)?;
@@ -98,6 +103,7 @@ pub(super) fn open_all(config: &Config, mut manager: Manager) -> Result<OpenedAl
     Ok(OpenedAll {
         listeners,
         control,
+        readers,
         signals,
         keys,
         models,
@@ -158,6 +164,7 @@ pub(super) fn begin(
     let OpenedAll {
         listeners,
         control,
+        readers,
         signals,
         keys,
         models,
@@ -203,6 +210,8 @@ pub(super) fn begin(
         dispatch,
         ledger,
         control,
+        readers,
+        readings: Readings::default(),
         signals,
         listeners,
         certificates: keys.certificates,
@@ -232,6 +241,7 @@ fn start_facts(config: &Config, programs: ProgramFacts, sandboxed: &Sandboxed) -
         build_digest: build::digest_of(&programs),
         programs,
         landlock_abi: sandboxed.landlock_abi,
+        retention: Some(config.audit_retention.into()),
     }
 }
 

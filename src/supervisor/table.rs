@@ -51,6 +51,7 @@ pub(super) enum Kind {
     GatewayAlive,
     WorkerBroken,
     WorkerAlive,
+    KeysMalformed,
 }
 
 const fn line(message: Kind, when: &'static [Phase], often: Often) -> Line {
@@ -69,6 +70,7 @@ const TABLE: &[Line] = &[
     line(Kind::Sign, SERVING, Often::Any),
     line(Kind::Abandoned, SERVING, Often::OncePerRequest),
     line(Kind::WorkerBroken, SERVING, Often::Any),
+    line(Kind::KeysMalformed, SERVING, Often::Any),
     line(Kind::WorkerReady, STARTING, Often::Once),
     line(Kind::NoTicket, SERVING, Often::Any),
     line(Kind::End, SERVING, Often::OncePerRequest),
@@ -153,6 +155,7 @@ pub(super) fn gateway_kind(message: &FromGateway) -> Kind {
         FromGateway::Abandoned { .. } => Kind::Abandoned,
         FromGateway::Alive => Kind::GatewayAlive,
         FromGateway::WorkerBroken { .. } => Kind::WorkerBroken,
+        FromGateway::KeysMalformed { .. } => Kind::KeysMalformed,
     }
 }
 

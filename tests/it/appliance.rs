@@ -24,6 +24,7 @@ mod long_log;
 mod memory;
 mod node;
 mod privacy;
+mod readers;
 mod records;
 mod replica;
 mod retention;

@@ -64,8 +64,12 @@ impl Site {
     /// `cloister audit COMMAND LOG WORDS`.
     fn audit(&self, command: &str, words: &[&str]) -> Output {
         let log = self.path("log");
-        let words = [&["audit", command, log.as_str()], words].concat();
-        cloister(&words)
+        self.cloister(&[&["audit", command, log.as_str()], words].concat())
+    }
+
+    /// A command with this site's public key.
+    fn cloister(&self, words: &[&str]) -> Output {
+        cloister(&[words, &["--public-key", &self.path("audit.vkey")]].concat())
     }
 
     /// The JSON lines of a command that must succeed.
@@ -223,8 +227,8 @@ fn a_changed_record_is_refused_where_it_stands_and_nothing_after_it_is_shown() {
     for command in ["stats", "list"] {
         assert_eq!(site.audit(command, &[]).status.code(), Some(1), "{command}");
     }
-    assert_eq!(cloister(&["audit", "show", "#512", &site.path("log")]).status.code(), Some(1));
-    assert!(cloister(&["audit", "show", "#511", &site.path("log")]).status.success());
+    assert_eq!(site.cloister(&["audit", "show", "#512", &site.path("log")]).status.code(), Some(1));
+    assert!(site.cloister(&["audit", "show", "#511", &site.path("log")]).status.success());
 }
 
 #[test]
@@ -255,7 +259,8 @@ fn a_proof_convinces_a_third_party_and_a_changed_one_does_not() {
     let ended = all.iter().find(|one| name(one) == "end").unwrap();
     let (file, key) = (site.path("one.tlog-proof"), site.path("audit.vkey"));
     let id = &request(ended)[..12];
-    let shown = cloister(&["audit", "show", id, &site.path("log"), "--proof", &file, "--json"]);
+    let shown =
+        site.cloister(&["audit", "show", id, &site.path("log"), "--proof", &file, "--json"]);
     assert!(shown.status.success(), "{shown:?}");
     let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
     assert_eq!(shown["records"].as_array().unwrap().len(), 2, "begin and end");
@@ -279,17 +284,20 @@ fn a_proof_convinces_a_third_party_and_a_changed_one_does_not() {
         }
     }
     assert_eq!(
-        cloister(&["audit", "show", "feedfeedfeed", &site.path("log")]).status.code(),
+        site.cloister(&["audit", "show", "feedfeedfeed", &site.path("log")]).status.code(),
         Some(1)
     );
     for id in ["xyz", "#", "#99999999999999999999", "ab"] {
         assert_eq!(
-            cloister(&["audit", "show", id, &site.path("log")]).status.code(),
+            site.cloister(&["audit", "show", id, &site.path("log")]).status.code(),
             Some(2),
             "{id}"
         );
     }
-    assert_eq!(cloister(&["audit", "show", "#999999", &site.path("log")]).status.code(), Some(1));
+    assert_eq!(
+        site.cloister(&["audit", "show", "#999999", &site.path("log")]).status.code(),
+        Some(1)
+    );
 }
 
 /// Checks a proof by RFC 6962's recursive definition, with code of the test's own.
@@ -334,4 +342,28 @@ fn records_whose_files_are_gone_are_said_and_the_rest_is_shown() {
     assert_eq!(text(&done.stdout).lines().count(), all().len() - 512);
     let newest = site.lines("list", &["--json", "--newest", "--limit", "1"]);
     assert_eq!(newest[0]["index"], all().len() - 1);
+}
+
+#[test]
+fn where_there_is_no_log_or_no_key_it_is_said_with_what_to_do() {
+    let site = Site::of_story("nothing");
+    let (empty, key) = (site.path("empty"), site.path("audit.vkey"));
+    fs::create_dir(&empty).unwrap();
+    for command in ["list", "verify", "stats"] {
+        let done = site.cloister(&["audit", command, &empty]);
+        assert_eq!(done.status.code(), Some(2), "{done:?}");
+        assert!(text(&done.stderr).contains("empty: there is no audit log here"), "{done:?}");
+        let done = cloister(&["audit", command, &site.path("log"), "--public-key", "/nonexistent"]);
+        assert_eq!(done.status.code(), Some(2), "{done:?}");
+        assert!(text(&done.stderr).contains("name it with --public-key"), "{done:?}");
+        let config = site.path("none.toml");
+        let words =
+            ["audit", command, &site.path("log"), "--public-key", &key, "--config", &config];
+        let done = cloister(&words);
+        assert_eq!(done.status.code(), Some(0), "{done:?}");
+        assert!(text(&done.stderr).contains("there is no appliance here"), "{done:?}");
+    }
+    // The one place where the key is looked for unasked is where `systemd/README.md` has it made.
+    let help = text(&cloister(&["audit", "verify", "--help"]).stdout);
+    assert!(help.contains("[default: /etc/cloister/audit.vkey]"), "{help}");
 }

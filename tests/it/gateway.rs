@@ -87,6 +87,32 @@ fn wrong_paths_methods_and_keys_have_openai_errors() {
     assert_eq!(client.get("/health/live").status, 200);
 }
 
+/// One word at once, one for all that follow within a second, and the rest before the end.
+#[test]
+fn what_cannot_be_a_key_is_counted_and_told_seldom() {
+    let gateway = Running::start(config());
+    let mut client = gateway.client();
+    let mut refuse = |header: &str| {
+        client.send(format!("GET /v1/models HTTP/1.1\r\nhost: x\r\n{header}\r\n").as_bytes());
+        assert_eq!(client.reply().error().0, 401);
+    };
+    refuse("authorization: Bearer wrong\r\n");
+    refuse("");
+    assert_eq!(gateway.next_seen(), Seen::KeysMalformed(1), "a wrong key is the supervisor's");
+    let start = std::time::Instant::now();
+    for _ in 0..20 {
+        refuse("authorization: Basic abc\r\n");
+        refuse("authorization: Bearer a b\r\n");
+    }
+    assert_eq!(gateway.next_seen(), Seen::KeysMalformed(40));
+    assert!(start.elapsed() > Duration::from_millis(800), "{:?}", start.elapsed());
+    refuse("");
+    drop(client);
+    gateway.supervisor.send(&ToGateway::Drain, &[]).unwrap();
+    assert_eq!(gateway.next_seen(), Seen::KeysMalformed(1));
+    assert!(gateway.ends());
+}
+
 #[test]
 fn a_chat_is_answered_as_one_object() {
     let gateway = Running::start(config());

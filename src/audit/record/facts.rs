@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::KeyedDigest;
 use super::words::{
     AuthenticationCause, ClockDirection, ConfigPart, KeyRole, LogAction, MissingCause,
-    RefusalReason, ReloadOutcome, WeakSetting,
+    RefusalReason, ReloadOutcome, RetentionPreset, UnaskedCause, WeakSetting,
 };
 
 /// Facts of a start.
@@ -26,6 +26,23 @@ pub struct StartFacts {
     pub programs: ProgramFacts,
     /// Effective landlock ABI.
     pub landlock_abi: u32,
+    /// For how long records are kept.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub retention: Option<RetentionTimes>,
+}
+
+/// For how long records are kept.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct RetentionTimes {
+    /// By whose rules, where a preset was chosen.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub preset: Option<RetentionPreset>,
+    /// At least, in seconds.
+    pub min_s: u64,
+    /// At most, in seconds, where they are removed at all.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub max_s: Option<u64>,
 }
 
 /// SHA-256 of each program, in hex.
@@ -196,6 +213,16 @@ pub struct AuthenticationFacts {
     pub principal: Option<String>,
 }
 
+/// What the gateway said of presented keys that it asked nobody about.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct UnaskedFacts {
+    /// Why.
+    pub cause: UnaskedCause,
+    /// How many since the last such record.
+    pub count: u64,
+}
+
 /// Facts of a request without a ticket.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
@@ -336,12 +363,15 @@ pub struct ClockFacts {
     pub by_s_max: u64,
 }
 
-/// Who asked.
+/// Who read the log.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
-pub struct OperatorFacts {
+pub struct ReaderFacts {
     /// By uid, as the kernel says.
     pub uid: u32,
+    /// How often since the last such record, where that is more than once.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub count: Option<u64>,
 }
 
 /// What the command line said of a reading.
@@ -352,6 +382,12 @@ pub struct LogReadFacts {
     pub action: LogAction,
     /// How many records were shown, at most.
     pub records_max: u64,
+    /// The earliest time that was asked for, in seconds since 1970; absent for the log's beginning.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub from_s: Option<u64>,
+    /// The latest; absent for the log's end.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub to_s: Option<u64>,
 }
 
 /// Facts of a retention run.

@@ -31,7 +31,7 @@ impl<'de> Deserializer<'de> for Names {
 }
 
 /// The names of all variants.
-pub(super) fn names<'de, T: Deserialize<'de> + std::fmt::Debug>() -> Vec<String> {
+pub(crate) fn names<'de, T: Deserialize<'de> + std::fmt::Debug>() -> Vec<String> {
     let names = T::deserialize(Names).unwrap_err().to_string();
     names.split(' ').map(ToOwned::to_owned).collect()
 }
@@ -62,7 +62,7 @@ fn model() -> String {
 }
 
 /// At least one of each event.
-pub(super) fn all() -> Vec<Event> {
+pub(crate) fn all() -> Vec<Event> {
     [starts(), requests(), refusals(), keys(), children(), operators()].concat()
 }
 
@@ -76,10 +76,16 @@ fn starts() -> Vec<Event> {
         build_digest: sha256(),
         programs: programs.clone(),
         landlock_abi: 7,
+        retention: Some(RetentionTimes {
+            preset: Some(RetentionPreset::Eu),
+            min_s: 183 * 86_400,
+            max_s: Some(366 * 86_400),
+        }),
     };
+    let by_us = RetentionTimes { preset: Some(RetentionPreset::Us), min_s: 1, max_s: None };
     let mut events = vec![
         Event::Start { observed: start("full") },
-        Event::Start { observed: start("evaluation") },
+        Event::Start { observed: StartFacts { retention: Some(by_us), ..start("evaluation") } },
         Event::Stop {},
         Event::Recovered { observed: RecoveredFacts { dropped_bytes: 5 } },
         Event::ModelOpened {
@@ -150,7 +156,12 @@ fn refusals() -> Vec<Event> {
         observed: RefusedFacts { reason, count: 3, principal: Some(id()) },
     }));
     events.extend(words().map(|cause| Event::AuthenticationFailed {
-        observed: AuthenticationFacts { cause, count: 3, principal: Some(id()) },
+        observed: Some(AuthenticationFacts { cause, count: 3, principal: Some(id()) }),
+        declared: None,
+    }));
+    events.extend(words().map(|cause| Event::AuthenticationFailed {
+        observed: None,
+        declared: Some(UnaskedFacts { cause, count: 3 }),
     }));
     events
 }
@@ -211,8 +222,13 @@ fn operators() -> Vec<Event> {
         observed: ReloadFacts { outcome, uid: Some(0), check: Some("token table".into()) },
     }));
     events.extend(words().map(|action| Event::LogRead {
-        observed: OperatorFacts { uid: 0 },
-        declared: LogReadFacts { action, records_max: 1024 },
+        observed: ReaderFacts { uid: 0, count: Some(2) },
+        declared: LogReadFacts {
+            action,
+            records_max: 1024,
+            from_s: Some(1_794_000_000),
+            to_s: Some(1_795_000_000),
+        },
     }));
     events
 }

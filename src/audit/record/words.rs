@@ -64,6 +64,14 @@ pub enum AuthenticationCause {
     Revoked,
 }
 
+/// Why the gateway asks nobody about what was presented.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[serde(rename_all = "snake_case")]
+pub enum UnaskedCause {
+    /// It cannot be a key, or there was none.
+    Malformed,
+}
+
 /// Which key.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[serde(rename_all = "snake_case")]
@@ -104,6 +112,16 @@ pub enum WeakSetting {
     Swap,
     /// The timing of an answer shows where it repeats itself.
     GuessTokens,
+}
+
+/// Whose rules say for how long records are kept.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[serde(rename_all = "snake_case")]
+pub enum RetentionPreset {
+    /// The European Union's: at least six months (AI Act, Art. 19(1) and 26(6)), at most a year.
+    Eu,
+    /// The United States' for health: at least six years (45 CFR 164.316(b)(2)).
+    Us,
 }
 
 /// Whether files were taken.

@@ -25,8 +25,7 @@ pub struct Arguments {
 
 /// Runs `cloister audit check-proof`.
 pub(super) fn run(arguments: &Arguments) -> Outcome {
-    let folder = arguments.file.parent().unwrap_or(&arguments.file);
-    let verifier = arguments.key.read(folder)?;
+    let verifier = arguments.key.read()?;
     let text = read_text(&arguments.file, PROOF_FILE_LEN_MAX_BYTES)?;
     let proof = match ProofFile::parse(&text) {
         Ok(proof) => proof,

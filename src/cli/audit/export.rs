@@ -58,7 +58,7 @@ type Fault = Box<dyn std::error::Error>;
 
 /// Runs `cloister audit export`.
 pub(super) fn run(arguments: &Arguments) -> Outcome {
-    let mut reader = arguments.log.open(Reading::Export)?;
+    let mut reader = arguments.log.open(Reading::Export, &arguments.filter)?;
     let verifier = reader.verifier().clone();
     let older = match &arguments.since {
         Some(path) => Some(read_text(path, NOTE_LEN_MAX_BYTES)?),

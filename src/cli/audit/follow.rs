@@ -39,7 +39,7 @@ pub struct Arguments {
 
 /// Runs `cloister audit follow`, until it is ended.
 pub(super) fn run(arguments: &Arguments) -> Outcome {
-    let reader = arguments.log.open(Reading::Follow)?;
+    let reader = arguments.log.open(Reading::Follow, &arguments.filter)?;
     let seen = reader.checkpoint().clone();
     let next = seen.size.saturating_sub(arguments.last);
     let mut tail = Tail::new(&arguments.log, arguments.log.verifier()?, seen, next);

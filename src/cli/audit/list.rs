@@ -33,7 +33,7 @@ pub struct Arguments {
 /// Runs `cloister audit list`.
 pub(super) fn run(arguments: &Arguments) -> Outcome {
     let limit = arguments.limit.unwrap_or(usize::MAX);
-    let mut reader = arguments.log.open(Reading::List)?;
+    let mut reader = arguments.log.open(Reading::List, &arguments.filter)?;
     let form = Form::of(arguments.json, arguments.csv);
     if let Some(head) = form.head() {
         print(head);

@@ -49,7 +49,7 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
         )
         .into());
     }
-    let mut reader = arguments.log.open(Reading::Show)?;
+    let mut reader = arguments.log.open(Reading::Show, &Filter::default())?;
     let found = match index {
         Some(Ok(index)) => one(&mut reader, index),
         _ => of_request(&mut reader, &id),

@@ -6,11 +6,15 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
+use super::filter::Filter;
 use super::recorded::{self, Reading};
 use super::text::time_text;
 use crate::audit::tiles::open_file;
 use crate::audit::{Checkpoint, Snapshot, Verifier, Witness};
 use crate::supervisor::config;
+
+/// Where the log's public key is, beside the configuration: `cloister keygen audit` writes it there.
+pub const DEFAULT_KEY: &str = "/etc/cloister/audit.vkey";
 
 /// Which log, and what it must be signed with.
 #[derive(Args, Clone, Debug)]
@@ -27,12 +31,12 @@ pub(super) struct Log {
 /// What a log must be signed with.
 #[derive(Args, Clone, Debug)]
 pub(super) struct PublicKey {
-    /// The log's public key (NAME+KEYID+BASE64) [default: LOG/../audit.vkey].
+    /// The log's public key (NAME+KEYID+BASE64).
     ///
     /// Take it from where the log cannot be changed: a key that lies beside the log proves
     /// only that the log is whole.
-    #[arg(long, value_name = "FILE")]
-    pub(super) public_key: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_KEY)]
+    pub(super) public_key: PathBuf,
 }
 
 /// The appliance that records that its log is read.
@@ -41,37 +45,62 @@ pub(super) struct Appliance {
     /// The configuration of the appliance that records the reading, if LOG is its log.
     #[arg(long, value_name = "FILE", default_value = config::DEFAULT_FILE)]
     pub(super) config: PathBuf,
+    /// Read even if the appliance cannot record it.
+    ///
+    /// Needed only by who is neither root nor the log's owner, of the appliance's own log: say
+    /// elsewhere that you read it, and why.
+    #[arg(long)]
+    pub(super) unrecorded: bool,
 }
 
 impl Log {
     /// The log's public key.
     pub(super) fn verifier(&self) -> Result<Verifier, Box<dyn std::error::Error>> {
-        self.key.read(&self.folder)
+        self.key.read()
     }
 
-    /// Opens the log and has the reading recorded, before a record is shown.
-    pub(super) fn open(&self, reading: Reading) -> Result<Snapshot, Box<dyn std::error::Error>> {
-        let reader = Snapshot::open(&self.folder, &self.verifier()?)?;
-        recorded::announce(self, reading, reader.size());
+    /// Says what is wrong with a folder that holds no log.
+    pub(super) fn must_be_there(&self) -> Result<(), String> {
+        let folder = self.folder.display();
+        match self.folder.join("checkpoint").try_exists() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(format!("{folder}: there is no audit log here (no checkpoint in it)")),
+            Err(error) => Err(format!(
+                "{folder}: {error}; root, its owner and the group that its access list names may read it"
+            )),
+        }
+    }
+
+    /// Opens the log and has the reading of what `filter` wants recorded, before a record is shown.
+    pub(super) fn open(
+        &self,
+        reading: Reading,
+        filter: &Filter,
+    ) -> Result<Snapshot, Box<dyn std::error::Error>> {
+        let verifier = self.verifier()?;
+        self.must_be_there()?;
+        let reader = Snapshot::open(&self.folder, &verifier)?;
+        recorded::announce(self, reading, reader.size(), filter)?;
         Ok(reader)
     }
 }
 
 impl PublicKey {
-    /// Reads the key: the one that was named, or the one beside `folder`.
-    pub(super) fn read(&self, folder: &Path) -> Result<Verifier, Box<dyn std::error::Error>> {
-        let path = match &self.public_key {
-            Some(path) => path.clone(),
-            None => folder.parent().unwrap_or(Path::new(".")).join("audit.vkey"),
-        };
-        let text = fs::read_to_string(&path).map_err(|error| {
-            format!(
-                "cannot read the audit public key {}: {error}; name it with --public-key",
-                path.display()
-            )
-        })?;
-        Ok(Verifier::parse(&text).map_err(|error| format!("{}: {error}", path.display()))?)
+    /// Reads the key.
+    pub(super) fn read(&self) -> Result<Verifier, Box<dyn std::error::Error>> {
+        Ok(read_key(&self.public_key)?)
     }
+}
+
+/// Reads a log's public key.
+pub fn read_key(path: &Path) -> Result<Verifier, String> {
+    let text = fs::read_to_string(path).map_err(|error| {
+        format!(
+            "cannot read the audit public key {}: {error}; name it with --public-key",
+            path.display()
+        )
+    })?;
+    Verifier::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// What a log is held against: a checkpoint kept elsewhere.

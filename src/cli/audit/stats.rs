@@ -25,7 +25,7 @@ pub struct Arguments {
 
 /// Runs `cloister audit stats`.
 pub(super) fn run(arguments: &Arguments) -> Outcome {
-    let mut reader = arguments.log.open(Reading::Stats)?;
+    let mut reader = arguments.log.open(Reading::Stats, &arguments.filter)?;
     // What is counted is what the scan gives out.
     let mut summary = Summary::new(Filter::default(), 0, 0);
     let scanned = forward(&mut reader, &arguments.filter, &mut |found| {

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::facts::{Area, Facts, Weight};
 use super::filter::{Filter, Origins};
 use super::text::time_text;
+use crate::audit::record::RetentionTimes;
 use crate::audit::{Event, Record};
 
 /// Most notable records that are kept one by one; the rest is counted.
@@ -116,6 +117,8 @@ pub(super) struct Summary {
     pub(super) failures: Counts,
     /// Readings of the log, by who.
     pub(super) readers: Counts,
+    /// For how long the last start, in the period or before it, keeps records, and when it was.
+    pub(super) retention: Option<(u64, RetentionTimes)>,
     /// Uses of long-term keys.
     pub(super) key_uses: Counts,
     /// Tokens of prompts and answers, at most.
@@ -152,6 +155,11 @@ impl Summary {
             let to = start + step_s * (self.steps.len() as u64).saturating_sub(1);
             let filter = std::mem::take(&mut self.filter);
             *self = Self { step_s: self.step_s, ..Self::new(filter, start, to) };
+        }
+        if let Event::Start { observed } = &record.event
+            && self.filter.to.is_none_or(|to| record.time_s <= to)
+        {
+            self.retention = observed.retention.map(|times| (record.time_s, times));
         }
         let origin = self.origins.see(&record.event);
         let is_wanted = self.filter.wants(record, origin.as_ref());
@@ -215,7 +223,8 @@ impl Summary {
             }
             (Event::LogRead { .. }, action) => {
                 let uid = facts.number("uid").map_or("?".to_owned(), |uid| uid.to_string());
-                self.readers.add(&format!("uid {uid}, {}", action.unwrap_or("read")), 1);
+                let name = format!("uid {uid}, {}", action.unwrap_or("read"));
+                self.readers.add(&name, facts.count());
             }
             _ => {}
         }

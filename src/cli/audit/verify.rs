@@ -3,6 +3,7 @@
 use clap::Args;
 
 use super::super::{Outcome, Verdict, print};
+use super::filter::Filter;
 use super::output::broken;
 use super::recorded::{self, Reading};
 use super::source::{Anchor, Log};
@@ -25,7 +26,8 @@ pub struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Outcome {
     let log = &arguments.log;
     let verifier = log.verifier()?;
-    recorded::announce(log, Reading::Verify, 0);
+    log.must_be_there()?;
+    recorded::announce(log, Reading::Verify, 0, &Filter::default())?;
     let anchor = arguments.anchor.read(&verifier, &log.folder)?;
     match verify(&log.folder, &verifier, anchor.as_ref().map(|one| &one.0), &mut |_, _| {}) {
         Ok(report) => {

@@ -12,7 +12,7 @@ use super::filter::Origins;
 use super::lines::Lines;
 use super::output::broken;
 use super::scan::Found;
-use super::source::{PublicKey, read_text};
+use super::source::{read_key, read_text};
 use crate::audit::merkle::leaf_hash;
 use crate::audit::note::NOTE_LEN_MAX_BYTES;
 use crate::audit::proof::{PROOF_LEN_MAX, Roots, is_consistent};
@@ -50,8 +50,7 @@ struct Verified {
 /// Runs `cloister audit verify-export`.
 pub(super) fn run(arguments: &Arguments) -> Outcome {
     let enclosed = arguments.folder.join("log.vkey");
-    let path = arguments.public_key.clone().unwrap_or(enclosed);
-    let verifier = PublicKey { public_key: Some(path) }.read(&arguments.folder)?;
+    let verifier = read_key(arguments.public_key.as_ref().unwrap_or(&enclosed))?;
     let verified = match verify(arguments, &verifier) {
         Ok(verified) => verified,
         Err(why) => {

@@ -50,6 +50,11 @@ pub enum FromGateway {
         /// Which worker.
         worker: WorkerIndex,
     },
+    /// Requests came without a key, or with what cannot be one.
+    KeysMalformed {
+        /// How many since the last such message; never 0.
+        count: u32,
+    },
 }
 
 /// What a request asks for.

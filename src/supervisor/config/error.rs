@@ -74,7 +74,44 @@ pub enum Fault {
     /// No time, or less than six months.
     Retention,
     /// Records would be removed sooner than they may be.
-    RetentionOrder,
+    RetentionOrder {
+        /// For how long they must be kept, in seconds.
+        min_s: u64,
+    },
+    /// Records must be kept longer than the preset lets them.
+    RetentionBeyondPreset,
+}
+
+impl Fault {
+    /// What is wrong in `[audit]`.
+    fn say_of_audit(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ErasureUsers { needed } => write!(
+                f,
+                "{needed} users must ask for an erasure; name as many but one (root may ask too), \
+                 at most {ERASURE_USERS_COUNT_MAX}"
+            ),
+            Self::NoReplica => write!(f, "there is one copy; set audit.replica too"),
+            Self::Retention => write!(
+                f,
+                "give a time of six months or more, as \"6y\", \"18m\" or \"200d\" (less needs \
+                 cloister audit prune --force)"
+            ),
+            Self::RetentionOrder { min_s } => write!(
+                f,
+                "shorter than the {} days of audit.retention_min (its preset's, or \"6y\", unless \
+                 set); set that lower",
+                min_s / 86_400
+            ),
+            Self::RetentionBeyondPreset => write!(
+                f,
+                "longer than the preset keeps records; set audit.retention_max too, or remove \
+                 audit.retention_preset"
+            ),
+            Self::Origin => write!(f, "use 1 to 128 letters, digits and . _ - /"),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl fmt::Display for Fault {
@@ -131,21 +168,7 @@ impl fmt::Display for Fault {
                 f,
                 "systemd passed no credentials; add LoadCredential= to the unit, or give a path"
             ),
-            Self::ErasureUsers { needed } => write!(
-                f,
-                "{needed} users must ask for an erasure; name as many but one (root may ask too), \
-                 at most {ERASURE_USERS_COUNT_MAX}"
-            ),
-            Self::NoReplica => write!(f, "there is one copy; set audit.replica too"),
-            Self::Retention => write!(
-                f,
-                "give a time of six months or more, as \"6y\", \"18m\" or \"200d\" (less needs \
-                 cloister audit prune --force)"
-            ),
-            Self::RetentionOrder => {
-                write!(f, "shorter than audit.retention_min (\"6y\" unless set); set that lower")
-            }
-            Self::Origin => write!(f, "use 1 to 128 letters, digits and . _ - /"),
+            _ => self.say_of_audit(f),
         }
     }
 }

@@ -22,6 +22,10 @@ pub use self::error::{Error, Fault};
 
 /// Where the configuration is without `--config`.
 pub const DEFAULT_FILE: &str = "/etc/cloister/cloister.toml";
+/// Where the log is unless the configuration says otherwise.
+pub const DEFAULT_AUDIT_FOLDER: &str = "/var/lib/cloister/audit";
+/// Where the control socket is unless the configuration says otherwise.
+pub const DEFAULT_CONTROL_SOCKET: &str = "/run/cloister/control.sock";
 /// Longest configuration file, in bytes.
 const FILE_LEN_MAX_BYTES: u64 = 1 << 20;
 /// Most models of one appliance; each has a worker, a uid and two channels.
@@ -133,6 +137,8 @@ pub struct Config {
     pub audit_retention: Retention,
     /// The log's name in its checkpoints.
     pub audit_origin: String,
+    /// The group whose members may announce that they read the log.
+    pub audit_readers_group: Option<u32>,
     /// Who must agree to an erasure.
     pub erasure: Erasure,
     /// The token table.

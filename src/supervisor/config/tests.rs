@@ -1,6 +1,7 @@
 //! Each way a configuration can be wrong, with the line and key that the error must name.
 
 use super::*;
+use crate::audit::record::RetentionPreset;
 
 const SMALLEST: &str = "[[model]]\nfile = \"m.gguf\"\n";
 
@@ -225,6 +226,19 @@ fn retention_is_never_short_by_mistake_and_copies_are_two() {
     refuses(&audit("retention_min = \"181d\""), 4, "audit.retention_min", "--force");
     refuses(&audit("retention_max = \"soon\""), 4, "audit.retention_max", "18m");
     refuses(&audit("retention_max = \"5y\""), 4, "audit.retention_max", "shorter than");
+    let preset = |text: &str| parse(&audit(text)).unwrap().audit_retention;
+    assert_eq!(preset("retention_preset = \"eu\""), Retention::of(RetentionPreset::Eu));
+    assert_eq!(preset("retention_preset = \"us\""), Retention::of(RetentionPreset::Us));
+    let own = preset("retention_preset = \"eu\"\nretention_min = \"1y\"\nretention_max = \"3y\"");
+    assert_eq!((days(own.min_s), own.max_s.map(days)), (366, Some(1096)), "said beats preset");
+    assert_eq!(own.preset, Some(RetentionPreset::Eu));
+    let us = "retention_preset = \"us\"\n";
+    refuses(&audit(&format!("{us}retention_max = \"5y\"")), 5, "audit.retention_max", "2192 days");
+    let eu = "retention_preset = \"eu\"\n";
+    refuses(&audit(&format!("{eu}retention_max = \"5m\"")), 5, "audit.retention_max", "--force");
+    let beyond = audit(&format!("{eu}retention_min = \"2y\""));
+    refuses(&beyond, 5, "audit.retention_min", "set audit.retention_max too");
+    refuses(&audit("retention_preset = \"uk\""), 4, "retention_preset", "`eu` or `us`");
     refuses(&audit("replica_mode = \"one\""), 4, "audit.replica_mode", "audit.replica");
     refuses(
         &audit("replica = \"r\"\nreplica_mode = \"any\""),

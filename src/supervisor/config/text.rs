@@ -9,12 +9,13 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    Activations, Config, ERASURE_USERS_COUNT_MAX, Erasure, Error, Fault, Keys, Kv,
-    LISTENERS_COUNT_MAX, Limits, Listen, MODELS_COUNT_MAX, Model, Profile, Sandbox, Users,
-    WORKERS_COUNT_MAX, Worker,
+    Activations, Config, DEFAULT_AUDIT_FOLDER, DEFAULT_CONTROL_SOCKET, ERASURE_USERS_COUNT_MAX,
+    Erasure, Error, Fault, Keys, Kv, LISTENERS_COUNT_MAX, Limits, Listen, MODELS_COUNT_MAX, Model,
+    Profile, Sandbox, Users, WORKERS_COUNT_MAX, Worker,
 };
 use crate::audit::Mode;
 use crate::audit::principal_keys::hex;
+use crate::audit::record::RetentionPreset;
 use crate::audit::retention::{RETENTION_FLOOR_S, Retention, parse_time_s};
 use crate::ipc::message::NAME_LEN_MAX_BYTES;
 use crate::sandbox::LANDLOCK_ABI_FLOOR;
@@ -77,6 +78,8 @@ struct AuditText {
     origin: Option<Spanned<String>>,
     replica: Option<String>,
     replica_mode: Option<Spanned<Mode>>,
+    readers_group: Option<u32>,
+    retention_preset: Option<Spanned<RetentionPreset>>,
     retention_min: Option<Spanned<String>>,
     retention_max: Option<Spanned<String>>,
     erase_confirmations: Option<Spanned<u32>>,
@@ -116,11 +119,11 @@ impl Config {
         let models = reader.models(&raw.model)?;
         let worker = reader.worker(raw.worker, models.len())?;
         let workers_len = models.len() * usize::from(worker.count());
-        let audit_folder = raw.audit.folder.as_deref().unwrap_or("/var/lib/cloister/audit");
+        let audit_folder = raw.audit.folder.as_deref().unwrap_or(DEFAULT_AUDIT_FOLDER);
         let audit_folder = reader.path(audit_folder);
         let beside = audit_folder.parent().unwrap_or(Path::new("")).join("wrapping.key");
         let tokens_file = raw.tokens.file.as_deref().unwrap_or("tokens.toml");
-        let socket = raw.control.socket.as_deref().unwrap_or("/run/cloister/control.sock");
+        let socket = raw.control.socket.as_deref().unwrap_or(DEFAULT_CONTROL_SOCKET);
         let keys = Keys {
             trust_folder: reader.key_path(raw.keys.trust.as_ref(), "keys.trust", "trust")?,
             identity: reader.key_path(
@@ -149,6 +152,7 @@ impl Config {
             audit_replica_mode: reader.replica_mode(&raw.audit)?,
             audit_retention: reader.retention(&raw.audit)?,
             audit_origin: reader.origin(raw.audit.origin.as_ref())?,
+            audit_readers_group: raw.audit.readers_group,
             erasure: reader.erasure(&raw.audit)?,
             tokens_file: reader.path(tokens_file),
             control_socket: reader.path(socket),
@@ -342,14 +346,25 @@ impl TextReader<'_> {
                 _ => Err(self.error(Some(text.span()), key, Fault::Retention)),
             },
         };
-        let default = Retention::default();
-        let min_s = time(&audit.retention_min, "audit.retention_min")?.unwrap_or(default.min_s);
-        let max_s = time(&audit.retention_max, "audit.retention_max")?;
+        let preset = audit.retention_preset.as_ref().map(|preset| *preset.get_ref());
+        let by_preset = preset.map_or_else(Retention::default, Retention::of);
+        let min_s = time(&audit.retention_min, "audit.retention_min")?;
+        let min_s = min_s.unwrap_or(by_preset.min_s);
+        let max_s = time(&audit.retention_max, "audit.retention_max")?.or(by_preset.max_s);
         if max_s.is_some_and(|max_s| max_s < min_s) {
-            let at = audit.retention_max.as_ref().map(Spanned::span);
-            return Err(self.error(at, "audit.retention_max", Fault::RetentionOrder));
+            // A maximum of a preset stands in no line: then the minimum is what goes beyond it.
+            let (at, key, fault) = match (&audit.retention_max, &audit.retention_min) {
+                (None, Some(min)) => {
+                    (min.span(), "audit.retention_min", Fault::RetentionBeyondPreset)
+                }
+                (max, _) => {
+                    let at = max.as_ref().map_or(0..0, Spanned::span);
+                    (at, "audit.retention_max", Fault::RetentionOrder { min_s })
+                }
+            };
+            return Err(self.error(Some(at), key, fault));
         }
-        Ok(Retention { min_s, max_s })
+        Ok(Retention { preset, min_s, max_s })
     }
 
     /// As many users must be able to ask as are needed: the configured ones and root.

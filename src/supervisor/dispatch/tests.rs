@@ -75,6 +75,7 @@ fn start_facts() -> StartFacts {
         build_digest: digest(),
         programs: ProgramFacts { supervisor: digest(), gateway: digest(), worker: digest() },
         landlock_abi: 1,
+        retention: None,
     }
 }
 

@@ -54,9 +54,13 @@ fn what_happens_in_a_run_is_recorded_in_records_of_the_schema() {
     assert_eq!(complete(&appliance), 200);
     authentication_fails(&mut appliance, &config);
     files_are_taken_anew(&appliance, &config);
-    let ask = Question::LogRead { action: LogAction::Export, records: 1000 };
     let socket = PathBuf::from(appliance.path("control.sock"));
-    assert_eq!(control::ask(&socket, ask, &[]).unwrap()["ok"], true);
+    for (records, from_s) in [(1000, Some(7)), (9, None), (2000, Some(9))] {
+        let (action, to_s) = (LogAction::Export, None);
+        let ask = Question::LogRead { action, records, from_s, to_s };
+        assert_eq!(control::ask(&socket, ask, &[]).unwrap()["ok"], true);
+        assert_eq!(facts(&appliance, "log_read").len(), 1, "durable before it is answered");
+    }
     let worker = appliance.only_child("cloister-worker");
     kill(worker, "KILL");
     eventually("another worker", || complete(&appliance) == 200);
@@ -82,9 +86,13 @@ fn what_happens_in_a_run_is_recorded_in_records_of_the_schema() {
         "tokens_loaded",
     ];
     assert!(want.iter().all(|event| seen.contains(event)), "{seen:?}");
-    let read = &facts(&appliance, "log_read")[0];
-    assert_eq!(read["observed"]["uid"], nix::unistd::geteuid().as_raw());
-    assert_eq!(read["declared"], json!({ "action": "export", "records_max": 1024 }));
+    let uid = nix::unistd::geteuid().as_raw();
+    let declared = json!({ "action": "export", "records_max": 1024, "from_s": 7 });
+    let first = json!({ "observed": { "uid": uid }, "declared": declared });
+    // Those that followed shortly after stand in one record.
+    let declared = json!({ "action": "export", "records_max": 2048 });
+    let more = json!({ "observed": { "uid": uid, "count": 2 }, "declared": declared });
+    assert_eq!(facts(&appliance, "log_read"), [first, more]);
 }
 
 /// A key that is none, and one that was revoked, are told apart; the second names whose it was.
@@ -98,7 +106,16 @@ fn authentication_fails(appliance: &mut Appliance, config: &str) {
     eventually("the revocation", || complete(appliance) == 401);
     appliance.token = "sk-cloister-none".into();
     assert_eq!(complete(appliance), 401);
+    for token in ["", "two words", &"k".repeat(600)] {
+        appliance.token = token.into();
+        assert_eq!(complete(appliance), 401);
+    }
     appliance.token = good;
+    eventually("what the gateway refused by itself", || {
+        let all = facts(appliance, "authentication_failed");
+        let declared = all.iter().filter(|one| one["declared"]["cause"] == "malformed");
+        declared.map(|one| one["declared"]["count"].as_u64().unwrap()).sum::<u64>() == 3
+    });
     let failed = || facts(appliance, "authentication_failed");
     let is = |facts: &Value, cause: &str| facts["observed"]["cause"] == cause;
     eventually("both failures", || {

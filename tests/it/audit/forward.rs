@@ -72,6 +72,7 @@ fn a_target_that_is_away_loses_nothing() {
     let words = ["audit", "forward", &log, "--to", &to, "--cursor", &cursor, "--once"];
     let mut child = Command::new(env!("CARGO_BIN_EXE_cloister"))
         .args(words)
+        .args(["--public-key", &site.path("audit.vkey")])
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
@@ -128,6 +129,7 @@ fn a_follower_sees_what_comes_and_stops_at_a_rollback() {
     let words = ["audit", "follow", &site.path("log"), "--last", "2", "--json"];
     let mut child = Command::new(env!("CARGO_BIN_EXE_cloister"))
         .args(words)
+        .args(["--public-key", &site.path("audit.vkey")])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()

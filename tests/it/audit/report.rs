@@ -171,7 +171,11 @@ fn the_verdict_comes_first_and_is_the_right_one() {
     assert_eq!((code, verdict(&page).as_str()), (Some(1), "BROKEN"));
     assert!(page.contains("1024"), "the place is named");
     let done = site.audit("report", &["--out", &site.path("c.html")]);
-    assert_eq!(done.status.code(), Some(2), "a page is not overwritten: {}", text(&done.stderr));
+    let told = text(&done.stderr);
+    assert_eq!(done.status.code(), Some(2), "a page is not overwritten: {told}");
+    let named = format!("--out {}: there is a file already", site.path("c.html"));
+    assert!(told.contains(&named) && told.contains("--force"), "{told}");
+    assert_eq!(report(&site, "c.html", &["--force"]).0, Some(1));
 }
 
 #[test]
@@ -198,6 +202,9 @@ fn the_figures_are_those_of_the_records() {
         .map(|one| one["event"]["authentication_failed"]["observed"]["count"].as_u64().unwrap())
         .sum();
     assert_eq!(tile("Failed authentications") as u64, failed);
+    assert!(
+        page.contains("kept for at least 183 days, removed after 366 days (preset eu: the AI Act")
+    );
     for rule in [
         "164.312(b)",
         "164.312(c)(1)",

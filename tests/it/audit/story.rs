@@ -116,6 +116,7 @@ fn start(version: &str, config: &str) -> Value {
     json!({ "start": { "observed": {
         "version": version, "profile": "full", "config_digest": hash(config), "policy_digest": hash("2b"),
         "build_digest": hash("3c"), "landlock_abi": 7,
+        "retention": { "preset": "eu", "min_s": 183 * 86_400, "max_s": 366 * 86_400 },
         "programs": { "supervisor": hash("4d"), "gateway": hash("5e"), "worker": hash("6f") } } } })
 }
 

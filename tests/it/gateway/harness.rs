@@ -35,6 +35,7 @@ pub(super) enum Seen {
     Begin { model: String, max_tokens: u32, stream: bool },
     Abandoned(RequestId),
     Signed,
+    KeysMalformed(u32),
 }
 
 /// A running gateway.
@@ -228,6 +229,10 @@ impl Script {
                     self.sender.send(Seen::Abandoned(request)).ok();
                     // A turn that crosses this word harms nobody.
                     ToGateway::Turn { request, worker: Some(WorkerIndex(0)) }
+                }
+                FromGateway::KeysMalformed { count } => {
+                    self.sender.send(Seen::KeysMalformed(count)).ok();
+                    continue;
                 }
                 // The end of the worker says it, too.
                 FromGateway::WorkerBroken { .. } => continue,

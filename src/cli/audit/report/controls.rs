@@ -7,6 +7,8 @@
 use super::super::summary::Summary;
 use super::Checked;
 use super::chart::grouped;
+use crate::audit::Retention;
+use crate::audit::record::{RetentionPreset, RetentionTimes};
 
 /// A rule, and what the log has for it.
 pub(super) struct Control {
@@ -139,12 +141,40 @@ fn artificial_intelligence(summary: &Summary) -> Vec<Control> {
     ]
 }
 
+/// For how long records are kept by the settings of the last start, and why.
+pub(super) fn kept(times: RetentionTimes) -> String {
+    let days = |time_s: u64| grouped(time_s / 86_400);
+    let most = match times.max_s {
+        Some(max_s) => format!("removed after {} days", days(max_s)),
+        None => "never removed unasked".to_owned(),
+    };
+    let why = match times.preset {
+        None => "set without a preset",
+        Some(RetentionPreset::Us) => {
+            "preset us: 45 CFR 164.316(b)(2) wants documentation kept for six years, and no end"
+        }
+        Some(RetentionPreset::Eu) => {
+            "preset eu: the AI Act wants logs of high-risk systems kept for at least six months \
+             (Art. 19(1), 26(6)), the GDPR a limit (Art. 5(1)(e)), and the CNIL takes six months to a \
+             year for logs (2021-122)"
+        }
+    };
+    let is_own =
+        times.preset.is_some_and(|preset| RetentionTimes::from(Retention::of(preset)) != times);
+    let own = if is_own { "; its times were changed by settings of their own" } else { "" };
+    format!("kept for at least {} days, {most} ({why}{own})", days(times.min_s))
+}
+
 fn retention(summary: &Summary) -> String {
+    let kept = summary.retention.map_or_else(
+        || "how long records are kept is not in the log".to_owned(),
+        |(_, times)| format!("records are {}", kept(times)),
+    );
     let runs = summary.events.of("retention_run");
     let oldest = summary.first_last.map(|[first, _]| super::super::text::date_text(first.1));
     let oldest = oldest
         .map_or(String::new(), |day| format!("; the oldest record of this period is of {day}"));
-    format!("{} in this period{oldest}", plural(runs, "retention run"))
+    format!("{kept}; {} in this period{oldest}", plural(runs, "retention run"))
 }
 
 fn nist(summary: &Summary, checked: &Checked) -> Vec<Control> {

@@ -9,7 +9,7 @@ mod page;
 mod sections;
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 
 use clap::Args;
@@ -64,10 +64,14 @@ pub(super) struct Checked {
 pub(super) fn run(arguments: &Arguments) -> Outcome {
     let log = &arguments.log;
     let verifier = log.verifier()?;
+    // Said before the check, which takes long on a long log.
+    if !arguments.force && arguments.out.exists() {
+        return Err(out_fault(arguments, &ErrorKind::AlreadyExists.into()).into());
+    }
     let (anchor, by) = arguments.anchor.read(&verifier, &log.folder)?.unzip();
-    let mut snapshot = log.open(Reading::Report)?;
-    let (from, to) = period(arguments, &mut snapshot);
     let filter = Filter { from: arguments.from, to: arguments.to, ..Filter::default() };
+    let mut snapshot = log.open(Reading::Report, &filter)?;
+    let (from, to) = period(arguments, &mut snapshot);
     let mut summary = Summary::new(filter, from, to);
     let report = verify(&log.folder, &verifier, anchor.as_ref(), &mut |index, record| {
         summary.see(index, record);
@@ -81,8 +85,7 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
         made_s: now_s(),
     };
     let page = page::page(&summary, &checked, (from, to));
-    let fault =
-        |error: std::io::Error| format!("cannot write {}: {error}", arguments.out.display());
+    let fault = |error| out_fault(arguments, &error);
     let file = if arguments.force {
         File::create(&arguments.out)
     } else {
@@ -103,6 +106,17 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
             print(&super::output::broken(false, error));
             Ok(Verdict::Refused)
         }
+    }
+}
+
+/// Why the page cannot be written, and what to do.
+fn out_fault(arguments: &Arguments, error: &std::io::Error) -> String {
+    let out = arguments.out.display();
+    match error.kind() {
+        ErrorKind::AlreadyExists => format!(
+            "--out {out}: there is a file already; give another name, or --force to write over it"
+        ),
+        _ => format!("--out {out}: {error}"),
     }
 }
 

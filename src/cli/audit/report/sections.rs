@@ -8,7 +8,7 @@ use super::super::summary::{Counts, Notable, Step, Summary};
 use super::super::text::html;
 use super::Checked;
 use super::chart::{Series, bars, columns, grouped, table};
-use super::controls::controls;
+use super::controls::{controls, kept};
 
 /// Most rows of a table of names.
 const NAMES_COUNT_MAX: usize = 40;
@@ -89,8 +89,14 @@ fn said(members: &Value) -> String {
     // The build digest covers the programs.
     rows.retain(|(name, _)| !name.contains("programs."));
     let parts = rows.into_iter().map(|(name, value)| {
-        let name =
-            name.trim_start_matches("observed.").trim_start_matches("declared.").replace('_', " ");
+        let name = name.trim_start_matches("observed.").trim_start_matches("declared.");
+        // Retention is said in days.
+        let days = ["min_s", "max_s", "older_than_s"].iter().any(|it| name.ends_with(it));
+        if let Some(seconds) = value.parse::<u64>().ok().filter(|_| days) {
+            let name = name.trim_end_matches("_s").replace(['_', '.'], " ");
+            return format!("{name} {} days", grouped(seconds / 86_400));
+        }
+        let name = name.replace(['_', '.'], " ");
         let is_digest = value.len() >= 2 * DIGEST_LEN_SHOWN
             && value.bytes().all(|byte| byte.is_ascii_hexdigit());
         match is_digest {
@@ -346,12 +352,20 @@ fn gaps(summary: &Summary, checked: &Checked) -> String {
 
 fn retention(summary: &Summary) -> String {
     let is_kept = |one: &Notable| matches!(one.event, "retention_run" | "erasure_asked" | "erased");
-    let mut out = notable(
+    let mut out = paragraph(&match summary.retention {
+        Some((start_s, times)) => {
+            let start = time_text(start_s);
+            format!("By the settings of the start of {start}, records are {}.", kept(times))
+        }
+        None => "How long records are kept stands in no start of this log.".to_owned(),
+    });
+    out.push_str(&notable(
         summary,
         "Records removed, principals erased",
         "No record was removed and no principal was erased in this period.",
         &is_kept,
-    );
+    ));
+    out.push_str(&erased(summary));
     out.push_str(&names(
         "readers-bars",
         "Who read the log through Cloister",
@@ -360,6 +374,25 @@ fn retention(summary: &Summary) -> String {
         "Nobody read the log through Cloister in this period while the appliance ran.",
     ));
     out
+}
+
+/// Whether copies of erased keys were made useless.
+fn erased(summary: &Summary) -> String {
+    let erasures = summary.notable.iter().filter(|one| one.event == "erased");
+    let Some(last) = erasures.map(|one| one.index).max() else { return String::new() };
+    let is_wrapping = |one: &&Notable| {
+        one.event == "key_rotated" && one.index > last && one.facts.text("key") == Some("wrapping")
+    };
+    paragraph(match summary.notable.iter().find(is_wrapping) {
+        Some(_) => {
+            "The wrapping key was replaced after the last erasure: copies of the principals' keys from \
+             before are useless to whoever does not have the old wrapping key."
+        }
+        None => {
+            "The wrapping key was not replaced in this period after the last erasure: a copy of an erased \
+             key is still one to whoever has the wrapping key (`cloister audit rotate-wrapping-key`)."
+        }
+    })
 }
 
 fn keys(summary: &Summary) -> String {

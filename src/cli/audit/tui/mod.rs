@@ -16,6 +16,7 @@ use ratatui::crossterm::event::{self, Event, KeyEventKind};
 
 use self::app::App;
 use super::super::{Outcome, Verdict};
+use super::filter::Filter;
 use super::recorded::Reading;
 use super::source::Log;
 
@@ -35,7 +36,7 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
         return Err("there is no terminal: use `cloister audit list`".into());
     }
     let verifier = arguments.log.verifier()?;
-    let snapshot = arguments.log.open(Reading::Browse)?;
+    let snapshot = arguments.log.open(Reading::Browse, &Filter::default())?;
     let mut app = App::new(arguments.log.folder.clone(), verifier, snapshot);
     let mut terminal = ratatui::try_init()?;
     let browsed = browse(&mut terminal, &mut app);
