@@ -1,5 +1,5 @@
 //! What a journal must know of all records before it, so that no start searches the tree: its right
-//! edge, requests that began and have no end, how the last run started and stopped, and when.
+//! edge, requests that began and have no end, who was erased, how the last run started and stopped, and when.
 //!
 //! The edge is a shortcut: a start believes it only if it leads to the signed root, and reads the
 //! tiles otherwise.
@@ -18,6 +18,9 @@ use super::record::{Event, Record, StartFacts};
 pub(super) struct Carried {
     /// Requests that began and have no end.
     pub(super) open: BTreeSet<String>,
+    /// Pseudonyms of principals whose keys were destroyed.
+    #[serde(default)]
+    pub(super) tombstones: BTreeSet<String>,
     /// Whether the last record is a stop, or there is none.
     pub(super) is_stopped: bool,
     /// What the last start recorded of itself.
@@ -33,6 +36,7 @@ impl Default for Carried {
     fn default() -> Self {
         Self {
             open: BTreeSet::new(),
+            tombstones: BTreeSet::new(),
             is_stopped: true,
             last_start: None,
             last_moment: None,
@@ -55,6 +59,9 @@ impl Carried {
             }
             Event::End { request, .. } | Event::EndMissing { request, .. } => {
                 self.open.remove(&request);
+            }
+            Event::Erased { observed } => {
+                self.tombstones.insert(observed.principal);
             }
             Event::Start { observed } => self.last_start = Some(observed),
             _ => {}

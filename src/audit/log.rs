@@ -7,6 +7,7 @@
 //! Disk is kept for the end of every request that begins: a record that is no end is written only
 //! while so much is left, so that a full disk stops new requests and takes the ends of old ones.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub struct Found {
     pub stopped_in_order: bool,
     /// Requests of the last run that began and never ended.
     pub open_requests: Vec<String>,
+    /// Pseudonyms of principals that were erased.
+    pub erased: BTreeSet<String>,
     /// What the last start recorded of itself.
     pub last_start: Option<StartFacts>,
     /// The boot, wall and monotonic time of the last record, in seconds.
@@ -159,6 +162,7 @@ impl Log {
             dropped_bytes,
             stopped_in_order: carried.is_stopped && !is_checkpoint_lost,
             open_requests: carried.open.iter().cloned().collect(),
+            erased: carried.tombstones.clone(),
             last_start: carried.last_start.clone(),
             last_moment: carried.last_moment.clone(),
         };

@@ -2,7 +2,8 @@
 //!
 //! A key is never derived from anything, so destroying its file is final. The log names a
 //! principal by a random pseudonym, which lies beside the key. Files are wrapped under a
-//! [`WrappingKey`]; what is wrapped under another is of no use, and refused.
+//! [`WrappingKey`]; what is wrapped under another is of no use, and refused. A key whose erasure the log
+//! records is not used either, should a copy of its file come back.
 //!
 //! | file in the folder | what |
 //! |---|---|
@@ -10,7 +11,7 @@
 //! | `ID.NAME` | pseudonym and key, wrapped; `ID` names the wrapping key, `NAME` is 16 bytes of SHA-256 of the principal's name, in hex |
 //! | `ID.NAME.erased` | a key that is being destroyed: the log may not say so yet |
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -91,6 +92,10 @@ pub struct PrincipalKeys {
     loaded: HashMap<String, PrincipalKey>,
     /// Pseudonyms of keys that were made since [`PrincipalKeys::take_created`].
     created: Vec<String>,
+    /// Pseudonyms that the log says were erased.
+    erased: BTreeSet<String>,
+    /// Those of them whose key was there again, and was destroyed, since [`PrincipalKeys::take_returned`].
+    returned: Vec<String>,
 }
 
 impl PrincipalKeys {
@@ -118,8 +123,19 @@ impl PrincipalKeys {
         if let Some(want) = current(folder)?.filter(|id| id != wrapping.id()) {
             return Err(Error::WrappingKeyOther { want, given: wrapping.id().to_owned() });
         }
-        let folder = folder.to_owned();
-        Ok(Self { folder, wrapping, loaded: HashMap::new(), created: Vec::new() })
+        Ok(Self {
+            folder: folder.to_owned(),
+            wrapping,
+            loaded: HashMap::new(),
+            created: Vec::new(),
+            erased: BTreeSet::new(),
+            returned: Vec::new(),
+        })
+    }
+
+    /// Takes these pseudonyms for erased: no key of theirs is used from now on.
+    pub fn forbid(&mut self, pseudonyms: impl IntoIterator<Item = String>) {
+        self.erased.extend(pseudonyms);
     }
 
     /// The name of the wrapping key in force.
@@ -145,34 +161,62 @@ impl PrincipalKeys {
         self.loaded.get(principal).ok_or(Error::Random)
     }
 
-    /// The key of `principal`, if it has one.
+    /// The key of `principal`, if it has one. One that was erased and is there again is destroyed again.
     ///
     /// # Errors
     ///
     /// [`Error::PrincipalKeyMalformed`] or [`Error::Io`].
     pub fn find(&mut self, principal: &str) -> Result<Option<&PrincipalKey>, Error> {
+        let path = self.path(&name_of(principal));
         if !self.loaded.contains_key(principal)
-            && let Some(secret) = self.read(&self.path(&name_of(principal)))?
+            && let Some(key) = self.key(&path)?
+            && !self.destroy_if_returned(&path, &key)?
         {
-            let malformed =
-                || Error::PrincipalKeyMalformed { path: self.path(&name_of(principal)) };
-            let key = PrincipalKey::new(&secret).ok_or_else(malformed)?;
             self.loaded.insert(principal.to_owned(), key);
         }
         Ok(self.loaded.get(principal))
     }
 
-    /// All keys, to look a text up whoever sent it; the folder does not know the names.
+    /// All keys, to look a text up whoever sent it, less the erased ones; the folder does not know the
+    /// names.
     ///
     /// # Errors
     ///
     /// [`Error::PrincipalKeyMalformed`] or [`Error::Io`].
     pub fn all(&self) -> Result<Vec<PrincipalKey>, Error> {
-        let key = |path: PathBuf| {
-            let key = self.read(&path)?.and_then(|secret| PrincipalKey::new(&secret));
-            key.ok_or(Error::PrincipalKeyMalformed { path })
-        };
-        self.files(|name| !name.ends_with(ERASED))?.into_iter().map(key).collect()
+        let mut keys: Vec<_> = self.whole()?.into_iter().map(|(_, key)| key).collect();
+        keys.retain(|key| !self.erased.contains(&key.pseudonym));
+        Ok(keys)
+    }
+
+    /// Erased keys that are there again, from a copy: pseudonym and file.
+    ///
+    /// # Errors
+    ///
+    /// As [`PrincipalKeys::all`].
+    pub fn returned(&self) -> Result<Vec<(String, PathBuf)>, Error> {
+        let mut found = self.whole()?;
+        found.retain(|(_, key)| self.erased.contains(&key.pseudonym));
+        Ok(found.into_iter().map(|(path, key)| (key.pseudonym, path)).collect())
+    }
+
+    /// Destroys all erased keys that are there again. What is damaged is left to who looks for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn destroy_returned(&mut self) -> Result<(), Error> {
+        for path in self.files(|name| !name.ends_with(ERASED))? {
+            if let Ok(Some(key)) = self.key(&path) {
+                self.destroy_if_returned(&path, &key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pseudonyms of keys that were destroyed again since the last call.
+    pub fn take_returned(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.returned)
     }
 
     /// Pseudonyms of keys that were made since the last call.
@@ -221,12 +265,13 @@ impl PrincipalKeys {
         Ok(pseudonyms)
     }
 
-    /// Destroys the keys that were put aside.
+    /// Destroys the keys that were put aside, those of `pseudonyms`, which are erased from now on.
     ///
     /// # Errors
     ///
     /// [`Error::Io`].
-    pub fn finish_erasures(&self) -> Result<(), Error> {
+    pub fn finish_erasures(&mut self, pseudonyms: &[String]) -> Result<(), Error> {
+        self.forbid(pseudonyms.iter().cloned());
         self.files(|name| name.ends_with(ERASED))?.iter().try_for_each(|path| destroy(path))
     }
 
@@ -250,6 +295,32 @@ impl PrincipalKeys {
         self.wrapping = next;
         self.destroy_others()?;
         Ok(count)
+    }
+
+    /// The keys that are not being destroyed, and their files.
+    fn whole(&self) -> Result<Vec<(PathBuf, PrincipalKey)>, Error> {
+        let key = |path: PathBuf| match self.key(&path)? {
+            Some(key) => Ok((path, key)),
+            None => Err(Error::PrincipalKeyMalformed { path }),
+        };
+        self.files(|name| !name.ends_with(ERASED))?.into_iter().map(key).collect()
+    }
+
+    /// The key in a file; `None` when there is no such file.
+    fn key(&self, path: &Path) -> Result<Option<PrincipalKey>, Error> {
+        let malformed = || Error::PrincipalKeyMalformed { path: path.to_owned() };
+        let secret = self.read(path)?;
+        secret.map(|secret| PrincipalKey::new(&secret).ok_or_else(malformed)).transpose()
+    }
+
+    /// Destroys a key's file if the key was erased before, and notes that.
+    fn destroy_if_returned(&mut self, path: &Path, key: &PrincipalKey) -> Result<bool, Error> {
+        let is_erased = self.erased.contains(&key.pseudonym);
+        if is_erased {
+            destroy(path)?;
+            self.returned.push(key.pseudonym.clone());
+        }
+        Ok(is_erased)
     }
 
     fn path(&self, name: &str) -> PathBuf {

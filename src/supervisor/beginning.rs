@@ -23,7 +23,8 @@ pub(super) fn open_log(
     folders.extend(config.audit_replica.as_deref());
     let (log, found) = Log::open_copies(&folders, config.audit_replica_mode, audit, retired)?;
     let wrapping_id = wrapping.id().to_owned();
-    let principals = PrincipalKeys::open(&config.principals_folder(), wrapping)?;
+    let mut principals = PrincipalKeys::open(&config.principals_folder(), wrapping)?;
+    principals.forbid(found.erased.iter().cloned());
     let mut ledger = Ledger::new(log, principals, &start);
     if is_fresh {
         ledger.key_created(KeyRole::Wrapping, wrapping_id);
@@ -33,6 +34,7 @@ pub(super) fn open_log(
     ledger.append_all(step.map(|observed| Event::ClockJump { observed }));
     record(config, start, &found, missing, &mut ledger);
     ledger.finish_erasures()?;
+    ledger.destroy_returned()?;
     Ok((ledger, clocks))
 }
 

@@ -159,16 +159,20 @@ impl Ledger {
 
     /// The principal's name in the log; made with its key at its first use.
     pub(super) fn pseudonym(&mut self, principal: &str) -> Result<String, Error> {
-        let pseudonym = self.keys.of(principal)?.pseudonym().to_owned();
+        let pseudonym = self.keys.of(principal).map(|key| key.pseudonym().to_owned());
+        self.record_returned();
         for id in self.keys.take_created() {
             self.key_created(KeyRole::Principal, id);
         }
-        Ok(pseudonym)
+        pseudonym
     }
 
     /// The principal's name in the log, if it has one.
     pub(super) fn known_pseudonym(&mut self, principal: &str) -> Option<String> {
-        Some(self.keys.find(principal).ok()??.pseudonym().to_owned())
+        let found = self.keys.find(principal).ok().flatten();
+        let pseudonym = found.map(|key| key.pseudonym().to_owned());
+        self.record_returned();
+        pseudonym
     }
 
     /// `HMAC-SHA-256(K_principal, nonce || digest)` under a fresh nonce, with the key that goes with the
@@ -213,12 +217,32 @@ impl Ledger {
         self.destroy(left)
     }
 
+    /// Destroys erased keys that came back with a copy of their files, on the record.
+    pub(super) fn destroy_returned(&mut self) -> Result<(), Error> {
+        let destroyed = self.keys.destroy_returned();
+        self.record_returned();
+        destroyed
+    }
+
+    /// Records that erased keys were there again and were destroyed again.
+    fn record_returned(&mut self) {
+        for id in self.keys.take_returned() {
+            super::say(&format!(
+                "the key of {id} was erased and is there again, from a copy: destroyed again; \
+                 `cloister audit rotate-wrapping-key` makes all older copies useless"
+            ));
+            self.key_destroyed(id);
+        }
+    }
+
     fn destroy(&mut self, pseudonyms: Vec<String>) -> Result<(), Error> {
-        self.keys.finish_erasures()?;
-        let facts = |id| KeyFacts { key: KeyRole::Principal, id };
-        let destroyed = pseudonyms.into_iter().map(facts);
-        self.append_all(destroyed.map(|observed| Event::KeyDestroyed { observed }));
+        self.keys.finish_erasures(&pseudonyms)?;
+        pseudonyms.into_iter().for_each(|id| self.key_destroyed(id));
         Ok(())
+    }
+
+    fn key_destroyed(&mut self, id: String) {
+        self.append(Event::KeyDestroyed { observed: KeyFacts { key: KeyRole::Principal, id } });
     }
 
     /// Wraps the principals' keys under `next`; returns how many, or `None` when they are already.

@@ -94,8 +94,6 @@ fn an_erased_key_is_found_no_more_and_the_next_is_another() {
     let mut keys = PrincipalKeys::open(&folder.0, text.key()).unwrap();
     let keyed = keys.of("anna").unwrap().keyed(&DIGEST).unwrap();
     let before = keys.of("anna").unwrap().pseudonym().to_owned();
-    let path = keys.path(&name_of("anna"));
-    let copy = fs::read(&path).unwrap();
     assert_eq!(keys.begin_erasure("bert").unwrap(), None);
     assert_eq!(keys.begin_erasure("anna").unwrap(), Some(before.clone()));
     assert!(keys.find("anna").unwrap().is_none() && keys.all().unwrap().is_empty());
@@ -106,15 +104,48 @@ fn an_erased_key_is_found_no_more_and_the_next_is_another() {
     keys.begin_erasure("anna").unwrap();
     let mut keys = PrincipalKeys::open(&folder.0, text.key()).unwrap();
     assert_eq!(keys.unfinished_erasures().unwrap(), std::slice::from_ref(&before));
-    keys.finish_erasures().unwrap();
+    keys.finish_erasures(std::slice::from_ref(&before)).unwrap();
     assert!(keys.unfinished_erasures().unwrap().is_empty());
     assert_eq!(folder.files(), ["current"]);
     let after = keys.of("anna").unwrap();
     assert!(after.pseudonym() != before && !after.matches(&keyed, &DIGEST));
-    // The control: whoever kept a copy under the same wrapping key has the key.
-    fs::write(&path, copy).unwrap();
-    let keys = PrincipalKeys::open(&folder.0, text.key()).unwrap();
-    assert!(keys.all().unwrap().iter().any(|key| key.matches(&keyed, &DIGEST)));
+}
+
+#[test]
+fn an_erased_key_that_comes_back_from_a_copy_is_not_used_and_is_destroyed_again() {
+    let (folder, text) = (Folder::new("returned"), Text::new());
+    let mut keys = PrincipalKeys::open(&folder.0, text.key()).unwrap();
+    let keyed = keys.of("anna").unwrap().keyed(&DIGEST).unwrap();
+    let before = keys.of("anna").unwrap().pseudonym().to_owned();
+    keys.of("bert").unwrap();
+    let path = keys.path(&name_of("anna"));
+    let copy = fs::read(&path).unwrap();
+    keys.begin_erasure("anna").unwrap();
+    keys.finish_erasures(std::slice::from_ref(&before)).unwrap();
+    let is_found =
+        |keys: &PrincipalKeys| keys.all().unwrap().iter().any(|key| key.matches(&keyed, &DIGEST));
+    // While the same process runs.
+    fs::write(&path, &copy).unwrap();
+    assert!(!is_found(&keys) && keys.find("anna").unwrap().is_none());
+    assert!(!path.exists());
+    assert_eq!(keys.take_returned(), std::slice::from_ref(&before));
+    // Who reviews: without the log's word the copy is as good as it was, with it it is none.
+    fs::write(&path, &copy).unwrap();
+    let mut looks = PrincipalKeys::look(&folder.0, text.key()).unwrap();
+    assert!(is_found(&looks), "the control");
+    looks.forbid([before.clone()]);
+    assert!(!is_found(&looks));
+    assert_eq!(looks.all().unwrap().len(), 1);
+    assert_eq!(looks.returned().unwrap(), [(before.clone(), path.clone())]);
+    assert!(path.exists(), "who looks changes nothing");
+    // A start destroys it, and leaves what is damaged to who asks for it.
+    fs::write(keys.path(&name_of("carl")), "damaged").unwrap();
+    let mut keys = PrincipalKeys::open(&folder.0, text.key()).unwrap();
+    keys.forbid([before.clone()]);
+    keys.destroy_returned().unwrap();
+    assert_eq!(keys.take_returned(), std::slice::from_ref(&before));
+    assert!(!path.exists() && keys.find("bert").unwrap().is_some());
+    assert_ne!(keys.of("anna").unwrap().pseudonym(), before);
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! `cloister audit match`: whether the log holds a text, for who has the principals' keys.
 //!
 //! The text is hashed as the worker hashes it, and each keyed digest of the wanted records is tried
-//! with each key. Neither text nor key is printed or kept; without the keys the log answers nobody.
+//! with each key. Neither text nor key is printed or kept; without the keys the log answers nobody. A key
+//! that the log says was erased is not tried, should a copy of it have come back.
 
 use std::fs;
 use std::path::PathBuf;
@@ -20,7 +21,7 @@ use super::scan::forward;
 use super::source::Log;
 use super::text::time_text;
 use crate::audit::record::KeyedDigest;
-use crate::audit::{Event, PrincipalKey, PrincipalKeys, WrappingKey};
+use crate::audit::{Event, PrincipalKeys, Snapshot, WrappingKey};
 
 /// Longest file that is looked for, in bytes: a request body is at most half of it.
 const BODY_LEN_MAX_BYTES: u64 = 16 << 20;
@@ -61,8 +62,23 @@ struct Wanted {
 /// Runs `cloister audit match`.
 pub(super) fn run(arguments: &Arguments) -> Outcome {
     let wanted = wanted(&read(&arguments.body, BODY_LEN_MAX_BYTES)?, arguments.plain);
-    let keys = keys(arguments)?;
-    let mut snapshot = arguments.log.open(Reading::Match)?;
+    let mut keys = keys(arguments)?;
+    let mut snapshot = arguments.log.open(Reading::Match, &arguments.filter)?;
+    match erased(&mut snapshot) {
+        Ok(pseudonyms) => keys.forbid(pseudonyms),
+        Err(why) => {
+            print(&broken(arguments.json, &why));
+            return Ok(Verdict::Refused);
+        }
+    }
+    for (pseudonym, path) in keys.returned()? {
+        tell(&format!(
+            "cloister: {} holds the key of {pseudonym}, which was erased: it came back from a copy and is \
+             not used; destroy it and the copy, or have the service started, which does",
+            path.display()
+        ));
+    }
+    let keys = keys.all()?;
     let mut count = 0_u64;
     let scanned = forward(&mut snapshot, &arguments.filter, &mut |found| {
         for (place, keyed) in digests(&found.record.event) {
@@ -111,7 +127,26 @@ fn digests(event: &Event) -> Vec<(String, &KeyedDigest)> {
     messages.chain([("answer".to_owned(), &declared.answer)]).collect()
 }
 
-fn keys(arguments: &Arguments) -> Result<Vec<PrincipalKey>, Box<dyn std::error::Error>> {
+/// The pseudonyms that the whole log says were erased, or why that cannot be known.
+fn erased(snapshot: &mut Snapshot) -> Result<Vec<String>, String> {
+    let filter = Filter { event: vec!["erased".to_owned()], whole: true, ..Filter::default() };
+    let mut pseudonyms = Vec::new();
+    let scanned = forward(snapshot, &filter, &mut |found| {
+        pseudonyms.extend(found.record.event.principal().map(ToOwned::to_owned));
+        true
+    });
+    match scanned {
+        Err(error) => Err(error.to_string()),
+        // What was pruned was older than any record that a key could still find.
+        Ok(absent) if absent.is_oldest_alone() => Ok(pseudonyms),
+        Ok(absent) => Err(format!(
+            "{}; who was erased there is not known, so no text is looked for",
+            absent.sentence().unwrap_or_default()
+        )),
+    }
+}
+
+fn keys(arguments: &Arguments) -> Result<PrincipalKeys, Box<dyn std::error::Error>> {
     let beside = || arguments.log.folder.parent().map(|parent| parent.join("principals"));
     let folder = arguments.keys.clone().or_else(beside).unwrap_or_default();
     let path = match &arguments.wrapping {
@@ -120,7 +155,7 @@ fn keys(arguments: &Arguments) -> Result<Vec<PrincipalKey>, Box<dyn std::error::
     };
     let key = WrappingKey::parse(&read(&path, KEY_LEN_MAX_BYTES)?)
         .map_err(|error| format!("{}: {error}", path.display()))?;
-    Ok(PrincipalKeys::look(&folder, key)?.all()?)
+    Ok(PrincipalKeys::look(&folder, key)?)
 }
 
 fn read(path: &PathBuf, len_max: u64) -> Result<Zeroizing<Vec<u8>>, String> {

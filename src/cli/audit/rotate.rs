@@ -25,7 +25,7 @@ pub(super) type Fault = Box<dyn std::error::Error>;
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  cloister audit rotate-wrapping-key\n  \
     cloister keygen wrapping --out new.key && cloister audit rotate-wrapping-key --new new.key\n\n\
-    Do it after an erasure, and whenever backups of the principals' keys must become useless: the \
+    Do it after an erasure that could not, and whenever backups of the principals' keys must become useless: the \
     running supervisor wraps all of them anew, and the old wrapping key is overwritten and removed. A \
     wrapping key that is a credential (keys.wrapping = \"credential:NAME\") is replaced with --new: \
     store the file as that credential afterwards, and destroy the old one.\n\n\
@@ -50,25 +50,13 @@ pub struct Arguments {
 /// A file that cannot be read or written; no supervisor.
 pub fn run_wrapping(arguments: &Arguments) -> Outcome {
     let config = read_config(&arguments.config)?;
-    let path = &config.keys.wrapping;
-    let fresh = match &arguments.new {
-        Some(file) => file.clone(),
-        None => make(path, || Ok(WrappingKey::generate()?.expose().to_vec()))?,
+    let answer = match replace(&config, arguments.new.as_deref())? {
+        Replaced::Done(answer) => answer,
+        Replaced::Refused(why) => {
+            tell(&format!("refused: {why}"));
+            return Ok(Verdict::Refused);
+        }
     };
-    let file = File::open(&fresh).map_err(|error| format!("{}: {error}", fresh.display()))?;
-    let answer = ask(&config.control_socket, Command::RotateWrappingKey {}, &[file.as_fd()]);
-    let answer = match answer {
-        Err(error) if is_absent(&error) && is_wrapped_under(&config, &fresh)? => Value::Null,
-        answer => answer.map_err(|error| explain(&config.control_socket, &error))?,
-    };
-    if answer["ok"] == false {
-        let why = answer["error"].as_str().unwrap_or("no reason was given");
-        tell(&format!("refused: {why}; the new key stays in {}", fresh.display()));
-        return Ok(Verdict::Refused);
-    }
-    if arguments.new.is_none() {
-        put_in_place(&fresh, path)?;
-    }
     if arguments.json {
         print(&answer.to_string());
     } else {
@@ -79,6 +67,39 @@ pub fn run_wrapping(arguments: &Arguments) -> Outcome {
         }
     }
     Ok(Verdict::Holds)
+}
+
+/// How a replacement ended.
+pub(super) enum Replaced {
+    /// It is in force; the supervisor's answer.
+    Done(Value),
+    /// Nothing has changed, and why.
+    Refused(String),
+}
+
+/// Has the principals' keys wrapped under the key in `new`, or under a fresh one whose file then takes
+/// the old one's place.
+pub(super) fn replace(config: &Config, new: Option<&Path>) -> Result<Replaced, Fault> {
+    let path = &config.keys.wrapping;
+    let fresh = match new {
+        Some(file) => file.to_owned(),
+        None => make(path, || Ok(WrappingKey::generate()?.expose().to_vec()))?,
+    };
+    let file = File::open(&fresh).map_err(|error| format!("{}: {error}", fresh.display()))?;
+    let answer = ask(&config.control_socket, Command::RotateWrappingKey {}, &[file.as_fd()]);
+    let answer = match answer {
+        Err(error) if is_absent(&error) && is_wrapped_under(config, &fresh)? => Value::Null,
+        answer => answer.map_err(|error| explain(&config.control_socket, &error))?,
+    };
+    if answer["ok"] == false {
+        let why = answer["error"].as_str().unwrap_or("no reason was given");
+        let stays = fresh.display();
+        return Ok(Replaced::Refused(format!("{why}; the new key stays in {stays}")));
+    }
+    if new.is_none() {
+        put_in_place(&fresh, path)?;
+    }
+    Ok(Replaced::Done(answer))
 }
 
 /// Writes a fresh key beside the one in force, unless an interrupted command has left one.

@@ -48,6 +48,11 @@ impl Absent {
         }
     }
 
+    /// Whether nothing is absent but the oldest records: what is pruned is always those.
+    pub(super) fn is_oldest_alone(&self) -> bool {
+        self.0.iter().all(|range| range.start == 0)
+    }
+
     /// A sentence, if anything is absent.
     pub(super) fn sentence(&self) -> Option<String> {
         let ranges: Vec<String> =

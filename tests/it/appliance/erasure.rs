@@ -184,3 +184,100 @@ fn a_backup_of_the_keys_is_useless_once_the_wrapping_key_is_replaced() {
         assert!(appliance.told().contains("are wrapped under"), "{}", appliance.told());
     }
 }
+
+/// What `cloister audit match` says of the text: exit code and what it tells.
+fn matched(appliance: &Appliance) -> (Option<i32>, String) {
+    let body = appliance.path("wanted.txt");
+    fs::write(&body, TEXT).unwrap();
+    let (log, key, config) =
+        (appliance.path("audit"), appliance.path("audit.vkey"), appliance.path("cloister.toml"));
+    let words = ["audit", "match", &log, "--public-key", &key, "--config", &config];
+    let done = cloister(&[&words[..], &["--body", &body, "--plain"]].concat());
+    (done.status.code(), String::from_utf8_lossy(&done.stderr).into_owned())
+}
+
+/// The one attack on an erasure that needs no other wrapping key: a copy of the key's file comes back.
+#[test]
+fn an_erased_key_that_is_put_back_from_a_backup_finds_nothing_and_is_destroyed_again() {
+    let mut appliance = tiny(As::Oneself, "");
+    assert_eq!(complete(&appliance), 200);
+    eventually("its end", || found(&appliance) == 1);
+    assert_eq!(matched(&appliance).0, Some(0), "the control");
+    let path = |name: &str| appliance.path(name);
+    let copy = |from: &str, to: &str| {
+        let done = Command::new("cp").args(["-aT", &path(from), &path(to)]).status();
+        assert!(done.unwrap().success());
+    };
+    copy("principals", "backup");
+    let (code, answer) = erase(&appliance, "test");
+    assert_eq!((code, &answer["wrapping_key_replaced"]), (Some(0), &json!(false)), "{answer}");
+    let pseudonym = answer["pseudonym"].as_str().unwrap().to_owned();
+    assert_eq!(matched(&appliance).0, Some(1));
+
+    // While the appliance runs: no look-up, and its next request is another's.
+    copy("backup", "principals");
+    assert_eq!(found(&appliance), 1, "the control: the file is a key, for who asks no log");
+    let (code, told) = matched(&appliance);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains(&format!("the key of {pseudonym}, which was erased")), "{told}");
+    assert_eq!(complete(&appliance), 200);
+    let destroyed = || {
+        let all = facts(&appliance, "key_destroyed");
+        all.iter().filter(|one| one["observed"]["id"] == pseudonym.as_str()).count()
+    };
+    eventually("the second destruction", || destroyed() == 2);
+    assert!(!matched(&appliance).1.contains("was erased"), "the file is gone");
+    let begun = facts(&appliance, "begin");
+    assert_eq!(begun[0]["observed"]["principal"], pseudonym.as_str());
+    assert_ne!(begun[1]["observed"]["principal"], pseudonym.as_str());
+
+    // While it does not run: the next start destroys it.
+    appliance.stop();
+    let path = |name: &str| appliance.path(name);
+    fs::remove_dir_all(path("principals")).unwrap();
+    fs::rename(path("backup"), path("principals")).unwrap();
+    appliance.start_again();
+    appliance.wait_until_ready();
+    let told = appliance.told();
+    assert!(
+        told.contains(&format!("the key of {pseudonym} was erased and is there again")),
+        "{told}"
+    );
+    assert_eq!(complete(&appliance), 200);
+    let last = facts(&appliance, "begin").pop().unwrap();
+    assert_ne!(last["observed"]["principal"], pseudonym.as_str());
+    let all = facts(&appliance, "key_destroyed");
+    assert_eq!(all.iter().filter(|one| one["observed"]["id"] == pseudonym.as_str()).count(), 3);
+    appliance.stop();
+    assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+}
+
+#[test]
+fn an_erasure_replaces_the_wrapping_key_so_that_no_copy_from_before_is_of_use() {
+    let mut appliance = tiny(As::Oneself, "");
+    let other = other_principal(&appliance);
+    let first = std::mem::replace(&mut appliance.token, other);
+    eventually("an answer", || complete(&appliance) == 200);
+    appliance.token = first;
+    assert_eq!(complete(&appliance), 200);
+    eventually("both ends", || found(&appliance) == 2);
+    let path = |name: &str| appliance.path(name);
+    let backup = |from: &str, to: &str| {
+        let done = Command::new("cp").args(["-a", &path(from), &path(to)]).status();
+        assert!(done.unwrap().success());
+    };
+    backup("principals", "backup");
+    backup("wrapping.key", "old.key");
+    let config = path("cloister.toml");
+    let words = ["audit", "erase", "--principal", "test", "--yes", "--json", "--config", &config];
+    let answer: Value = serde_json::from_str(&cloister_ok(&words)).unwrap();
+    assert_eq!(answer["wrapping_key_replaced"], true, "{answer}");
+    eventually("the rotation", || facts(&appliance, "key_rotated").len() == 1);
+    assert_eq!(found(&appliance), 1, "the other principal's key goes on");
+    assert_eq!(found_with(&appliance, "backup", "old.key"), 2, "the control");
+    let opened = WrappingKey::parse(&fs::read(path("wrapping.key")).unwrap()).unwrap();
+    assert!(PrincipalKeys::look(Path::new(&path("backup")), opened).is_err());
+    assert!(!Path::new(&path("wrapping.key.new")).exists());
+    appliance.stop();
+    assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+}
