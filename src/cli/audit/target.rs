@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::facts::{Facts, Weight};
-use super::text::{plain, time_text};
+use super::text::{plain, plain_json, time_text};
 use crate::audit::Record;
 
 const JOURNALD: &str = "/run/systemd/journal/socket";
@@ -79,7 +79,7 @@ impl Target {
             Weight::Notice => 5,
             Weight::Warning => 4,
         };
-        let value = plain(&super::output::object(index, record).to_string());
+        let value = plain_json(&super::output::object(index, record).to_string());
         let event = record.event.name();
         match self.kind {
             Kind::Journald(_) => {

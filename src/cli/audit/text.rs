@@ -118,6 +118,22 @@ pub(super) fn plain(text: &str) -> String {
     out
 }
 
+/// JSON that says the same without a character that acts: such stand in its strings alone.
+pub(super) fn plain_json(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for char in json.chars() {
+        if acts(char) {
+            for unit in char.encode_utf16(&mut [0; 2]) {
+                // Writing to a `String` does not fail.
+                let _ = write!(out, "\\u{unit:04x}");
+            }
+        } else {
+            out.push(char);
+        }
+    }
+    out
+}
+
 /// Whether a character does more than stand there.
 fn acts(char: char) -> bool {
     char.is_control()
@@ -197,6 +213,10 @@ mod tests {
         assert!(shown.chars().all(|char| !acts(char)), "{shown}");
         assert!(shown.starts_with("a\\u{1b}[2J\\u{9b}31m\\u{d}"));
         assert_eq!(plain("gut Grüße 模型"), "gut Grüße 模型");
+        let json = serde_json::json!({ hostile: [hostile] });
+        let shown = plain_json(&json.to_string());
+        assert!(shown.chars().all(|char| !acts(char)), "{shown}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&shown).unwrap(), json);
         for text in ["=1+1", "+1", "-1", "@x", "\u{ff1d}1"] {
             assert!(csv_cell(text).starts_with("\"'"), "{text}");
         }
