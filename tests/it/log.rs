@@ -8,7 +8,7 @@ use std::process::Command;
 use cloister::audit::record::{KeyRole, KeyUseFacts, RefusalReason, RefusedFacts};
 use cloister::audit::{Event, Log, Signer};
 
-mod go;
+pub(crate) mod go;
 mod killed;
 mod witness;
 

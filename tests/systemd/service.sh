@@ -31,6 +31,48 @@ for process in /proc/[0-9]*; do
     echo "process $(cat "$process/comm") $(grep -E '^(Uid|CapEff|Seccomp|NoNewPrivs):' "$process/status" | tr -s '\t\n' ' ')"
 done >/out/processes.txt
 
+# Who reads the log: root, a member of the auditors' group, and somebody who is none.
+read_as() {
+    setpriv --reuid=65533 --regid=65533 "$1" -- \
+        cloister audit list --newest --limit 1 --json >"/out/$2.json" 2>"/out/$2.txt" || true
+}
+read_as --groups="$(getent group cloister-audit | cut -d: -f3)" auditor
+read_as --clear-groups stranger
+
+# Records are forwarded by a unit of its own user.
+systemctl start cloister-forward.service
+for _ in $(seq 100); do
+    journalctl -t cloister-audit -o json >/out/forwarded.json
+    grep -q '"CLOISTER_EVENT":"end"' /out/forwarded.json && break
+    sleep 0.2
+done
+systemctl show cloister-forward.service -p ActiveState,NRestarts,ExecMainStatus >/out/forward.txt
+say forwarded
+
+# A timer has the checkpoint witnessed, here not once an hour but at once.
+if [ -x /etc/cloister/witness ]; then
+    /etc/cloister/witness /etc/cloister/audit.vkey >/run/witness.txt &
+    witness=$!
+    for _ in $(seq 100); do [ "$(wc -l </run/witness.txt)" = 2 ] && break; sleep 0.1; done
+    sed -n 2p /run/witness.txt >/etc/cloister/witness.vkey
+    echo "CLOISTER_WITNESS=$(sed -n 1p /run/witness.txt)" >/etc/cloister/witness.conf
+    mkdir -p /etc/systemd/system/cloister-witness.timer.d
+    printf '[Timer]\nOnActiveSec=1\nRandomizedDelaySec=0\nAccuracySec=1ms\n' \
+        >/etc/systemd/system/cloister-witness.timer.d/soon.conf
+    # There is no network but the loopback, and nobody says when it is there.
+    systemctl mask --runtime systemd-networkd-wait-online.service
+    systemctl daemon-reload
+    systemctl start cloister-witness.timer
+    for _ in $(seq 100); do [ -s /var/lib/cloister-witness/witnessed.txt ] && break; sleep 0.2; done
+    systemctl show cloister-witness.timer -p ActiveState,LastTriggerUSec >/out/timer.txt
+    systemctl show cloister-witness.service -p Result,ExecMainStatus >/out/witness.txt
+    cloister audit verify --checkpoint /var/lib/cloister-witness/witnessed.txt \
+        --witness-key /etc/cloister/witness.vkey --json >/out/witnessed.json
+    systemctl stop cloister-witness.timer
+    kill "$witness"
+    say witnessed
+fi
+
 systemctl reload cloister.service
 say reloaded
 ask Hello >/out/after-reload.json
@@ -39,14 +81,14 @@ ask Hello >/out/after-reload.json
 kill -STOP "$(pgrep -f 'cloister-worker worker')"
 for _ in $(seq 100); do
     sleep 0.2
-    grep -q hangs <(cloister audit list /var/lib/cloister/audit --public-key /etc/cloister/audit.vkey \
-        --event child_died --json) && break
+    grep -q hangs <(cloister audit list --event child_died --json) && break
 done
 for _ in $(seq 100); do ask Hello >/out/after-hang.json && break; sleep 0.2; done
 systemctl show cloister.service -p ActiveState,StatusText,NRestarts >/out/after-hang.txt
 
 systemctl stop cloister.service
-cloister audit verify /var/lib/cloister/audit --public-key /etc/cloister/audit.vkey --json >/out/verdict.json
+cloister audit list --event log_read --json >/out/readings.json
+cloister audit verify --json >/out/verdict.json
 systemctl show cloister.service -p Result >/out/stopped.txt
 [ "$KIND" = tpm2 ] || exit 0
 

@@ -8,14 +8,14 @@ use crate::support;
 const GO_PATH: &str = "/usr/share/gocode";
 
 /// Builds a program of `tests/peers` without a network; `None` where Go or the library is missing.
-pub(super) fn build(folder: &Folder, name: &str) -> Option<PathBuf> {
+pub(crate) fn build(folder: &Path, name: &str) -> Option<PathBuf> {
     let has_library = Path::new(GO_PATH).join("src/golang.org/x/mod/sumdb/tlog").is_dir();
     let has_go = Command::new("go").arg("version").output().is_ok_and(|done| done.status.success());
     if !has_library || !has_go {
         support::skip("Go's tlog library", "no golang-go with golang-golang-x-mod-dev");
         return None;
     }
-    let program = folder.0.join(name);
+    let program = folder.join(name);
     let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers");
     let done = Command::new("go")
         .args(["build", "-o"])
@@ -32,7 +32,7 @@ pub(super) fn build(folder: &Folder, name: &str) -> Option<PathBuf> {
 #[test]
 fn another_implementation_proves_every_record_and_every_older_size() {
     let folder = Folder::new("go");
-    let Some(program) = build(&folder, "sumdb") else { return };
+    let Some(program) = build(&folder.0, "sumdb") else { return };
     let (mut log, _) = Log::open(&folder.log(), folder.signer()).unwrap();
     let mut older = Vec::new();
     // The last has three levels of tiles.

@@ -13,7 +13,7 @@ struct Witness {
 
 impl Witness {
     fn start(folder: &Folder) -> Option<Self> {
-        let program = go::build(folder, "witness")?;
+        let program = go::build(&folder.0, "witness")?;
         let vkey = folder.path("audit.vkey");
         let mut program = Command::new(program).arg(vkey).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(program.stdout.take().unwrap()).lines();
