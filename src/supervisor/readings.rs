@@ -2,7 +2,7 @@
 //!
 //! Members of `audit.readers_group` may connect, which the socket's mode says; who it is, the kernel says.
 //! They may announce that they read, and nothing else: a message has a fixed size and no text. A reading is
-//! durable before it is answered; those that follow by the same user in the same way within [`INTERVAL`]
+//! durable before it is answered; those that follow by the same user in the same way within `INTERVAL`
 //! are summed, so that nobody fills the log by reading it. Nobody who connects can make a turn wait: few are
 //! heard in one, each user has two places, and what they send is closed by another thread.
 

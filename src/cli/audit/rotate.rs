@@ -6,6 +6,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -127,11 +128,14 @@ fn is_wrapped_under(config: &Config, file: &Path) -> Result<bool, Fault> {
     Ok(current.is_some_and(|id| id == key.id()))
 }
 
-/// Gives the new key the old one's name, and overwrites the old one.
+/// Gives the new key the old one's owner and name, and overwrites the old one.
 pub(super) fn put_in_place(fresh: &Path, path: &Path) -> Result<(), Fault> {
     let fault = |error: std::io::Error| format!("{}: {error}", path.display());
     let mut old = OpenOptions::new().write(true).open(path).map_err(fault)?;
-    let len = old.metadata().map_err(fault)?.len();
+    let found = old.metadata().map_err(fault)?;
+    let len = found.len();
+    // A service of another user than who gives the command reads it at its next start.
+    chown(fresh, Some(found.uid()), Some(found.gid())).map_err(fault)?;
     fs::rename(fresh, path).map_err(fault)?;
     old.write_all(&vec![0; usize::try_from(len).unwrap_or(0)]).map_err(fault)?;
     old.sync_all().map_err(fault)?;
