@@ -154,6 +154,7 @@ fn worker_control(visit: &mut impl Visit) {
     let engine = "avx512, 2 threads, int8".to_owned();
     visit.message(WorkerReport::Ready { context_len_tokens: 8192, engine });
     visit.message(WorkerReport::NoTicket { request });
+    visit.message(WorkerReport::Unused { request });
     for outcome in
         [Outcome::Stop, Outcome::Length, Outcome::Cancelled, Outcome::Refused, Outcome::Failed]
     {
@@ -237,7 +238,7 @@ impl Visit for RoundTrip {
 fn every_variant_comes_back_as_it_was() {
     let mut visit = RoundTrip(0);
     every_message(&mut visit);
-    assert_eq!(visit.0, 79);
+    assert_eq!(visit.0, 81);
 }
 
 struct Mutations;

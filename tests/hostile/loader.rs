@@ -42,7 +42,10 @@ pub(super) fn run(control: &Channel) {
     }
     let (ToLoader::Verified, _) = control.recv().unwrap() else { panic!() };
     match attack {
-        "unsealed" => seal(control, memfd_create("open", MFdFlags::MFD_ALLOW_SEALING).unwrap()),
+        "unsealed" => {
+            let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+            seal(control, memfd_create("open", flags).unwrap());
+        }
         "no-memfd" => seal(control, std::io::pipe().unwrap().0.into()),
         "wrong-length" => {
             let len_bytes = LEN_BYTES + 1;
