@@ -1,9 +1,9 @@
 //! Matrix products with AVX2; see [`crate::gemm()`] for the formula.
 //!
-//! A tile times two or three tokens at a time, so many as have their sums in registers; what is read of a token
-//! serves both halves of the tile. `maddubs` adds two products of an unsigned and a signed byte in 16 bits; as many
-//! of them are added in 16 bits as cannot overflow, given the bits of the weights. Bytes of 8 bits are multiplied
-//! nibble by nibble.
+//! A tile times two tokens at a time, so many as have their sums in registers; what is read of a token serves both
+//! halves of the tile. `maddubs` adds two products of an unsigned and a signed byte in 16 bits; as many of them are
+//! added in 16 bits as cannot overflow, given the bits of the weights. Bytes of 8 bits are multiplied nibble by
+//! nibble.
 
 #![expect(clippy::needless_range_loop, reason = "one index for several arrays of registers")]
 
@@ -83,36 +83,17 @@ fn multiply_int(
     sums: &mut [Sums],
 ) {
     match (form.bits, form.scales.has_min()) {
-        (4, false) => in_threes::<4, 1, false>(tiles, chunk, panel, sums),
-        (5, false) => in_twos::<5, 1, false>(tiles, chunk, panel, sums),
-        (6, false) => in_twos::<6, 2, false>(tiles, chunk, panel, sums),
-        (4, true) => in_threes::<4, 1, true>(tiles, chunk, panel, sums),
-        (5, true) => in_twos::<5, 1, true>(tiles, chunk, panel, sums),
-        _ => in_twos::<8, 1, false>(tiles, chunk, panel, sums),
+        (4, false) => by_width::<4, 1, false>(tiles, chunk, panel, sums),
+        (5, false) => by_width::<5, 1, false>(tiles, chunk, panel, sums),
+        (6, false) => by_width::<6, 2, false>(tiles, chunk, panel, sums),
+        (4, true) => by_width::<4, 1, true>(tiles, chunk, panel, sums),
+        (5, true) => by_width::<5, 1, true>(tiles, chunk, panel, sums),
+        _ => by_width::<8, 1, false>(tiles, chunk, panel, sums),
     }
 }
 
-/// Where half a tile and a token need one sum at a time: one step in 16 bits is the whole block.
 #[target_feature(enable = "avx2,fma")]
-fn in_threes<const BITS: u32, const SUBS: usize, const MIN: bool>(
-    tiles: usize,
-    chunk: &IntChunk,
-    panel: &Panel<'_>,
-    sums: &mut [Sums],
-) {
-    match panel.width {
-        1 => panel_times_unit::<1, 1, 0, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
-        2 => panel_times_unit::<2, 2, 0, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
-        3 => panel_times_unit::<3, 3, 0, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
-        4 => panel_times_unit::<4, 2, 2, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
-        5 => panel_times_unit::<5, 3, 2, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
-        _ => panel_times_unit::<6, 3, 3, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
-    }
-}
-
-/// Where they need more: one in 16 bits and one in 32, or one of each nibble.
-#[target_feature(enable = "avx2,fma")]
-fn in_twos<const BITS: u32, const SUBS: usize, const MIN: bool>(
+fn by_width<const BITS: u32, const SUBS: usize, const MIN: bool>(
     tiles: usize,
     chunk: &IntChunk,
     panel: &Panel<'_>,
@@ -169,7 +150,7 @@ impl<'a, const WIDTH: usize, const SUBS: usize> Blocks<'a, WIDTH, SUBS> {
     }
 }
 
-/// Adds `WIDTH` tokens times the tiles of a unit: `A`, then `B`, then `C` of them.
+/// Adds `WIDTH` tokens times the tiles of a unit: `A`, then `B`, then `C` of them, two at most.
 #[target_feature(enable = "avx2,fma")]
 fn panel_times_unit<
     const WIDTH: usize,
