@@ -54,14 +54,14 @@ pub fn run(arguments: &Arguments) -> Outcome {
     demo.make_package()?;
     let config = demo.write_config()?;
     let mut appliance = Appliance::start(&demo, &config)?;
-    let verdict = demo.ask(arguments, &mut appliance);
+    // Verified while it runs, so that the reading is on its record.
+    let verdict = demo.ask(arguments, &mut appliance).and_then(|()| demo.verify(&config));
     let verdict = match verdict {
         Ok(()) if arguments.serve => demo.serve(&mut appliance),
         other => other,
     };
     appliance.stop()?;
     verdict?;
-    demo.verify()?;
     demo.say_what_next(arguments);
     Ok(Verdict::Holds)
 }
@@ -244,9 +244,9 @@ impl Demo {
         Ok(())
     }
 
-    fn verify(&self) -> Step {
-        let key = self.path("audit.vkey");
-        let words: [&Path; 3] = [&self.path("audit"), Path::new("--public-key"), &key];
+    fn verify(&self, config: &Path) -> Step {
+        let (folder, key) = (self.path("audit"), self.path("audit.vkey"));
+        let words = [&folder, Path::new("--public-key"), &key, Path::new("--config"), config];
         self.cloister(&["audit", "verify"], &words)
     }
 
@@ -256,7 +256,9 @@ impl Demo {
         if !arguments.serve {
             print("  cloister demo --serve                 keep it up for OpenAI clients");
         }
-        print(&format!("  cloister audit list {folder}/audit --public-key {folder}/audit.vkey"));
+        print(&format!(
+            "  cloister audit list {folder}/audit --public-key {folder}/audit.vkey --config {folder}/cloister.toml"
+        ));
         print("  cloister demo --model FILE.gguf       take your own model");
         print(
             "  README.md, SECURITY.md                how to run it for real, and what it does not protect",
