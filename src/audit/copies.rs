@@ -143,6 +143,12 @@ impl Copies {
         self.step(false, |copy, _| copy.settle(tail, &|| note.clone(), count))
     }
 
+    /// Settles all whole bundles of each copy that is in order.
+    pub(super) fn settle_all(&mut self, tail: &Tail, signer: &Signer) -> Result<(), Error> {
+        let note = sign(signer, tail);
+        self.step(false, |copy, _| copy.settle_all(tail, &|| note.clone()))
+    }
+
     /// Appends to the journals: to those that are in order, or to all that have `reserved` room on a
     /// full disk. No journal is left that holds other records than the tail will.
     fn append(&mut self, tail: &Tail, records: &[Vec<u8>], is_reserved: bool) -> Result<(), Error> {

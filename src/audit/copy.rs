@@ -278,18 +278,29 @@ impl Copy {
     }
 
     /// Starts to settle the whole bundles of the tail, when there are `count` records to settle and
-    /// nothing settles yet.
+    /// nothing settles yet. Where what settles is so slow that the journal holds twice as many, it is
+    /// waited for: a journal is as long as its replay at the next start.
     pub(super) fn settle(
         &mut self,
         tail: &Tail,
         sign: &dyn Fn() -> String,
         count: u64,
     ) -> Result<(), Error> {
+        if self.beside.is_busy() && tail.size() - self.base >= count.saturating_mul(2) {
+            self.finish_settling(tail)?;
+        }
         if !self.beside.is_busy() && tail.whole() - self.base >= count {
             let job = self.job(tail, sign());
             self.beside.run(move || job.run());
         }
         Ok(())
+    }
+
+    /// Settles all whole bundles of the tail, so that the journal holds less than one.
+    pub(super) fn settle_all(&mut self, tail: &Tail, sign: &dyn Fn() -> String) -> Result<(), Error> {
+        self.finish_settling(tail)?;
+        self.settle(tail, sign, 1)?;
+        self.finish_settling(tail)
     }
 
     /// Waits for what settles.

@@ -204,6 +204,17 @@ impl Log {
         self.copies.commit(&mut self.tail, &self.signer, batch)
     }
 
+    /// Ends the log in order: the whole bundles are settled, so that the next start has next to nothing to
+    /// replay. A log that is dropped instead, or whose process is killed, replays what its journal holds.
+    ///
+    /// # Errors
+    ///
+    /// As [`Log::commit`]; the journal then holds all that was committed.
+    pub fn close(mut self) -> Result<(), Error> {
+        self.commit()?;
+        self.copies.settle_all(&self.tail, &self.signer)
+    }
+
     /// Removes the records of whole bundles that are older than `keep_s`, at most 65,536 at once, after
     /// it recorded that; returns how many, and whether there may be more.
     ///

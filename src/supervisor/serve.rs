@@ -310,6 +310,9 @@ impl Supervisor {
         self.ledger.append(Event::Stop {});
         let path = self.config.audit_folder.clone();
         self.ledger.commit().map_err(|error| Error::Audit(path, error))?;
+        if let Err(error) = self.ledger.close() {
+            super::say(&format!("the audit log is whole, but its next start takes longer: {error}"));
+        }
         // The folder may be root's; whoever starts next replaces the socket.
         let _ = std::fs::remove_file(&self.config.control_socket);
         self.readers.iter().for_each(ReadersSocket::remove);

@@ -140,6 +140,8 @@ fn the_log_is_timed_beside_its_disk() {
         &said["steady"]["delay"]["p99_ms"],
         &said["full_speed"]["records_per_commit"],
         &said["long_log"]["open_for_append_s"],
+        &said["long_log"]["open_for_append_processor_s"],
+        &said["long_log"]["open_for_append_after_kill_s"],
         &said["long_log"]["open_for_review_s"],
         &said["long_log"]["verify_records_per_s"],
         &said["long_log"]["bytes"],

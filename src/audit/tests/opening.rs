@@ -1,13 +1,17 @@
 //! What a start takes from the journal's head is a shortcut: where it is absent or wrong, the tiles tell,
 //! and where those do not lead to the signed root either, nothing is written.
 
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
+use nix::errno::Errno;
 use ring::digest::{Context, SHA256};
 use serde_json::{Value, json};
 
+use super::super::disk::{Disk, Kernel};
 use super::super::log::Options;
-use super::faulty_disk::FaultyDisk;
+use super::faulty_disk::{Fault, FaultyDisk};
 use super::*;
 
 /// Nothing is written by a start that finds all as the last run left it, wherever that ended between two
@@ -52,6 +56,116 @@ fn a_start_behind_a_whole_commit_writes_nothing() {
     }
 }
 
+/// Index of the first record of a journal.
+fn base_of(folder: &Path) -> u64 {
+    let journal = fs::read(folder.join("journal")).unwrap();
+    u64::from_le_bytes(journal[8..16].try_into().unwrap())
+}
+
+#[test]
+fn a_log_that_was_ended_in_order_leaves_less_than_a_bundle_to_replay() {
+    for count in [0, 1, 255, 256, 300, 5000, 9000] {
+        let (folder, key) = (Folder::new("closed"), Key::new());
+        let (mut log, _) = Log::open(&folder.0, key.signer()).unwrap();
+        fill(&mut log, count);
+        let checkpoint = fs::read(folder.0.join("checkpoint")).unwrap();
+        log.close().unwrap();
+        assert_eq!(base_of(&folder.0), count / 256 * 256);
+        assert_eq!(fs::read(folder.0.join("checkpoint")).unwrap(), checkpoint);
+        assert_eq!(key.check(&folder.0).unwrap().size, count);
+        let disk = Arc::new(FaultyDisk::default());
+        let options = Options { disk: Arc::clone(&disk) as _, ..Options::default() };
+        let (mut log, found) = Log::open_with(&[&folder.0], key.signer(), options).unwrap();
+        assert_eq!((log.size(), found.dropped_bytes), (count, 0));
+        assert_eq!(disk.operations(), [], "the next start writes nothing");
+        fill(&mut log, 300);
+        log.close().unwrap();
+        assert_eq!(key.check(&folder.0).unwrap().size, count + 300);
+    }
+}
+
+#[test]
+fn an_end_whose_disk_fails_takes_nothing() {
+    for operation in ["create", "write", "sync", "rename", "sync folder"] {
+        let (folder, key) = (Folder::new("closed-badly"), Key::new());
+        let disk = Arc::new(FaultyDisk::default());
+        let options = Options { disk: Arc::clone(&disk) as _, ..Options::default() };
+        let (mut log, _) = Log::open_with(&[&folder.0], key.signer(), options).unwrap();
+        fill(&mut log, 700);
+        disk.set(Some(Fault { operation, after: 1, errno: Errno::EIO, path: "" }));
+        assert!(log.close().is_err(), "{operation}");
+        assert_eq!(key.check(&folder.0).unwrap().size, 700, "{operation}");
+        let (log, found) = Log::open(&folder.0, key.signer()).unwrap();
+        assert_eq!((log.size(), found.dropped_bytes), (700, 0), "{operation}");
+    }
+}
+
+/// A disk that makes whole tiles durable slowly.
+#[derive(Debug)]
+struct SlowDisk;
+
+/// What it is beside that.
+const KERNEL: Kernel = Kernel { is_durable: false };
+
+impl Disk for SlowDisk {
+    fn create(&self, path: &Path) -> io::Result<fs::File> {
+        KERNEL.create(path)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<fs::File> {
+        KERNEL.open(path)
+    }
+
+    fn write_at(&self, file: &fs::File, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        KERNEL.write_at(file, path, offset, bytes)
+    }
+
+    fn sync(&self, _: &fs::File, path: &Path) -> io::Result<()> {
+        if path.to_string_lossy().contains("tile") {
+            std::thread::sleep(Duration::from_millis(40));
+        }
+        Ok(())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        KERNEL.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        KERNEL.remove(path)
+    }
+
+    fn make_folders(&self, path: &Path) -> io::Result<()> {
+        KERNEL.make_folders(path)
+    }
+
+    fn remove_folder(&self, path: &Path) -> io::Result<()> {
+        KERNEL.remove_folder(path)
+    }
+
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        KERNEL.sync_folder(path)
+    }
+}
+
+#[test]
+fn a_journal_stays_short_however_slowly_whole_tiles_become_durable() {
+    const BATCH_COUNT: u64 = 64;
+    let (folder, key) = (Folder::new("slow"), Key::new());
+    let options = Options { disk: Arc::new(SlowDisk), settle_count: 256, ..Options::default() };
+    let (mut log, _) = Log::open_with(&[&folder.0], key.signer(), options).unwrap();
+    let mut longest = 0;
+    for commit in 0..50 {
+        for count in 0..BATCH_COUNT {
+            log.append(refused(commit * BATCH_COUNT + count)).unwrap();
+        }
+        log.commit().unwrap();
+        longest = longest.max(log.size() - base_of(&folder.0));
+    }
+    assert!(longest > 256, "the control: the tiles are slower than the commits");
+    assert!(longest <= 2 * 256 + BATCH_COUNT, "{longest}");
+}
+
 /// A journal that a copy made of holes gives no room, and is written anew.
 #[test]
 fn a_journal_that_the_disk_has_not_given_is_written_anew() {
@@ -62,7 +176,7 @@ fn a_journal_that_the_disk_has_not_given_is_written_anew() {
     let path = folder.0.join("journal");
     let bytes = fs::read(&path).unwrap();
     let mut holes = fs::File::create(&path).unwrap();
-    std::io::Write::write_all(&mut holes, &bytes[..used(&bytes)]).unwrap();
+    io::Write::write_all(&mut holes, &bytes[..used(&bytes)]).unwrap();
     holes.set_len(bytes.len() as u64).unwrap();
     let given = || std::os::unix::fs::MetadataExt::blocks(&fs::metadata(&path).unwrap()) * 512;
     assert!(given() < bytes.len() as u64, "the control");

@@ -20,12 +20,18 @@ pub(super) fn checkpoint_of(folder: &Path, key: &Key) -> Checkpoint {
     Checkpoint::parse(key.signer().verifier().open(&note).unwrap()).unwrap()
 }
 
-/// Writes a log of some settled tiles, and notes what was acknowledged when.
-fn write_log(folder: &Path, key: &Key, disk: &Arc<FaultyDisk>) -> Vec<Acknowledged> {
-    let options = Options { disk: Arc::clone(disk) as _, settle_count: 256, ..Options::default() };
+/// Writes a log of some tiles, which are settled in the middle or at its end, and notes what was
+/// acknowledged when.
+fn write_log(
+    folder: &Path,
+    key: &Key,
+    disk: &Arc<FaultyDisk>,
+    settle_count: u64,
+) -> Vec<Acknowledged> {
+    let options = Options { disk: Arc::clone(disk) as _, settle_count, ..Options::default() };
     let (mut log, _) = Log::open_with(&[folder], key.signer(), options).unwrap();
     let mut acknowledged = Vec::new();
-    // The fourth completes a bundle, which is then settled.
+    // The fourth completes a bundle.
     for (commit, count) in [1, 120, 3, 140, 2, 30].into_iter().enumerate() {
         for i in 0..count {
             log.append(begin(&format!("{commit:02}{i:03}"))).unwrap();
@@ -38,14 +44,24 @@ fn write_log(folder: &Path, key: &Key, disk: &Arc<FaultyDisk>) -> Vec<Acknowledg
         });
         log.wait_until_settled().unwrap();
     }
+    log.close().unwrap();
     acknowledged
 }
 
 #[test]
 fn a_power_cut_at_any_point_takes_nothing_that_was_acknowledged() {
-    let (folder, after, key) = (Folder::new("power"), Folder::new("power-after"), Key::new());
-    let disk = Arc::new(FaultyDisk::default());
-    let acknowledged = write_log(&folder.0, &key, &disk);
+    cut_everywhere("power", 256);
+}
+
+#[test]
+fn a_power_cut_while_a_log_is_ended_takes_nothing_that_was_acknowledged() {
+    cut_everywhere("power-end", 8192);
+}
+
+fn cut_everywhere(name: &str, settle_count: u64) {
+    let (folder, after) = (Folder::new(name), Folder::new(&format!("{name}-after")));
+    let (key, disk) = (Key::new(), Arc::new(FaultyDisk::default()));
+    let acknowledged = write_log(&folder.0, &key, &disk, settle_count);
     let operations = disk.operations();
     assert!(operations.len() > 100, "{}", operations.len());
     let mut remains = Remains::default();
