@@ -297,7 +297,11 @@ impl Copy {
     }
 
     /// Settles all whole bundles of the tail, so that the journal holds less than one.
-    pub(super) fn settle_all(&mut self, tail: &Tail, sign: &dyn Fn() -> String) -> Result<(), Error> {
+    pub(super) fn settle_all(
+        &mut self,
+        tail: &Tail,
+        sign: &dyn Fn() -> String,
+    ) -> Result<(), Error> {
         self.finish_settling(tail)?;
         self.settle(tail, sign, 1)?;
         self.finish_settling(tail)

@@ -91,6 +91,11 @@ pub enum Event {
         /// What the supervisor saw.
         observed: RecoveredFacts,
     },
+    /// The log could not be written for so long that events were dropped: the newest of those that waited.
+    EventsDropped {
+        /// What the supervisor saw.
+        observed: DroppedFacts,
+    },
     /// Something that the start depends on is not what it was at the last start.
     ConfigChanged {
         /// What the supervisor saw.
@@ -257,6 +262,7 @@ impl Event {
             Self::Start { .. } => "start",
             Self::Stop {} => "stop",
             Self::Recovered { .. } => "recovered",
+            Self::EventsDropped { .. } => "events_dropped",
             Self::ConfigChanged { .. } => "config_changed",
             Self::Override { .. } => "override",
             Self::ModelOpened { .. } => "model_opened",

@@ -1,20 +1,21 @@
 //! The audit log as the supervisor uses it: batches, one commit a turn, nothing lost on failure.
 //!
 //! A begin that could not be written never happened: its request is denied. Every other event is
-//! kept and written with the next commit that succeeds.
+//! kept and written with the next commit that succeeds; where they become too many, the newest are
+//! dropped, and how many is on the record.
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
 use crate::audit::record::{
-    BeginFacts, ErasedFacts, KeyFacts, KeyRole, KeyedDigest, MissingCause, RotationFacts,
-    StartFacts,
+    BeginFacts, DroppedFacts, ErasedFacts, KeyFacts, KeyRole, KeyedDigest, MissingCause,
+    RotationFacts, StartFacts,
 };
 use crate::audit::{CopyState, Error, Event, Log, PrincipalKeys, Signer, WrappingKey};
 use crate::ipc::message::{Digest, RequestId};
 
-/// Most events that wait for a log that cannot be written; ends of requests are always kept, and
-/// those are bounded by the requests that began.
+/// Most events that wait for a log that cannot be written; ends of requests and erasures are always kept,
+/// and those are bounded by the requests that began and by who asks.
 const BACKLOG_COUNT_MAX: usize = 4096;
 
 /// Whose a request is: the token's name, and the name in the log when it began.
@@ -32,6 +33,8 @@ pub(super) struct Ledger {
     policy_digest: String,
     build_digest: String,
     batch: VecDeque<Event>,
+    /// Events that were dropped and are not on the record.
+    dropped_count: u64,
     /// Why the last commit failed.
     failure: Option<String>,
     /// When old records are looked for next.
@@ -47,6 +50,7 @@ impl Ledger {
             policy_digest: start.policy_digest.clone(),
             build_digest: start.build_digest.clone(),
             batch: VecDeque::new(),
+            dropped_count: 0,
             failure: None,
             pruning_due: None,
         }
@@ -54,9 +58,22 @@ impl Ledger {
 
     /// Adds an event to the next commit.
     pub(super) fn append(&mut self, event: Event) {
-        if is_end(&event) || self.batch.len() < BACKLOG_COUNT_MAX {
-            self.batch.push_back(event);
+        self.batch.push_back(event);
+    }
+
+    /// Drops the newest of what waits for a log that cannot be written, where it is too much. Never before
+    /// a commit, which whoever appended something may rely on.
+    pub(super) fn shed(&mut self) {
+        if !self.is_failing() {
+            return;
         }
+        let (before, mut left) = (self.batch.len(), BACKLOG_COUNT_MAX);
+        self.batch.retain(|event| {
+            let is_kept = is_end(event) || matches!(event, Event::Erased { .. }) || left > 0;
+            left = left.saturating_sub(1);
+            is_kept
+        });
+        self.dropped_count += (before - self.batch.len()) as u64;
     }
 
     /// Adds events to the next commit.
@@ -91,13 +108,25 @@ impl Ledger {
     /// What the log says; then no begin of this batch counts, and all else waits, but for ends: the log
     /// has room for the end of every request that began, also on a full disk.
     pub(super) fn commit(&mut self) -> Result<(), Error> {
+        let count = std::mem::take(&mut self.dropped_count);
+        if count > 0 {
+            self.append(Event::EventsDropped { observed: DroppedFacts { count } });
+        }
         let written = self.write(|_| true);
         self.failure = written.as_ref().err().map(ToString::to_string);
         if written.is_err() {
-            self.batch.retain(|event| !matches!(event, Event::Begin { .. }));
+            self.batch.retain(|event| match event {
+                // There may be more by the next commit.
+                Event::EventsDropped { observed } => {
+                    self.dropped_count += observed.count;
+                    false
+                }
+                event => !matches!(event, Event::Begin { .. }),
+            });
             if self.batch.iter().any(is_end) {
                 let _ = self.write(is_end);
             }
+            self.shed();
         }
         written
     }

@@ -210,6 +210,7 @@ impl Supervisor {
         let has_begins = self.dispatch.has_beginning();
         let is_early = self.log_retry.is_some_and(|at| now.instant < at);
         if is_early && !has_begins {
+            self.ledger.shed();
             return;
         }
         let was_failing = self.ledger.is_failing();
@@ -311,7 +312,9 @@ impl Supervisor {
         let path = self.config.audit_folder.clone();
         self.ledger.commit().map_err(|error| Error::Audit(path, error))?;
         if let Err(error) = self.ledger.close() {
-            super::say(&format!("the audit log is whole, but its next start takes longer: {error}"));
+            super::say(&format!(
+                "the audit log is whole, but its next start takes longer: {error}"
+            ));
         }
         // The folder may be root's; whoever starts next replaces the socket.
         let _ = std::fs::remove_file(&self.config.control_socket);

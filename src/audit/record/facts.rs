@@ -65,6 +65,14 @@ pub struct RecoveredFacts {
     pub dropped_bytes: u64,
 }
 
+/// Facts of events that were dropped.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct DroppedFacts {
+    /// How many.
+    pub count: u64,
+}
+
 /// Facts of a change between two starts.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]

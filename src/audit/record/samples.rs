@@ -88,6 +88,7 @@ fn starts() -> Vec<Event> {
         Event::Start { observed: StartFacts { retention: Some(by_us), ..start("evaluation") } },
         Event::Stop {},
         Event::Recovered { observed: RecoveredFacts { dropped_bytes: 5 } },
+        Event::EventsDropped { observed: DroppedFacts { count: 5 } },
         Event::ModelOpened {
             observed: ModelFacts {
                 model: model(),

@@ -137,7 +137,9 @@ fn kind(event: &Event) -> (Area, Weight) {
             (Configuration, Notice)
         }
         Event::ConfigChanged { .. } | Event::Override { .. } => (Configuration, Warning),
-        Event::Recovered { .. } | Event::ClockJump { .. } => (Log, Warning),
+        Event::Recovered { .. } | Event::EventsDropped { .. } | Event::ClockJump { .. } => {
+            (Log, Warning)
+        }
         Event::LogRead { .. } => (Log, Plain),
         Event::RetentionRun { .. } | Event::ErasureAsked { .. } | Event::Erased { .. } => {
             (Log, Notice)

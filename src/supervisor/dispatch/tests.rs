@@ -9,7 +9,7 @@ use base64::Engine as _;
 use ring::signature::Ed25519KeyPair;
 
 use super::*;
-use crate::audit::record::{ProgramFacts, StartFacts};
+use crate::audit::record::{KeyUseFacts, ProgramFacts, StartFacts};
 use crate::audit::{Log, PrincipalKeys, Signer, WrappingKey};
 use crate::ipc::message::{Endpoint, NO_TICKETS_COUNT_MAX};
 use crate::supervisor::tokens::{Role, token_digest};
@@ -334,9 +334,7 @@ fn keys_that_open_nothing_are_told_apart_and_never_named() {
 fn a_log_that_cannot_be_written_grants_nothing_and_cuts_what_runs() {
     let mut it = serving("log");
     let running = it.begun();
-    let (log, away) = (it.folder.join("log"), it.folder.join("away"));
-    fs::rename(&log, &away).unwrap();
-    fs::write(&log, "in the way").unwrap();
+    let broken = break_log(&it);
     it.ask("").unwrap();
     let effects = it.turn();
     assert!(effects.iter().any(|effect| matches!(
@@ -356,14 +354,76 @@ fn a_log_that_cannot_be_written_grants_nothing_and_cuts_what_runs() {
     it.turn();
     assert!(it.ledger.is_failing());
     // Once it can be written again, the end that waited is in it and work goes on.
-    fs::remove_file(&log).unwrap();
-    fs::rename(&away, &log).unwrap();
+    mend_log(broken);
     it.begun();
     let text = journal(&it.folder);
     let count = |what: &str| text.matches(what).count();
     assert_eq!(count("\"end\":"), 1, "{text}");
     // A begin that became durable although its commit failed has an end too.
     assert_eq!(count("\"begin\":"), 2 + count("\"cause\":\"log_unavailable\""), "{text}");
+}
+
+/// No file can be made until the returned paths are exchanged again; what is open can still be written.
+fn break_log(it: &Appliance) -> [PathBuf; 2] {
+    let (log, away) = (it.folder.join("log"), it.folder.join("away"));
+    fs::rename(&log, &away).unwrap();
+    fs::write(&log, "in the way").unwrap();
+    [log, away]
+}
+
+fn mend_log([log, away]: [PathBuf; 2]) {
+    fs::remove_file(&log).unwrap();
+    fs::rename(&away, &log).unwrap();
+}
+
+fn uses(ledger: &mut Ledger, events_count: u64, count: u64) {
+    for _ in 0..events_count {
+        ledger.append(Event::KeyUsed { observed: KeyUseFacts { key: KeyRole::Tls, count } });
+    }
+}
+
+#[test]
+fn what_is_dropped_while_the_log_cannot_be_written_is_counted_on_the_record() {
+    let mut it = serving("dropped");
+    let running = it.begun();
+    let broken = break_log(&it);
+    uses(&mut it.ledger, 1, 1);
+    assert!(it.ledger.commit().is_err());
+    uses(&mut it.ledger, 5000, 777);
+    assert!(it.ledger.commit().is_err());
+    uses(&mut it.ledger, 100, 777);
+    it.ledger.shed();
+    it.ledger.append(Event::end_missing(request_name(running), MissingCause::Deadline));
+    assert!(it.ledger.commit().is_err());
+    mend_log(broken);
+    it.ledger.commit().unwrap();
+    it.ledger.commit().unwrap();
+    let text = journal(&it.folder);
+    let count = |what: &str| text.matches(what).count();
+    let (kept, dropped) = (count("\"count\":777}"), 5100 - 4096);
+    assert_eq!(kept, 4096);
+    assert_eq!(count("\"events_dropped\""), 1, "{text}");
+    assert_eq!(
+        count(&format!("{{\"events_dropped\":{{\"observed\":{{\"count\":{dropped}}}}}}}")),
+        1
+    );
+    assert_eq!(count("\"end_missing\""), 1, "an end is never dropped");
+}
+
+#[test]
+fn a_request_that_begins_as_the_log_works_again_is_on_the_record_whatever_waits() {
+    let mut it = serving("backlog");
+    let broken = break_log(&it);
+    for _ in 0..2 {
+        uses(&mut it.ledger, 4500, 1);
+        assert!(it.ledger.commit().is_err());
+    }
+    mend_log(broken);
+    let request = it.begun();
+    assert!(
+        journal(&it.folder)
+            .contains(&format!("{{\"begin\":{{\"request\":\"{}\"", request_name(request)))
+    );
 }
 
 #[test]

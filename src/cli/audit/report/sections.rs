@@ -316,7 +316,9 @@ fn gaps(summary: &Summary, checked: &Checked) -> String {
         let rows = rows.into_iter().map(|(name, count)| vec![name.to_owned(), grouped(count)]);
         out.push_str(&table("In the whole log", &["What", "Count"], rows));
     }
-    let is_gap = |one: &Notable| matches!(one.event, "recovered" | "end_missing" | "clock_jump");
+    let is_gap = |one: &Notable| {
+        matches!(one.event, "recovered" | "events_dropped" | "end_missing" | "clock_jump")
+    };
     out.push_str(&notable(
         summary,
         "Lost records, missing ends, jumps of the clock",
