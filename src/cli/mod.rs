@@ -25,6 +25,7 @@ pub mod model_quarantine;
 mod model_report;
 pub mod model_seal;
 pub mod model_sign;
+pub mod model_synth;
 pub mod model_verify;
 pub mod packed_file;
 pub mod reload;
@@ -94,7 +95,7 @@ enum Command {
     /// Make keys: for signing, opening, the audit log, TLS.
     #[command(subcommand)]
     Keygen(keygen::Command),
-    /// Inspect, sign, seal, verify, explain and quarantine model files.
+    /// Inspect, sign, seal, verify, explain, quarantine and synthesise model files.
     #[command(subcommand)]
     Model(model::Command),
     /// Have the running supervisor take changed tokens and a changed certificate.

@@ -4,7 +4,7 @@ use clap::Subcommand;
 
 use super::{
     Outcome, golden, model_distance, model_explain, model_inspect, model_quarantine, model_seal,
-    model_sign, model_verify,
+    model_sign, model_synth, model_verify,
 };
 
 /// Subcommands of `cloister model`.
@@ -27,6 +27,8 @@ pub enum Command {
     Golden(golden::Arguments),
     /// Measure the fast mode against the exact mode on a text.
     Distance(model_distance::Arguments),
+    /// Write a model of a real shape with random weights, for timing.
+    Synth(model_synth::Arguments),
 }
 
 /// Runs `cloister model`.
@@ -44,5 +46,6 @@ pub fn run(command: &Command) -> Outcome {
         Command::Quarantine(command) => model_quarantine::run(command),
         Command::Golden(arguments) => golden::run(arguments),
         Command::Distance(arguments) => model_distance::run(arguments),
+        Command::Synth(arguments) => model_synth::run(arguments),
     }
 }

@@ -27,6 +27,7 @@ pub use error::Error;
 pub use image::{IMAGE_ALIGNMENT, ImageLayout, Model, PART_SIZE, Part};
 pub use kv_cache::{KvType, SeqId};
 pub use prefixes::CacheDomain;
+pub(crate) use random::Random;
 pub use sampler::{Sampler, SamplingParams, argmax};
 pub use text_stream::{TextStream, TextStreamEnd};
 

@@ -1,15 +1,15 @@
 //! Random numbers that a seed decides: SplitMix64.
 //!
-//! Number `n` is a mix of `seed + n * 0x9E3779B97F4A7C15`. For sampling only, never for keys.
+//! Number `n` is a mix of `seed + n * 0x9E3779B97F4A7C15`. For sampling and made-up weights, never for keys.
 //!
 //! Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
 
 /// A stream of random numbers.
 #[derive(Clone)]
-pub(super) struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -21,8 +21,15 @@ impl Random {
         mix ^ (mix >> 31)
     }
 
+    /// Fills bytes, eight with each number.
+    pub(crate) fn fill(&mut self, bytes: &mut [u8]) {
+        for eight in bytes.chunks_mut(8) {
+            eight.copy_from_slice(&self.next_u64().to_le_bytes()[..eight.len()]);
+        }
+    }
+
     /// Returns a number from 0 to below 1, of 53 bits.
-    pub(super) fn uniform(&mut self) -> f64 {
+    pub(crate) fn uniform(&mut self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
         let bits = (self.next_u64() >> 11) as f64;
         bits / (1_u64 << 53) as f64
@@ -39,5 +46,13 @@ mod tests {
         assert_eq!(random.next_u64(), 6_457_827_717_110_365_317);
         assert_eq!(random.next_u64(), 3_203_168_211_198_807_973);
         assert!((0..1000).map(|_| random.uniform()).all(|u| (0.0..1.0).contains(&u)));
+    }
+
+    #[test]
+    fn bytes_are_the_numbers_little_endian() {
+        let mut bytes = [0; 11];
+        Random::new(1_234_567).fill(&mut bytes);
+        assert_eq!(bytes[..8], 6_457_827_717_110_365_317_u64.to_le_bytes());
+        assert_eq!(bytes[8..], 3_203_168_211_198_807_973_u64.to_le_bytes()[..3]);
     }
 }

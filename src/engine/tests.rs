@@ -261,7 +261,7 @@ fn a_forgotten_domain_stays_with_those_who_read_it_until_they_end() {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small numbers")]
 fn pages_are_never_lost_mixed_up_or_left_unzeroed() {
     let config = config();
-    let mut random = random::Random::new(1);
+    let mut random = Random::new(1);
     let mut below = move |end: usize| (random.uniform() * end as f64) as usize;
     let options = Options { sequences_max: 3, cache_len: 6 * 32, ..keeping(KvType::F16) };
     let mut cache = KvCache::new(&config, &options);

@@ -20,7 +20,7 @@ pub(super) struct Bpe {
 }
 
 /// Returns the character that stands for `byte` in the texts of byte-level tokens.
-fn byte_char(byte: u8) -> char {
+pub(crate) fn byte_char(byte: u8) -> char {
     let shown = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     if shown(byte) {
         return char::from(byte);

@@ -17,6 +17,7 @@ mod vocab;
 use std::ops::Range;
 
 use bpe::Bpe;
+pub(crate) use bpe::byte_char;
 pub use error::Error;
 use merge::Merger;
 use special::SpecialTokens;

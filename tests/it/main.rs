@@ -24,6 +24,7 @@ mod package;
 mod quants;
 mod supervisor;
 mod support;
+mod synth;
 mod systemd;
 mod template;
 mod tokenizer;
