@@ -19,6 +19,7 @@ use crate::package::digest::hash_through;
 use crate::package::files::{Ownership, open_regular, read_small};
 use crate::package::keys::Identity;
 use crate::package::open::{is_age, open_age};
+use crate::package::pieces::Passed;
 use crate::package::trust::TrustStore;
 
 /// A model, its signature, and what both are held against.
@@ -84,7 +85,8 @@ impl ModelPackage {
         let processors = thread::available_parallelism().map_or(1, usize::from);
         let mut decryptor = Decryptor::new(processors.saturating_sub(1))?;
         let mut hash = Hash(Context::new(&SHA256));
-        let len_bytes = open_age(file, &mut &identity, &mut decryptor, &mut hash, progress)?;
+        let mut sink = Passed::to(&mut hash);
+        let len_bytes = open_age(file, &mut &identity, &mut decryptor, &mut sink, progress)?;
         let digest = hash.0.finish();
         Ok((Digest(digest.as_ref().try_into().expect("SHA-256 is 32 bytes")), len_bytes))
     }

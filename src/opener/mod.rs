@@ -12,8 +12,9 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::{Duration, Instant};
 
 use crate::ipc::message::{FromOpener, OpenCheck, SEGMENT_LEN_BYTES, SEGMENTS_COUNT_MAX, ToOpener};
 use crate::ipc::{self, Channel};
@@ -22,7 +23,15 @@ use crate::package::age_header::X25519Stanza;
 use crate::package::age_stream::Decryptor;
 use crate::package::keys::FileKey;
 use crate::package::open::{Unwrap, copy_plain, open_age};
-use crate::sys::memory::EmptyMemory;
+use crate::package::pieces::Sink;
+use crate::sys::memory::UnsealedMemory;
+
+/// Time that the kernel may take to find a segment's huge pages. Where it has to move others' memory for them,
+/// small ones are there sooner.
+const HUGE_PAGES_DEADLINE: Duration = Duration::from_millis(20);
+
+/// Segments that may be under way for each thread: one is decrypted, the other waits.
+pub const SEGMENTS_PER_THREAD: usize = 2;
 
 /// Why an opener ends without a report.
 #[derive(Debug)]
@@ -56,9 +65,9 @@ impl std::error::Error for Error {
 /// # Errors
 ///
 /// When the supervisor is gone or broke protocol; a file that is refused is no error.
-pub fn serve(control: &Channel, decryptor: &mut Decryptor) -> Result<(), Error> {
+pub fn serve(control: &Channel, decryptor: &mut Decryptor<UnsealedMemory>) -> Result<(), Error> {
     let (order, descriptors) = control.recv::<ToOpener>().map_err(Error::Control)?;
-    let mut segments = Segments { control, last: None, under_way_count: 0 };
+    let mut segments = Segments { control, under_way_count: 0, takes_huge_pages: true };
     let opened = match (&order, <[OwnedFd; 1]>::try_from(descriptors)) {
         (ToOpener::OpenAge, Ok([file])) => {
             let mut holder = Supervisor { control };
@@ -67,11 +76,6 @@ pub fn serve(control: &Channel, decryptor: &mut Decryptor) -> Result<(), Error> 
         (ToOpener::OpenPlain, Ok([file])) => copy_plain(&File::from(file), &mut segments),
         _ => return Err(Error::Order),
     };
-    let opened = opened.and_then(|len_bytes| {
-        let passed = segments.flush();
-        passed.map_err(|source| package::Error::Stream { action: "pass the model on", source })?;
-        Ok(len_bytes)
-    });
     let report = match opened {
         Ok(len_bytes) => FromOpener::Finished { len_bytes },
         Err(error) => FromOpener::Refused { check: failed_check(&error) },
@@ -104,52 +108,45 @@ impl Unwrap for Supervisor<'_> {
 /// The plaintext on its way to the supervisor: a sealed memfd after the other, a few at a time.
 struct Segments<'c> {
     control: &'c Channel,
-    /// The one that is being filled, and how much of it is.
-    last: Option<(EmptyMemory, usize)>,
     /// Those that were sent and not yet taken.
     under_way_count: usize,
+    /// Whether the kernel has huge pages for them, as far as is known.
+    takes_huge_pages: bool,
 }
 
-impl Segments<'_> {
-    /// Starts a segment, once there is room for it.
-    fn start(&mut self) -> io::Result<(EmptyMemory, usize)> {
+impl Sink for Segments<'_> {
+    type Piece = UnsealedMemory;
+
+    fn piece_len_bytes(&self) -> usize {
+        SEGMENT_LEN_BYTES
+    }
+
+    fn pieces_per_thread(&self) -> usize {
+        SEGMENTS_PER_THREAD
+    }
+
+    fn piece(&mut self) -> io::Result<UnsealedMemory> {
+        let segment = UnsealedMemory::new("cloister-segment", SEGMENT_LEN_BYTES)?;
+        if self.takes_huge_pages {
+            let start = Instant::now();
+            let taken = segment.collapse(0..SEGMENT_LEN_BYTES);
+            self.takes_huge_pages = taken && start.elapsed() < HUGE_PAGES_DEADLINE;
+        }
+        Ok(segment)
+    }
+
+    /// Sends a segment, once there is room for it.
+    fn put(&mut self, segment: UnsealedMemory, len: usize) -> io::Result<()> {
+        let sealed = segment.seal_first(len)?;
         while self.under_way_count == SEGMENTS_COUNT_MAX {
             match self.control.recv::<ToOpener>().map_err(io::Error::other)? {
                 (ToOpener::Taken, _) => self.under_way_count -= 1,
                 _ => return Err(io::ErrorKind::InvalidData.into()),
             }
         }
-        Ok((EmptyMemory::new("cloister-segment")?, 0))
-    }
-
-    fn send(&mut self, segment: EmptyMemory) -> io::Result<()> {
-        let sealed = segment.seal()?;
         self.control.send(&FromOpener::Segment, &[sealed.as_fd()]).map_err(io::Error::other)?;
         self.under_way_count += 1;
         Ok(())
-    }
-}
-
-impl Write for Segments<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let (mut segment, len) = match self.last.take() {
-            Some(last) => last,
-            None => self.start()?,
-        };
-        let count = segment.append(&bytes[..bytes.len().min(SEGMENT_LEN_BYTES - len)])?;
-        match len + count {
-            SEGMENT_LEN_BYTES => self.send(segment)?,
-            len => self.last = Some((segment, len)),
-        }
-        Ok(count)
-    }
-
-    /// Sends what there is, as the last.
-    fn flush(&mut self) -> io::Result<()> {
-        match self.last.take() {
-            Some((segment, _)) => self.send(segment),
-            None => Ok(()),
-        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! The payload of an age v1 file, decrypted by several threads and written in order by one of them.
+//! The payload of an age v1 file, decrypted by several threads, each where the plaintext is to lie, and passed on
+//! in order by one of them.
 //!
 //! `key = HKDF-SHA-256(nonce, "payload", file key)`; then chunks of 64 KiB plaintext,
 //! `ChaCha20-Poly1305(key, counter (11 bytes, big endian) || last flag)`.
@@ -9,25 +10,26 @@
 //! | 16 + i · 65,552 | 65,552 | chunk i; the last one is 17 to 65,552 long, or 16 if the file is empty |
 //!
 //! A chunk is only ever taken with the flag that its place in the file demands, so a file that was
-//! cut at a chunk's border or had chunks put behind it does not decrypt. What was written before a
+//! cut at a chunk's border or had chunks put behind it does not decrypt. What was passed on before a
 //! later chunk fails is authentic but incomplete: the caller must not use it before the end.
 //! Source: C2SP age v1.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, Tag, UnboundKey};
 use zeroize::Zeroizing;
 
 use super::Error;
 use super::age_header::{Header, derive};
 use super::keys::FileKey;
+use super::pieces::Sink;
 
 /// Plaintext of a chunk, in bytes.
 pub const CHUNK_LEN_BYTES: usize = 64 << 10;
@@ -37,12 +39,6 @@ const TAG_LEN_BYTES: usize = 16;
 const SEALED_LEN_BYTES: usize = CHUNK_LEN_BYTES + TAG_LEN_BYTES;
 /// The payload's nonce, in bytes.
 const NONCE_LEN_BYTES: u64 = 16;
-/// Chunks that one thread decrypts at a time; small enough to stay in its second-level cache.
-const BATCH_COUNT: usize = 8;
-/// Batches under way for each thread: one is decrypted, the others wait to be written or decrypted, so that
-/// neither side waits for the other's wake-up.
-const BATCHES_PER_THREAD: usize = 6;
-
 /// A file of known length that several threads read at once.
 pub trait ReadAt: Send + Sync + 'static {
     /// Fills `buffer` from `offset`.
@@ -114,22 +110,34 @@ struct Payload {
 }
 
 impl Payload {
-    /// Decrypts the chunks from `first` on into `buffer`; returns each one's plaintext length.
-    fn decrypt_batch(&self, first: u64, buffer: &mut [u8]) -> Result<Vec<usize>, Error> {
-        let count = (self.layout.chunks_count - first).min(BATCH_COUNT as u64);
-        let (offset, _) = self.layout.chunk(first);
-        let (last_offset, last_len) = self.layout.chunk(first + count - 1);
-        let len = usize::try_from(last_offset - offset).expect("a batch fits memory") + last_len;
-        self.read(&mut buffer[..len], offset)?;
-        let chunks = buffer[..len].chunks_mut(SEALED_LEN_BYTES);
-        (first..).zip(chunks).map(|(index, chunk)| self.decrypt(index, chunk)).collect()
+    /// Decrypts the chunks from `first` on, one behind the other, until `plaintext` or the file ends; returns the
+    /// plaintext's length.
+    fn decrypt_piece(&self, first: u64, plaintext: &mut [u8]) -> Result<usize, Error> {
+        let chunks = plaintext.chunks_exact_mut(CHUNK_LEN_BYTES);
+        (first..self.layout.chunks_count)
+            .zip(chunks)
+            .try_fold(0, |before, (index, chunk)| Ok(before + self.decrypt(index, chunk)?))
     }
 
-    /// Decrypts one chunk in place; returns its plaintext length.
+    /// Reads a chunk and decrypts it in place; returns its plaintext length.
     fn decrypt(&self, index: u64, chunk: &mut [u8]) -> Result<usize, Error> {
+        let (offset, sealed_len) = self.layout.chunk(index);
+        let len = sealed_len - TAG_LEN_BYTES;
+        let chunk = &mut chunk[..len];
+        let mut tag = [0; TAG_LEN_BYTES];
+        self.read(chunk, offset)?;
+        self.read(&mut tag, offset + len as u64)?;
         let is_last = self.layout.is_last(index);
-        let opened = self.key.open_in_place(nonce(index, is_last), Aad::empty(), chunk);
-        opened.map(|plaintext| plaintext.len()).map_err(|_| self.explain(index, is_last))
+        match self.open(index, is_last, tag, chunk) {
+            true => Ok(len),
+            false => Err(self.explain(index, is_last)),
+        }
+    }
+
+    /// Decrypts in place; returns whether the tag is the right one.
+    fn open(&self, index: u64, is_last: bool, tag: [u8; TAG_LEN_BYTES], chunk: &mut [u8]) -> bool {
+        let (nonce, tag) = (nonce(index, is_last), Tag::from(tag));
+        self.key.open_in_place_separate_tag(nonce, Aad::empty(), tag, chunk, 0..).is_ok()
     }
 
     /// Says why a chunk did not open: would it with the other flag?
@@ -162,41 +170,47 @@ fn nonce(index: u64, is_last: bool) -> Nonce {
     Nonce::assume_unique_for_key(nonce)
 }
 
-/// A batch of chunks on its way.
-struct Batch {
+/// A piece of the plaintext on its way.
+struct Batch<P> {
     payload: Arc<Payload>,
+    /// Its first chunk.
     first: u64,
-    buffer: Zeroizing<Vec<u8>>,
-    /// The plaintext length of each chunk, once decrypted.
-    lens: Result<Vec<usize>, Error>,
+    piece: P,
+    /// The plaintext's length, once decrypted.
+    len: Result<usize, Error>,
 }
 
 /// Batches that wait to be decrypted, by whichever thread is free.
-#[derive(Debug, Default)]
-struct Queue {
-    waiting: Mutex<Waiting>,
+#[derive(Debug)]
+struct Queue<P> {
+    waiting: Mutex<Waiting<P>>,
     changed: Condvar,
 }
 
-#[derive(Debug, Default)]
-struct Waiting {
-    batches: VecDeque<Batch>,
+#[derive(Debug)]
+struct Waiting<P> {
+    batches: VecDeque<Batch<P>>,
     is_closed: bool,
 }
 
-impl Queue {
-    fn push(&self, batch: Batch) {
+impl<P> Queue<P> {
+    fn new() -> Self {
+        let waiting = Waiting { batches: VecDeque::new(), is_closed: false };
+        Self { waiting: Mutex::new(waiting), changed: Condvar::new() }
+    }
+
+    fn push(&self, batch: Batch<P>) {
         self.lock().batches.push_back(batch);
         self.changed.notify_one();
     }
 
     /// Takes the first batch, if there is one.
-    fn take(&self) -> Option<Batch> {
+    fn take(&self) -> Option<Batch<P>> {
         self.lock().batches.pop_front()
     }
 
     /// Waits for a batch; `None` when no more will come.
-    fn wait(&self) -> Option<Batch> {
+    fn wait(&self) -> Option<Batch<P>> {
         let mut waiting = self.lock();
         loop {
             if let Some(batch) = waiting.batches.pop_front() {
@@ -214,20 +228,20 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, Waiting<P>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Threads that decrypt beside the caller's; made before a sandbox forbids new ones.
 #[derive(Debug)]
-pub struct Decryptor {
-    queue: Arc<Queue>,
-    done: Receiver<Batch>,
+pub struct Decryptor<P> {
+    queue: Arc<Queue<P>>,
+    done: Receiver<Batch<P>>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl Decryptor {
+impl<P: AsMut<[u8]> + Send + 'static> Decryptor<P> {
     /// Starts threads that decrypt beside the one that calls [`Decryptor::decrypt`]; returns when all of
     /// them run. Without any, the caller does it all.
     ///
@@ -248,8 +262,8 @@ impl Decryptor {
         enter: impl Fn() + Send + Sync + 'static,
     ) -> Result<Self, Error> {
         let enter = Arc::new(enter);
-        let queue = Arc::new(Queue::default());
-        let (done_tx, done_rx) = channel::<Batch>();
+        let queue = Arc::new(Queue::new());
+        let (done_tx, done_rx) = channel::<Batch<P>>();
         // The start of a thread makes system calls that a seccomp filter may forbid afterwards.
         let started = Arc::new(Barrier::new(helpers_count + 1));
         let mut threads = Vec::new();
@@ -270,20 +284,20 @@ impl Decryptor {
         Ok(Self { queue, done: done_rx, threads })
     }
 
-    /// Decrypts the payload behind `header` and writes it in order; returns its length.
+    /// Decrypts the payload behind `header` and passes it on in order; returns its length.
     ///
-    /// `progress` is called with the plaintext bytes written so far.
+    /// `progress` is called with the plaintext bytes passed on so far.
     ///
     /// # Errors
     ///
     /// [`Error::Chunk`], [`Error::Truncated`], [`Error::TrailingData`] or [`Error::Stream`]; what
-    /// was written until then must not be used.
+    /// was passed on until then must not be used.
     pub fn decrypt(
         &mut self,
         source: Arc<dyn ReadAt>,
         header: &Header,
         key: &FileKey,
-        writer: &mut impl Write,
+        sink: &mut impl Sink<Piece = P>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<u64, Error> {
         let read = |source| Error::Stream { action: "read the encrypted file", source };
@@ -294,51 +308,64 @@ impl Decryptor {
         let key = derive(key, &nonce, b"payload");
         let key = UnboundKey::new(&CHACHA20_POLY1305, &*key).expect("the key is 32 bytes");
         let payload = Arc::new(Payload { source, key: LessSafeKey::new(key), layout });
-        self.run(&payload, writer, progress)
+        self.run(&payload, sink, progress)
     }
 
     fn run(
         &mut self,
         payload: &Arc<Payload>,
-        writer: &mut impl Write,
+        sink: &mut impl Sink<Piece = P>,
         progress: &mut dyn FnMut(u64),
     ) -> Result<u64, Error> {
-        let mut firsts = (0..payload.layout.chunks_count).step_by(BATCH_COUNT);
-        let mut under_way = 0;
-        for first in firsts.by_ref().take((self.threads.len() + 1) * BATCHES_PER_THREAD) {
-            let buffer = Zeroizing::new(vec![0; BATCH_COUNT * SEALED_LEN_BYTES]);
-            let payload = Arc::clone(payload);
-            self.queue.push(Batch { payload, first, buffer, lens: Ok(Vec::new()) });
+        let chunks_in = sink.piece_len_bytes() / CHUNK_LEN_BYTES;
+        let mut firsts = (0..payload.layout.chunks_count).step_by(chunks_in);
+        let most = (self.threads.len() + 1) * sink.pieces_per_thread();
+        let (mut under_way, mut next, mut passed) = (0, 0, Ok(0));
+        for first in firsts.by_ref().take(most) {
+            passed = self.push(payload, first, sink).map(|()| 0);
+            if passed.is_err() {
+                break;
+            }
             under_way += 1;
         }
-        let mut waiting: Vec<Batch> = Vec::new();
-        let mut next = 0;
-        let mut written = Ok(0);
+        let mut waiting: Vec<Batch<P>> = Vec::new();
         while under_way > 0 {
             waiting.push(self.next_done());
             waiting.extend(self.done.try_iter());
             while let Some(place) = waiting.iter().position(|batch| batch.first == next) {
-                let mut batch = waiting.swap_remove(place);
+                let batch = waiting.swap_remove(place);
                 under_way -= 1;
-                next += BATCH_COUNT as u64;
-                written = written.and_then(|before| Ok(before + batch.write(writer)?));
-                let Ok(written_bytes) = written else {
+                next += chunks_in as u64;
+                passed = passed.and_then(|before| Ok(before + batch.pass(sink)?));
+                let Ok(passed_bytes) = passed else {
                     continue;
                 };
-                progress(written_bytes);
+                progress(passed_bytes);
                 if let Some(first) = firsts.next() {
-                    batch.first = first;
-                    self.queue.push(batch);
-                    under_way += 1;
+                    passed = self.push(payload, first, sink).map(|()| passed_bytes);
+                    under_way += usize::from(passed.is_ok());
                 }
             }
         }
-        written
+        passed
+    }
+
+    /// Has a piece decrypted, from chunk `first` on.
+    fn push(
+        &self,
+        payload: &Arc<Payload>,
+        first: u64,
+        sink: &mut impl Sink<Piece = P>,
+    ) -> Result<(), Error> {
+        let piece = sink.piece();
+        let piece = piece.map_err(|source| Error::Stream { action: "take memory", source })?;
+        self.queue.push(Batch { payload: Arc::clone(payload), first, piece, len: Ok(0) });
+        Ok(())
     }
 
     /// Returns a decrypted batch: one that a thread has done, or else one that is done here, so that the
-    /// thread that writes never waits while there is something to decrypt.
-    fn next_done(&self) -> Batch {
+    /// thread that passes them on never waits while there is something to decrypt.
+    fn next_done(&self) -> Batch<P> {
         if let Ok(batch) = self.done.try_recv() {
             return batch;
         }
@@ -350,7 +377,7 @@ impl Decryptor {
     }
 }
 
-impl Drop for Decryptor {
+impl<P> Drop for Decryptor<P> {
     fn drop(&mut self) {
         self.queue.close();
         for thread in self.threads.drain(..) {
@@ -360,32 +387,31 @@ impl Drop for Decryptor {
     }
 }
 
-impl Batch {
+impl<P: AsMut<[u8]>> Batch<P> {
     fn decrypt(&mut self) {
-        self.lens = self.payload.decrypt_batch(self.first, &mut self.buffer);
+        self.len = self.payload.decrypt_piece(self.first, self.piece.as_mut());
     }
 
-    /// Writes the plaintext; returns its length.
-    fn write(&mut self, writer: &mut impl Write) -> Result<u64, Error> {
-        let lens = std::mem::replace(&mut self.lens, Ok(Vec::new()))?;
-        let mut written_bytes = 0;
-        for (chunk, len) in self.buffer.chunks(SEALED_LEN_BYTES).zip(lens) {
-            let passed = writer.write_all(&chunk[..len]);
-            passed.map_err(|source| Error::Stream { action: "pass the model on", source })?;
-            written_bytes += len as u64;
+    /// Passes the plaintext on; returns its length.
+    fn pass(self, sink: &mut impl Sink<Piece = P>) -> Result<u64, Error> {
+        let len = self.len?;
+        if len == 0 {
+            return Ok(0);
         }
-        Ok(written_bytes)
+        let passed = sink.put(self.piece, len);
+        passed.map_err(|source| Error::Stream { action: "pass the model on", source })?;
+        Ok(len as u64)
     }
 }
 
-impl fmt::Debug for Batch {
+impl<P> fmt::Debug for Batch<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Batch({})", self.first)
     }
 }
 
 /// A thread's life: decrypt batches until there are no more.
-fn work(queue: &Queue, done: &Sender<Batch>) {
+fn work<P: AsMut<[u8]>>(queue: &Queue<P>, done: &Sender<Batch<P>>) {
     while let Some(mut batch) = queue.wait() {
         batch.decrypt();
         if done.send(batch).is_err() {

@@ -24,6 +24,7 @@ mod json;
 pub mod keys;
 pub mod open;
 pub mod opening_limits;
+pub mod pieces;
 pub mod quarantine;
 pub mod seal;
 pub mod signature;

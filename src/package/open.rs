@@ -1,19 +1,16 @@
 //! Opening a file of a package: from its bytes, encrypted or not, to its plaintext.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Read};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
-
-use zeroize::Zeroizing;
 
 use super::Error;
 use super::age_header::{Header, X25519Stanza};
 use super::age_stream::Decryptor;
 use super::keys::{FileKey, Identity};
+use super::pieces::Sink;
 
-/// Bytes that a plain file is copied in.
-const BUFFER_LEN_BYTES: usize = 256 << 10;
 /// What every age v1 file begins with.
 const AGE_MAGIC: &[u8] = b"age-encryption.org/";
 
@@ -33,23 +30,23 @@ impl Unwrap for &Identity {
     }
 }
 
-/// Decrypts an age file to `writer`; returns the plaintext's length.
+/// Decrypts an age file to `sink`; returns the plaintext's length.
 ///
-/// `progress` is called with the plaintext bytes written so far.
+/// `progress` is called with the plaintext bytes passed on so far.
 ///
 /// # Errors
 ///
-/// One variant for each check that can fail. What was written before must not be used.
-pub fn open_age(
+/// One variant for each check that can fail. What was passed on before must not be used.
+pub fn open_age<S: Sink>(
     file: File,
     holder: &mut impl Unwrap,
-    decryptor: &mut Decryptor,
-    writer: &mut impl Write,
+    decryptor: &mut Decryptor<S::Piece>,
+    sink: &mut S,
     progress: &mut dyn FnMut(u64),
 ) -> Result<u64, Error> {
     let header = Header::read(&mut BufReader::new(FromStart::new(&file)))?;
     let key = find_key(&header, holder)?;
-    decryptor.decrypt(Arc::new(file), &header, &key, writer, progress)
+    decryptor.decrypt(Arc::new(file), &header, &key, sink, progress)
 }
 
 /// Has the stanzas unwrapped, the first that opens wins, and checks the header's MAC.
@@ -70,27 +67,39 @@ pub fn find_key(header: &Header, holder: &mut impl Unwrap) -> Result<FileKey, Er
     })
 }
 
-/// Copies a plain file to `writer`; returns its length.
+/// Copies a plain file to `sink`; returns its length.
 ///
 /// # Errors
 ///
 /// [`Error::Stream`].
-pub fn copy_plain(file: &File, writer: &mut impl Write) -> Result<u64, Error> {
-    // Private memory, not splice: pages of the file's cache could change under the reader.
-    let mut buffer = Zeroizing::new(vec![0; BUFFER_LEN_BYTES]);
-    let mut copied_bytes = 0;
+pub fn copy_plain(file: &File, sink: &mut impl Sink) -> Result<u64, Error> {
+    let failed = |action| move |source| Error::Stream { action, source };
     let mut file = FromStart::new(file);
     loop {
-        let n = match file.read(&mut buffer) {
-            Ok(0) => return Ok(copied_bytes),
-            Ok(n) => n,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(source) => return Err(Error::Stream { action: "read the model", source }),
-        };
-        let passed = writer.write_all(&buffer[..n]);
-        passed.map_err(|source| Error::Stream { action: "pass the model on", source })?;
-        copied_bytes += n as u64;
+        // Private memory, not splice: pages of the file's cache could change under the reader.
+        let mut piece = sink.piece().map_err(failed("take memory"))?;
+        let len = fill(&mut file, piece.as_mut()).map_err(failed("read the model"))?;
+        if len > 0 {
+            sink.put(piece, len).map_err(failed("pass the model on"))?;
+        }
+        if len < sink.piece_len_bytes() {
+            return Ok(file.offset);
+        }
     }
+}
+
+/// Reads until `buffer` is full or the file ends; returns the bytes that were read.
+fn fill(file: &mut FromStart<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut len = 0;
+    while len < buffer.len() {
+        match file.read(&mut buffer[len..]) {
+            Ok(0) => break,
+            Ok(n) => len += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(len)
 }
 
 /// Returns whether a file begins like an age file.

@@ -38,6 +38,7 @@ use crate::audit::record::{
 };
 use crate::ipc::Channel;
 use crate::ipc::message::{KvFormat, ListenerKind, ModelIndex, SEGMENT_LEN_BYTES};
+use crate::opener::SEGMENTS_PER_THREAD;
 use crate::package::age_stream::Decryptor;
 use crate::package::keys::Identity;
 use crate::package::trust::TrustStore;
@@ -54,8 +55,10 @@ const OPENER_THREADS_MAX: usize = 8;
 
 /// Memory of an opener, in bytes: the header of its file.
 const OPENER_LEN_BYTES: u64 = 64 << 20;
-/// Memory of each of its threads, in bytes: batches of chunks under way.
-const OPENER_THREAD_LEN_BYTES: u64 = 16 << 20;
+/// Memory of each of its threads, in bytes: its heap.
+const OPENER_THREAD_LEN_BYTES: u64 = 1 << 20;
+/// Bytes that it maps for each of its threads: segments, each with room for the place of a huge page's begin.
+const OPENER_MAPPED_LEN_BYTES: u64 = 2 * (SEGMENTS_PER_THREAD * SEGMENT_LEN_BYTES) as u64;
 
 /// What was bound, read and opened before the powers went.
 pub(super) struct OpenedAll {
@@ -444,7 +447,7 @@ pub(super) fn opener() -> ExitCode {
     };
     let memory = Memory {
         threads: helpers + 1,
-        mapped_len_bytes: 0,
+        mapped_len_bytes: OPENER_MAPPED_LEN_BYTES * (helpers as u64 + 1),
         more_len_bytes: OPENER_LEN_BYTES + (helpers as u64 + 1) * OPENER_THREAD_LEN_BYTES,
         written_len_bytes: Some(SEGMENT_LEN_BYTES as u64),
     };

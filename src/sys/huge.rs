@@ -75,14 +75,14 @@ impl Mapping {
     }
 
     /// Makes the pages of `range`, and those beside them as far as a huge page reaches, huge ones where the kernel
-    /// can: from Linux 6.1 on, whatever its settings for shared memory say.
-    pub(super) fn collapse(&self, range: Range<usize>) {
+    /// can: from Linux 6.1 on, whatever its settings for shared memory say. Returns whether they are.
+    pub(super) fn collapse(&self, range: Range<usize>) -> bool {
         let start = range.start / HUGE_LEN_BYTES * HUGE_LEN_BYTES;
         let end = range.end.min(self.len.get()).next_multiple_of(HUGE_LEN_BYTES);
         // The last bytes are not a whole huge page.
         let end = end.min(self.len.get() / HUGE_LEN_BYTES * HUGE_LEN_BYTES);
         if start >= end {
-            return;
+            return false;
         }
         let pages = &self[start..end];
         for first in pages.iter().step_by(HUGE_LEN_BYTES) {
@@ -91,7 +91,7 @@ impl Mapping {
         }
         let start = pages.as_ptr().cast_mut().cast();
         // SAFETY: the range is inside this mapping, and the advice changes no byte of it.
-        unsafe { libc::madvise(start, pages.len(), libc::MADV_COLLAPSE) };
+        unsafe { libc::madvise(start, pages.len(), libc::MADV_COLLAPSE) == 0 }
     }
 
     /// Returns the bytes, to be written.

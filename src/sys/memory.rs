@@ -1,5 +1,6 @@
 //! Memory that is shared by sealed memfds only, and that no core dump shows.
 
+use std::cmp::Ordering;
 use std::ops::{Deref, DerefMut, Range};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
@@ -11,7 +12,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::stat::fstat;
-use nix::unistd::{ftruncate, write};
+use nix::unistd::ftruncate;
 
 use super::huge::{Access, Mapping};
 
@@ -60,25 +61,6 @@ impl EmptyMemory {
         let map = unsafe { Mapping::new(fd.as_fd(), len, Access::Write)? };
         Ok(UnsealedMemory { fd, map })
     }
-
-    /// Appends bytes without mapping them; returns how many were.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says.
-    pub fn append(&mut self, bytes: &[u8]) -> Result<usize, Errno> {
-        write(&self.fd, bytes)
-    }
-
-    /// Seals what was appended: from here on nobody can change it.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says.
-    pub fn seal(self) -> Result<OwnedFd, Errno> {
-        fcntl(&self.fd, FcntlArg::F_ADD_SEALS(seals_required()))?;
-        Ok(self.fd)
-    }
 }
 
 /// A memfd being written; nobody else has it until it is sealed.
@@ -98,9 +80,9 @@ impl UnsealedMemory {
         EmptyMemory::new(name)?.grow(len)
     }
 
-    /// Takes huge pages for what will be written to `range`, where the kernel has some.
-    pub fn collapse(&self, range: Range<usize>) {
-        self.map.collapse(range);
+    /// Takes huge pages for what will be written to `range`, where the kernel has some; returns whether it has.
+    pub fn collapse(&self, range: Range<usize>) -> bool {
+        self.map.collapse(range)
     }
 
     /// Unmaps and seals the memory: from here on nobody can change it.
@@ -109,6 +91,21 @@ impl UnsealedMemory {
     ///
     /// What the kernel says.
     pub fn seal(self) -> Result<OwnedFd, Errno> {
+        let len = self.map.len();
+        self.seal_first(len)
+    }
+
+    /// Cuts the memory to its first `len` bytes, unmaps and seals it.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; `EINVAL` for more bytes than there are.
+    pub fn seal_first(self, len: usize) -> Result<OwnedFd, Errno> {
+        match len.cmp(&self.map.len()) {
+            Ordering::Less => ftruncate(&self.fd, len.try_into().map_err(|_| Errno::EFBIG)?)?,
+            Ordering::Equal => {}
+            Ordering::Greater => return Err(Errno::EINVAL),
+        }
         drop(self.map);
         fcntl(&self.fd, FcntlArg::F_ADD_SEALS(seals_required()))?;
         Ok(self.fd)
@@ -126,6 +123,12 @@ impl Deref for UnsealedMemory {
 impl DerefMut for UnsealedMemory {
     fn deref_mut(&mut self) -> &mut [u8] {
         self.map.bytes_mut()
+    }
+}
+
+impl AsMut<[u8]> for UnsealedMemory {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self
     }
 }
 
@@ -164,7 +167,7 @@ impl Deref for SealedMemory {
     }
 }
 
-/// A sealed memfd that is looked at once, and mapped without regard to huge pages.
+/// A sealed memfd that is looked at once, from end to end: mapped as it lies, all pages at a time.
 #[derive(Debug)]
 pub struct SealedSegment {
     map: Mmap,
@@ -179,7 +182,8 @@ impl SealedSegment {
     pub fn open(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
         let len = sealed_len(fd)?;
         // SAFETY: the seals checked above keep every process from writing or shrinking it.
-        let map = unsafe { MmapOptions::new().len(len).map_copy_read_only(fd.as_raw_fd()) };
+        let map =
+            unsafe { MmapOptions::new().len(len).populate().map_copy_read_only(fd.as_raw_fd()) };
         let errno =
             |error: std::io::Error| error.raw_os_error().map_or(Errno::EINVAL, Errno::from_raw);
         Ok(Self { map: map.map_err(errno)? })
@@ -347,6 +351,8 @@ pub fn file_len(fd: impl AsFd) -> Result<u64, Errno> {
 
 #[cfg(test)]
 mod tests {
+    use nix::unistd::write;
+
     use super::*;
 
     #[test]
@@ -367,15 +373,16 @@ mod tests {
         let file = std::fs::File::open("Cargo.toml").unwrap();
         assert_eq!(SealedMemory::open(file.as_fd()).unwrap_err(), Errno::EINVAL);
         assert_eq!(UnsealedMemory::new("test", 0).unwrap_err(), Errno::EINVAL);
+        assert_eq!(memory.seal_first(4097).unwrap_err(), Errno::EINVAL);
     }
 
     #[test]
     fn segments_read_as_one_and_what_is_released_as_zeros() {
         let step = SEGMENT_STEP_BYTES;
         let segment = |len: usize, byte: u8| {
-            let mut memory = EmptyMemory::new("test").unwrap();
-            assert_eq!(memory.append(&vec![byte; len]), Ok(len));
-            memory.seal().unwrap()
+            let mut memory = UnsealedMemory::new("test", len + 1).unwrap();
+            memory.fill(byte);
+            memory.seal_first(len).unwrap()
         };
         let mut segments = SealedSegments::reserve(2 * step + 7, step).unwrap();
         let open = UnsealedMemory::new("test", step).unwrap();

@@ -10,7 +10,7 @@ use ring::digest::digest;
 
 use super::*;
 use crate::package::age_stream::Decryptor;
-use crate::sys::memory::{EmptyMemory, SealedSegments, UnsealedMemory};
+use crate::sys::memory::{SealedSegments, UnsealedMemory};
 
 /// More than may be on its way, and a short end.
 const FILE_LEN: usize = (SEGMENTS_COUNT_MAX + 3) * SEGMENT_LEN_BYTES + 5;
@@ -91,9 +91,9 @@ fn segment(len: usize, is_sealed: bool) -> OwnedFd {
         file.write_all(&vec![7; len]).unwrap();
         return file.into();
     }
-    let mut memory = EmptyMemory::new("segment").unwrap();
-    assert_eq!(memory.append(&vec![7; len]), Ok(len));
-    memory.seal().unwrap()
+    let mut memory = UnsealedMemory::new("segment", len + 1).unwrap();
+    memory.fill(7);
+    memory.seal_first(len).unwrap()
 }
 
 fn send(channel: &Channel, segments: &[OwnedFd]) {

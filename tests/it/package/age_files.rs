@@ -14,11 +14,13 @@ use cloister::package::age_header::{Header, STANZAS_COUNT_MAX};
 use cloister::package::age_stream::{CHUNK_LEN_BYTES, Decryptor, ReadAt};
 use cloister::package::keys::Identity;
 use cloister::package::open::{find_key, open_age};
+use cloister::package::pieces::Passed;
 use cloister::package::seal::{parse_recipient, seal};
 use cloister::package::{Error, HeaderFault};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use ring::digest::{SHA256, digest};
 use ring::{hkdf, hmac};
+use zeroize::Zeroizing;
 
 use super::{Folder, Random};
 
@@ -42,7 +44,7 @@ impl ReadAt for Memory {
 }
 
 fn open_with(
-    decryptor: &mut Decryptor,
+    decryptor: &mut Decryptor<Zeroizing<Vec<u8>>>,
     file: &[u8],
     identity: &Identity,
 ) -> Result<Vec<u8>, Error> {
@@ -50,7 +52,8 @@ fn open_with(
     let key = find_key(&header, &mut &*identity)?;
     let mut plaintext = Vec::new();
     let source = Arc::new(Memory(file.to_vec()));
-    let len = decryptor.decrypt(source, &header, &key, &mut plaintext, &mut |_| {})?;
+    let len =
+        decryptor.decrypt(source, &header, &key, &mut Passed::to(&mut plaintext), &mut |_| {})?;
     assert_eq!(len, plaintext.len() as u64);
     Ok(plaintext)
 }
@@ -344,7 +347,8 @@ fn a_changed_byte_anywhere_is_refused_and_nothing_false_is_passed_on() {
         };
         let mut passed = Vec::new();
         let source = Arc::new(Memory(changed));
-        let verdict = decryptor.decrypt(source, &header, &key, &mut passed, &mut |_| {});
+        let verdict =
+            decryptor.decrypt(source, &header, &key, &mut Passed::to(&mut passed), &mut |_| {});
         assert!(matches!(verdict, Err(Error::Chunk { .. })), "byte {place}: {verdict:?}");
         assert!(passed.len() < plaintext.len() && plaintext.starts_with(&passed), "byte {place}");
     }
@@ -502,8 +506,8 @@ fn a_reader_that_goes_away_ends_the_work_and_the_threads_serve_again() {
     let mut decryptor = Decryptor::new(2).unwrap();
     let mut open = |writer: &mut dyn io::Write, seen: &mut Vec<u64>| {
         let file = std::fs::File::open(&path).unwrap();
-        let mut writer = writer;
-        open_age(file, &mut &maker.identity, &mut decryptor, &mut writer, &mut |n| seen.push(n))
+        let mut sink = Passed::to(writer);
+        open_age(file, &mut &maker.identity, &mut decryptor, &mut sink, &mut |n| seen.push(n))
     };
     let refused = open(&mut Full(1_000_000), &mut Vec::new());
     assert!(matches!(refused, Err(Error::Stream { action: "pass the model on", .. })));
