@@ -4,6 +4,7 @@
 #include "float_product.cu"
 #include "gemm.cu"
 #include "heads.cu"
+#include "limits.cu"
 #include "matvec.cu"
 #include "memory.cu"
 #include "norm.cu"

@@ -2,7 +2,8 @@
 //! requests of `kernels/cuda/emulated/main.cpp`, through the driver. For tests, on a real card or on the
 //! stand-in for the driver.
 //!
-//! `cuda_run --kernels` names the kernels; `cuda_run --devices` the cards.
+//! `cuda_run --kernels` names the kernels; `cuda_run --devices` the cards. With `CLOISTER_CUDA_GRAPH` set, the
+//! launches are recorded as a graph first.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program of the tests")]
 
@@ -87,8 +88,14 @@ fn run() -> Result<(), CudaError> {
     for _ in 0..reader.number() {
         buffers.push(buffer(&card, &mut reader)?);
     }
-    for _ in 0..reader.number() {
-        launch(&card, &buffers, &mut reader)?;
+    let mut launches =
+        || (0..reader.number()).try_for_each(|_| launch(&card, &buffers, &mut reader));
+    if std::env::var_os("CLOISTER_CUDA_GRAPH").is_some() {
+        let graph = card.record(launches)?;
+        // SAFETY: as for each launch.
+        unsafe { graph.launch()? };
+    } else {
+        launches()?;
     }
     card.finish()?;
     let mut output = io::stdout().lock();

@@ -1,15 +1,24 @@
 // A stand-in for `libcuda.so.1`: the functions that `kernels/src/cuda` asks for, over the memory of the
-// CPU and the emulation. For tests. It is strict where a card is quiet: memory starts as 0xFF, must be
-// zero when it is given back, and nothing may be left when the context goes.
+// CPU and the emulation. For tests. What is asked of the stream waits until somebody waits for it, as late
+// as a card may be; in a capture it is recorded, and does not run before the graph is launched. What cannot
+// be recorded (to wait, to allocate, to give back) is refused and makes the capture invalid.
+//
+// It is strict where a card is quiet: memory, of the card and pinned, starts as 0xFF, must be zero when it
+// is given back, and not while work waits; nothing may be left when the context goes.
 //
 // What it plays is told by the environment:
 //   STANDIN_VERSION   the driver's version               STANDIN_DEVICES      how many cards
 //   STANDIN_MEMORY    bytes of the card                  STANDIN_CAPABILITY   ten times the capability
-//   STANDIN_LAUNCHES  a file that gets each kernel's name
+//   STANDIN_PINNED    bytes of the host that it may pin
+//   STANDIN_LAUNCHES  a file that gets each kernel's name when it runs, `graph` when a graph is launched
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
+#include <deque>
+#include <functional>
 #include <map>
+#include <set>
 #include <string>
 
 #include "device.h"
@@ -21,7 +30,9 @@ using Handle = void*;
 using Address = uint64_t;
 
 constexpr Result SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100;
-constexpr Result INVALID_IMAGE = 200, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700;
+constexpr Result INVALID_IMAGE = 200, INVALID_HANDLE = 400, NOT_FOUND = 500, NOT_READY = 600;
+constexpr Result CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901;
+constexpr unsigned CAPTURE_THREAD_LOCAL = 1;
 constexpr uint32_t IMAGE_MAGIC = 0xBA55ED50;
 constexpr int MULTIPROCESSORS = 16, MAJOR = 75, MINOR = 76, MAX_DYNAMIC_SHARED = 8;
 
@@ -36,17 +47,73 @@ size_t used = 0;
 
 size_t capacity() { return setting("STANDIN_MEMORY", size_t(1) << 30); }
 
+// What is pinned.
+std::map<Address, size_t> pinned;
+size_t used_pinned = 0;
+
 // Whether so many bytes lie in one allocation.
-bool is_inside(Address address, size_t size) {
-    auto after = allocations.upper_bound(address);
-    if (after == allocations.begin()) return false;
+bool is_inside(const std::map<Address, size_t>& all, Address address, size_t size) {
+    auto after = all.upper_bound(address);
+    if (after == all.begin()) return false;
     auto found = std::prev(after);
     return address + size <= found->first + found->second;
 }
+bool is_inside(Address address, size_t size) { return is_inside(allocations, address, size); }
 
 [[noreturn]] void refuse(const char* what) {
     fprintf(stderr, "stand-in: %s\n", what);
     _Exit(4);
+}
+
+bool is_zero(Address address, size_t size) {
+    const unsigned char* bytes = reinterpret_cast<unsigned char*>(address);
+    for (size_t i = 0; i < size; i++) {
+        if (bytes[i] != 0) return false;
+    }
+    return true;
+}
+
+// The one stream: what waits, and what a capture has recorded.
+using Work = std::function<void()>;
+enum class Capture { None, On, Invalid };
+std::deque<Work> waiting;
+std::vector<Work> recorded;
+Capture capture = Capture::None;
+Handle const the_stream = &waiting;
+
+void run_waiting() {
+    while (!waiting.empty()) {
+        Work work = std::move(waiting.front());
+        waiting.pop_front();
+        work();
+    }
+}
+
+Result ask(Handle stream, Work work) {
+    if (stream != the_stream) return INVALID_HANDLE;
+    if (capture == Capture::Invalid) return CAPTURE_INVALIDATED;
+    if (capture == Capture::On) recorded.push_back(std::move(work));
+    else waiting.push_back(std::move(work));
+    return SUCCESS;
+}
+
+// What a call gets that a capture cannot hold.
+Result outside_capture() {
+    if (capture == Capture::None) return SUCCESS;
+    capture = Capture::Invalid;
+    return CAPTURE_UNSUPPORTED;
+}
+
+struct Graph { std::vector<Work> works; };
+std::set<Handle> graphs, executables;
+
+struct Event { bool is_asked = false, is_done = false; double at = 0; };
+std::set<Handle> events;
+
+double seconds_now() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return double(now.tv_sec) + double(now.tv_nsec) * 1e-9;
 }
 
 struct Function {
@@ -104,6 +171,10 @@ Result cuDevicePrimaryCtxRetain(Handle* context, int) {
 }
 Result cuDevicePrimaryCtxRelease_v2(int) {
     if (!allocations.empty()) refuse("memory is left when the context goes");
+    if (!pinned.empty()) refuse("pinned memory is left when the context goes");
+    if (!graphs.empty() || !executables.empty()) refuse("a graph is left when the context goes");
+    if (!events.empty()) refuse("an event is left when the context goes");
+    if (!waiting.empty()) refuse("work waits when the context goes");
     return SUCCESS;
 }
 Result cuCtxSetCurrent(Handle context) { return context ? SUCCESS : INVALID_VALUE; }
@@ -113,6 +184,7 @@ Result cuMemGetInfo_v2(size_t* free, size_t* total) {
     return SUCCESS;
 }
 Result cuMemAlloc_v2(Address* address, size_t size) {
+    if (Result refused = outside_capture()) return refused;
     if (size == 0) return INVALID_VALUE;
     if (used + size > capacity()) return OUT_OF_MEMORY;
     void* memory = aligned_alloc(256, (size + 255) / 256 * 256);
@@ -124,38 +196,153 @@ Result cuMemAlloc_v2(Address* address, size_t size) {
     return SUCCESS;
 }
 Result cuMemFree_v2(Address address) {
+    if (Result refused = outside_capture()) return refused;
     auto found = allocations.find(address);
     if (found == allocations.end()) return INVALID_VALUE;
-    const unsigned char* bytes = reinterpret_cast<unsigned char*>(address);
-    for (size_t i = 0; i < found->second; i++) {
-        if (bytes[i] != 0) refuse("memory that is given back is not zero");
-    }
+    if (!waiting.empty()) refuse("memory is given back while work waits");
+    if (!is_zero(address, found->second)) refuse("memory that is given back is not zero");
     used -= found->second;
     allocations.erase(found);
     free(reinterpret_cast<void*>(address));
     return SUCCESS;
 }
-Result cuMemsetD8Async(Address to, unsigned char byte, size_t size, Handle) {
-    if (!is_inside(to, size)) return INVALID_VALUE;
-    memset(reinterpret_cast<void*>(to), byte, size);
+Result cuMemHostAlloc(void** address, size_t size, unsigned flags) {
+    if (Result refused = outside_capture()) return refused;
+    if (size == 0 || flags != 0) return INVALID_VALUE;
+    if (used_pinned + size > setting("STANDIN_PINNED", size_t(1) << 30)) return OUT_OF_MEMORY;
+    *address = aligned_alloc(4096, (size + 4095) / 4096 * 4096);
+    if (!*address) return OUT_OF_MEMORY;
+    memset(*address, 0xFF, size);
+    pinned[Address(*address)] = size;
+    used_pinned += size;
     return SUCCESS;
 }
-Result cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t size, Handle) {
-    if (!is_inside(to, size)) return INVALID_VALUE;
-    memcpy(reinterpret_cast<void*>(to), from, size);
+Result cuMemFreeHost(void* address) {
+    if (Result refused = outside_capture()) return refused;
+    auto found = pinned.find(Address(address));
+    if (found == pinned.end()) return INVALID_VALUE;
+    if (!waiting.empty()) refuse("pinned memory is given back while work waits");
+    if (!is_zero(found->first, found->second)) refuse("pinned memory that is given back is not zero");
+    used_pinned -= found->second;
+    pinned.erase(found);
+    free(address);
     return SUCCESS;
 }
-Result cuMemcpyDtoHAsync_v2(void* to, Address from, size_t size, Handle) {
+Result cuMemsetD8Async(Address to, unsigned char byte, size_t size, Handle stream) {
+    if (!is_inside(to, size)) return INVALID_VALUE;
+    return ask(stream, [=] { memset(reinterpret_cast<void*>(to), byte, size); });
+}
+// What is not pinned is read before the call returns, but by a graph when it is launched.
+Result cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t size, Handle stream) {
+    if (!is_inside(to, size)) return INVALID_VALUE;
+    if (capture == Capture::None && !is_inside(pinned, Address(from), size)) {
+        const char* bytes = static_cast<const char*>(from);
+        std::vector<char> copy(bytes, bytes + size);
+        return ask(stream, [=] { memcpy(reinterpret_cast<void*>(to), copy.data(), size); });
+    }
+    return ask(stream, [=] { memcpy(reinterpret_cast<void*>(to), from, size); });
+}
+// What is not pinned is written before the call returns, but by a graph when it is launched.
+Result cuMemcpyDtoHAsync_v2(void* to, Address from, size_t size, Handle stream) {
     if (!is_inside(from, size)) return INVALID_VALUE;
-    memcpy(to, reinterpret_cast<void*>(from), size);
-    return SUCCESS;
+    Result asked = ask(stream, [=] { memcpy(to, reinterpret_cast<void*>(from), size); });
+    if (!asked && capture == Capture::None && !is_inside(pinned, Address(to), size)) run_waiting();
+    return asked;
 }
 Result cuStreamCreate(Handle* stream, unsigned) {
-    *stream = &used;
+    *stream = the_stream;
     return SUCCESS;
 }
-Result cuStreamDestroy_v2(Handle) { return SUCCESS; }
-Result cuStreamSynchronize(Handle stream) { return stream == &used ? SUCCESS : ILLEGAL_ADDRESS; }
+Result cuStreamDestroy_v2(Handle) {
+    if (!waiting.empty()) refuse("a stream is destroyed while work waits");
+    return SUCCESS;
+}
+Result cuStreamSynchronize(Handle stream) {
+    if (stream != the_stream) return INVALID_HANDLE;
+    if (Result refused = outside_capture()) return refused;
+    run_waiting();
+    return SUCCESS;
+}
+Result cuStreamBeginCapture_v2(Handle stream, unsigned mode) {
+    if (stream != the_stream) return INVALID_HANDLE;
+    if (capture != Capture::None || mode != CAPTURE_THREAD_LOCAL) return INVALID_VALUE;
+    capture = Capture::On;
+    return SUCCESS;
+}
+Result cuStreamEndCapture(Handle stream, Handle* graph) {
+    if (stream != the_stream) return INVALID_HANDLE;
+    if (capture == Capture::None) return INVALID_VALUE;
+    bool is_valid = capture == Capture::On;
+    capture = Capture::None;
+    *graph = is_valid ? new Graph{recorded} : nullptr;
+    if (is_valid) graphs.insert(*graph);
+    recorded.clear();
+    return is_valid ? SUCCESS : CAPTURE_INVALIDATED;
+}
+Result cuGraphInstantiateWithFlags(Handle* executable, Handle graph, unsigned long long flags) {
+    if (!graphs.count(graph) || flags != 0) return INVALID_VALUE;
+    *executable = new Graph(*static_cast<Graph*>(graph));
+    executables.insert(*executable);
+    return SUCCESS;
+}
+Result cuGraphUpload(Handle executable, Handle stream) {
+    if (!executables.count(executable) || stream != the_stream) return INVALID_VALUE;
+    return outside_capture();
+}
+Result cuGraphLaunch(Handle executable, Handle stream) {
+    if (!executables.count(executable)) return INVALID_VALUE;
+    if (Result asked = ask(stream, [] { tell_launch("graph"); })) return asked;
+    for (const Work& work : static_cast<Graph*>(executable)->works) {
+        if (Result asked = ask(stream, work)) return asked;
+    }
+    return SUCCESS;
+}
+Result cuGraphExecDestroy(Handle executable) {
+    if (!executables.erase(executable)) return INVALID_VALUE;
+    delete static_cast<Graph*>(executable);
+    return SUCCESS;
+}
+Result cuGraphDestroy(Handle graph) {
+    if (!graphs.erase(graph)) return INVALID_VALUE;
+    delete static_cast<Graph*>(graph);
+    return SUCCESS;
+}
+Result cuEventCreate(Handle* event, unsigned flags) {
+    if (flags != 0) return INVALID_VALUE;
+    *event = new Event;
+    events.insert(*event);
+    return SUCCESS;
+}
+Result cuEventRecord(Handle event, Handle stream) {
+    if (!events.count(event)) return INVALID_HANDLE;
+    if (Result refused = outside_capture()) return refused;
+    Event* e = static_cast<Event*>(event);
+    e->is_asked = true;
+    e->is_done = false;
+    return ask(stream, [=] { e->is_done = true, e->at = seconds_now(); });
+}
+Result cuEventSynchronize(Handle event) {
+    if (!events.count(event)) return INVALID_HANDLE;
+    if (Result refused = outside_capture()) return refused;
+    Event* e = static_cast<Event*>(event);
+    if (e->is_asked && !e->is_done) run_waiting();
+    return SUCCESS;
+}
+Result cuEventElapsedTime_v2(float* milliseconds, Handle start, Handle end) {
+    if (!events.count(start) || !events.count(end)) return INVALID_HANDLE;
+    const Event &from = *static_cast<Event*>(start), &to = *static_cast<Event*>(end);
+    if (!from.is_asked || !to.is_asked) return INVALID_HANDLE;
+    if (!from.is_done || !to.is_done) return NOT_READY;
+    *milliseconds = float((to.at - from.at) * 1e3);
+    return SUCCESS;
+}
+Result cuEventDestroy_v2(Handle event) {
+    if (!events.erase(event)) return INVALID_HANDLE;
+    // Work that waits may mark it yet.
+    run_waiting();
+    delete static_cast<Event*>(event);
+    return SUCCESS;
+}
 Result cuModuleLoadData(Handle* module, const void* image) {
     uint32_t magic;
     memcpy(&magic, image, 4);
@@ -189,10 +376,19 @@ Result cuLaunchKernel(Handle function, unsigned gx, unsigned gy, unsigned gz, un
                       unsigned bz, unsigned shared, Handle stream, void** arguments, void**) {
     Function& f = *static_cast<Function*>(function);
     if (gx * gy * gz == 0 || bx * by * bz == 0 || bx * by * bz > f.entry.threads_max) return INVALID_VALUE;
-    if (shared > f.shared_max || stream != &used) return INVALID_VALUE;
-    tell_launch(f.name);
-    f.entry.call(dim3(gx, gy, gz), dim3(bx, by, bz), shared, arguments);
-    return SUCCESS;
+    if (shared > f.shared_max) return INVALID_VALUE;
+    // The arguments are copied before the call returns; what they point to is read when the kernel runs.
+    std::vector<std::vector<char>> held;
+    for (size_t i = 0; i < f.entry.sizes->size(); i++) {
+        const char* from = static_cast<const char*>(arguments[i]);
+        held.emplace_back(from, from + (*f.entry.sizes)[i]);
+    }
+    return ask(stream, [=, &f]() mutable {
+        std::vector<void*> pointers;
+        for (std::vector<char>& argument : held) pointers.push_back(argument.data());
+        tell_launch(f.name);
+        f.entry.call(dim3(gx, gy, gz), dim3(bx, by, bz), shared, pointers.data());
+    });
 }
 
 }  // extern "C"

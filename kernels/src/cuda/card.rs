@@ -1,5 +1,8 @@
 //! One card: its context, the loaded kernels, memory and launches, in the order of one stream.
+//!
+//! While a graph is recorded nothing runs, so that nothing is waited for, allocated or given back.
 
+use core::cell::{Cell, RefCell};
 use core::ffi::{c_int, c_uint, c_void};
 use core::fmt;
 use core::ptr;
@@ -25,11 +28,15 @@ struct Kernel {
 
 /// A card that is ready to compute. It belongs to the thread that opened it.
 pub struct Card<'d> {
-    driver: &'d Driver,
+    pub(super) driver: &'d Driver,
     device: c_int,
-    stream: Handle,
+    pub(super) stream: Handle,
     module: Handle,
     kernels: Vec<Kernel>,
+    /// Whether the stream records instead of running.
+    pub(super) is_recording: Cell<bool>,
+    /// Memory that was dropped meanwhile: address, bytes.
+    left: RefCell<Vec<(u64, usize)>>,
 }
 
 impl fmt::Debug for Card<'_> {
@@ -60,6 +67,8 @@ impl<'d> Card<'d> {
             stream: ptr::null_mut(),
             module: ptr::null_mut(),
             kernels: Vec::new(),
+            is_recording: Cell::new(false),
+            left: RefCell::default(),
         };
         // SAFETY: the context was just retained.
         let code = unsafe { (functions.context_set_current)(context) };
@@ -131,6 +140,7 @@ impl<'d> Card<'d> {
     ///
     /// [`CudaError::OutOfMemory`] with what is free.
     pub fn allocate(&self, size: usize) -> Result<Memory<'_>, CudaError> {
+        self.refuse_while_recording()?;
         let mut address = 0;
         // SAFETY: `address` may be written.
         let code = unsafe { (self.driver.functions.mem_alloc)(&raw mut address, size.max(1)) };
@@ -178,15 +188,28 @@ impl<'d> Card<'d> {
         check("cuLaunchKernel", code)
     }
 
+    /// Refuses what cannot be done while a graph is recorded.
+    pub(super) fn refuse_while_recording(&self) -> Result<(), CudaError> {
+        if self.is_recording.get() { Err(CudaError::WhileRecording) } else { Ok(()) }
+    }
+
     /// Waits for all that was asked for; a fault of a kernel shows here.
     ///
     /// # Errors
     ///
     /// [`CudaError::Failed`] with the fault.
     pub fn finish(&self) -> Result<(), CudaError> {
+        self.refuse_while_recording()?;
         // SAFETY: the stream is the card's.
         let code = unsafe { (self.driver.functions.stream_synchronize)(self.stream) };
         check("cuStreamSynchronize", code)
+    }
+
+    /// Gives back what was dropped while a graph was recorded.
+    pub(super) fn give_back_left(&self) {
+        for (address, size) in self.left.take() {
+            drop(Memory { card: self, address, size });
+        }
     }
 }
 
@@ -208,7 +231,7 @@ impl Drop for Card<'_> {
 
 /// Memory of a card; zeroed and given back when dropped.
 pub struct Memory<'c> {
-    card: &'c Card<'c>,
+    pub(super) card: &'c Card<'c>,
     address: u64,
     size: usize,
 }
@@ -232,7 +255,7 @@ impl Memory<'_> {
         self.size
     }
 
-    fn part(&self, at: usize, len: usize) -> Result<u64, CudaError> {
+    pub(super) fn part(&self, at: usize, len: usize) -> Result<u64, CudaError> {
         let fits = at.checked_add(len).is_some_and(|end| end <= self.size);
         if fits { Ok(self.address + at as u64) } else { Err(CudaError::OutOfBounds) }
     }
@@ -255,6 +278,7 @@ impl Memory<'_> {
     ///
     /// [`CudaError::OutOfBounds`] if they do not fit.
     pub fn write(&mut self, at: usize, bytes: &[u8]) -> Result<(), CudaError> {
+        self.card.refuse_while_recording()?;
         let to = self.part(at, bytes.len())?;
         let (copy, from) = (self.card.driver.functions.copy_to_device, bytes.as_ptr().cast());
         // SAFETY: both sides have so many bytes, and `finish` waits for the copy.
@@ -269,6 +293,7 @@ impl Memory<'_> {
     ///
     /// [`CudaError::OutOfBounds`] if there are not so many.
     pub fn read(&self, at: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
+        self.card.refuse_while_recording()?;
         let from = self.part(at, bytes.len())?;
         let (copy, to) = (self.card.driver.functions.copy_to_host, bytes.as_mut_ptr().cast());
         // SAFETY: both sides have so many bytes, and `finish` waits for the copy.
@@ -280,6 +305,10 @@ impl Memory<'_> {
 
 impl Drop for Memory<'_> {
     fn drop(&mut self) {
+        if self.card.is_recording.get() {
+            self.card.left.borrow_mut().push((self.address, self.size));
+            return;
+        }
         // A card that failed cannot be erased; the driver gives its memory to nobody unerased.
         let _ = self.fill(0);
         let _ = self.card.finish();

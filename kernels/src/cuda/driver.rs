@@ -16,6 +16,8 @@ const SUCCESS: c_int = 0;
 pub(super) const OUT_OF_MEMORY: c_int = 2;
 /// `CUDA_ERROR_NO_DEVICE`.
 const NO_DEVICE: c_int = 100;
+/// `CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED`, `_INVALIDATED`.
+const CAPTURE_ERRORS: [c_int; 2] = [900, 901];
 /// `CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT`.
 const MULTIPROCESSORS: c_int = 16;
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR`, `_MINOR`.
@@ -23,7 +25,7 @@ const CAPABILITY: [c_int; 2] = [75, 76];
 /// Most bytes of a card's name.
 const NAME_LEN: usize = 256;
 
-/// A context, module, function, or stream.
+/// A context, module, function, stream, graph, or event.
 pub(super) type Handle = *mut c_void;
 
 macro_rules! functions {
@@ -71,6 +73,20 @@ functions! {
     stream_create = "cuStreamCreate"(*mut Handle, c_uint);
     stream_destroy = "cuStreamDestroy_v2"(Handle);
     stream_synchronize = "cuStreamSynchronize"(Handle);
+    stream_begin_capture = "cuStreamBeginCapture_v2"(Handle, c_uint);
+    stream_end_capture = "cuStreamEndCapture"(Handle, *mut Handle);
+    graph_instantiate = "cuGraphInstantiateWithFlags"(*mut Handle, Handle, u64);
+    graph_upload = "cuGraphUpload"(Handle, Handle);
+    graph_launch = "cuGraphLaunch"(Handle, Handle);
+    graph_exec_destroy = "cuGraphExecDestroy"(Handle);
+    graph_destroy = "cuGraphDestroy"(Handle);
+    host_alloc = "cuMemHostAlloc"(*mut *mut c_void, usize, c_uint);
+    host_free = "cuMemFreeHost"(*mut c_void);
+    event_create = "cuEventCreate"(*mut Handle, c_uint);
+    event_record = "cuEventRecord"(Handle, Handle);
+    event_synchronize = "cuEventSynchronize"(Handle);
+    event_elapsed = "cuEventElapsedTime_v2"(*mut f32, Handle, Handle);
+    event_destroy = "cuEventDestroy_v2"(Handle);
     module_load_data = "cuModuleLoadData"(*mut Handle, *const c_void);
     module_unload = "cuModuleUnload"(Handle);
     module_get_function = "cuModuleGetFunction"(*mut Handle, Handle, *const c_char);
@@ -85,7 +101,11 @@ functions! {
 
 /// Turns a result of a function into an error.
 pub(super) fn check(name: &'static str, code: c_int) -> Result<(), CudaError> {
-    if code == SUCCESS { Ok(()) } else { Err(CudaError::Failed(name, code)) }
+    match code {
+        SUCCESS => Ok(()),
+        _ if CAPTURE_ERRORS.contains(&code) => Err(CudaError::WhileRecording),
+        _ => Err(CudaError::Failed(name, code)),
+    }
 }
 
 /// The driver.

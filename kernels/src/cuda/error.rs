@@ -32,6 +32,13 @@ pub enum CudaError {
         /// Bytes that are free.
         free: usize,
     },
+    /// The host has no memory that the card may reach by itself.
+    NoPinnedMemory {
+        /// Bytes that were asked for.
+        wanted: usize,
+    },
+    /// A graph is recorded: nothing runs, and nothing can be waited for or allocated.
+    WhileRecording,
     /// There is no such kernel.
     UnknownKernel,
     /// A kernel takes other arguments.
@@ -76,6 +83,17 @@ impl fmt::Display for CudaError {
                 "the card has {free} bytes free, and {wanted} are needed: lower gpu_layers or \
                  context_len"
             ),
+            Self::NoPinnedMemory { wanted } => write!(
+                f,
+                "the host has no {wanted} bytes of memory that the card can reach: free some, or \
+                 lower the batch"
+            ),
+            Self::WhileRecording => {
+                write!(
+                    f,
+                    "a graph is recorded: nothing can be waited for or allocated until its end"
+                )
+            }
             Self::UnknownKernel => write!(f, "there is no such kernel"),
             Self::WrongArguments(name) => write!(f, "{name} takes other arguments"),
             Self::OutOfBounds => write!(f, "a copy beyond an allocation on the card"),

@@ -6,10 +6,16 @@
 mod card;
 mod driver;
 mod error;
+mod graph;
+mod pinned;
+mod timer;
 
 pub use card::{Card, Memory};
 pub use driver::{Device, Driver};
 pub use error::CudaError;
+pub use graph::Graph;
+pub use pinned::Pinned;
+pub use timer::Timer;
 
 /// The kernels as machine code for several cards.
 static IMAGE: &[u8] = include_bytes!("../../cuda/kernels.fatbin");
@@ -52,6 +58,9 @@ pub const KERNELS: &[&str] = &[
     "gemm_q5_k",
     "gemm_q6_k",
     "gemm_q8_0",
+    "limit_float",
+    "limit_int8",
+    "limit_read",
     "matvec_1",
     "matvec_2",
     "matvec_4",

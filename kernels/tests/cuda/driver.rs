@@ -5,19 +5,20 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use crate::emulator::{Emulator, Request, can_build, pointer, sources, value};
 
-/// `cuda_run`, linked dynamically, and the folder of the stand-in.
-struct Client {
-    program: PathBuf,
-    folder: PathBuf,
+/// The programs of `examples`, linked dynamically, and the folder of the stand-in.
+pub(crate) struct Client {
+    /// `cuda_run`, beside the others.
+    pub(crate) program: PathBuf,
+    pub(crate) folder: PathBuf,
 }
 
 impl Client {
     /// Builds both, once.
-    fn get() -> Option<&'static Self> {
+    pub(crate) fn get() -> Option<&'static Self> {
         static BUILT: OnceLock<Option<Client>> = OnceLock::new();
         BUILT.get_or_init(|| can_build().then(Self::build)).as_ref()
     }
@@ -35,34 +36,8 @@ impl Client {
         let done = compiler.output().unwrap();
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("dynamic");
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args([
-            "build",
-            "--quiet",
-            "-p",
-            "kernels",
-            "--features",
-            "cuda",
-            "--example",
-            "cuda_run",
-        ]);
-        cargo
-            .args(["--config", "profile.dev.package.kernels.opt-level=1", "--target-dir"])
-            .arg(&target);
-        cargo
-            .env("RUSTFLAGS", "-C target-feature=-crt-static")
-            .env_remove("CARGO_ENCODED_RUSTFLAGS");
-        assert!(cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
-        let mut profile = target.join("debug/examples/cuda_run");
-        // With a named target its folder lies between.
-        for entry in fs::read_dir(&target).unwrap() {
-            let program = entry.unwrap().path().join("debug/examples/cuda_run");
-            if program.exists() {
-                profile = program;
-            }
-        }
-        Self { program: profile, folder }
+        let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+        Self { program: build_examples(crate_folder).join("cuda_run"), folder }
     }
 
     /// The client as a program of requests, beside a stand-in with these settings.
@@ -79,24 +54,83 @@ impl Client {
     }
 }
 
-#[test]
-fn every_kernel_computes_the_same_through_the_driver() {
-    let Some(client) = Client::get() else { return };
-    let launches = client.folder.join("launches");
+/// Builds the programs that ask the driver, from the sources in a folder; returns where they are.
+pub(crate) fn build_examples(crate_folder: &Path) -> PathBuf {
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap();
+    let name = crate_folder.file_name().unwrap().to_str().unwrap();
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("dynamic-{name}"));
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "-p", "kernels", "--features", "cuda"]);
+    for example in ["cuda_run", "cuda_check", "cuda_roofline"] {
+        cargo.args(["--example", example]);
+    }
+    for setting in ["profile.dev.package.kernels.opt-level=0", "profile.dev.debug=false"] {
+        cargo.args(["--config", setting]);
+    }
+    cargo.arg("--target-dir").arg(&target);
+    cargo.env("RUSTFLAGS", "-C target-feature=-crt-static").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    assert!(cargo.current_dir(crate_folder).status().unwrap().success());
+    // With a named target its folder lies between.
+    let folders = fs::read_dir(&target).unwrap().map(|entry| entry.unwrap().path());
+    let mut folders = folders.chain([target.clone()]).map(|it| it.join("debug/examples"));
+    folders.find(|folder| folder.join("cuda_run").exists()).unwrap()
+}
+
+/// Runs the tests of a name again through the driver; returns what was launched.
+fn run_again(client: &Client, name: &str, settings: &[(&str, &str)]) -> BTreeSet<String> {
+    let launches = client.folder.join(format!("launches-{}", settings.len()));
     let _ = fs::remove_file(&launches);
     let done = Command::new(std::env::current_exe().unwrap())
-        .args(["--skip", "mutants", "--skip", "driver"])
+        .args([name, "--skip", "mutants", "--skip", "driver", "--skip", "faults"])
+        .args(["--skip", "roofline", "--skip", "check_script"])
         .env("CLOISTER_CUDA", &client.program)
         .env("LD_LIBRARY_PATH", &client.folder)
         .env("STANDIN_LAUNCHES", &launches)
+        .envs(settings.iter().copied())
         .output()
         .unwrap();
     let told = String::from_utf8_lossy(&done.stdout);
     assert!(done.status.success(), "{told}\n{}", String::from_utf8_lossy(&done.stderr));
-    let launched = fs::read_to_string(&launches).unwrap();
-    let launched: BTreeSet<_> = launched.lines().map(str::to_owned).collect();
+    fs::read_to_string(&launches).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn every_kernel_computes_the_same_through_the_driver() {
+    let Some(client) = Client::get() else { return };
+    let launched = run_again(client, "", &[]);
     let known: BTreeSet<_> = client.lines("--kernels").into_iter().collect();
     assert_eq!(launched, known, "every kernel of the image was launched");
+}
+
+#[test]
+fn kernels_compute_the_same_in_a_graph() {
+    let Some(client) = Client::get() else { return };
+    let launched = run_again(client, "between", &[("CLOISTER_CUDA_GRAPH", "1")]);
+    for name in ["graph", "add_norm", "quantize", "gate", "zero_pages"] {
+        assert!(launched.contains(name), "{name}: {launched:?}");
+    }
+}
+
+/// What `cuda_check` says and how it ended.
+pub(crate) fn check(programs: &Path, client: &Client, settings: &[(&str, &str)]) -> (bool, String) {
+    let mut command = Command::new(programs.join("cuda_check"));
+    command.env("LD_LIBRARY_PATH", &client.folder).envs(settings.iter().copied());
+    let done = command.output().unwrap();
+    let told = [done.stdout, done.stderr].concat();
+    (done.status.success(), String::from_utf8_lossy(&told).into_owned())
+}
+
+#[test]
+fn graphs_pinned_memory_and_timers_do_what_they_must() {
+    let Some(client) = Client::get() else { return };
+    let programs = client.program.parent().unwrap();
+    let (is_right, told) = check(programs, client, &[]);
+    assert!(is_right, "{told}");
+    assert_eq!(told.matches(": ok\n").count(), 9, "{told}");
+    let (is_right, told) = check(programs, client, &[("STANDIN_PINNED", "50")]);
+    let wanted = "the host has no 4096 bytes of memory that the card can reach";
+    assert!(!is_right && told.contains(wanted), "{told}");
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! The embedding row of a token: bit for bit that of the packed table, in every format.
 
+use std::fs;
+use std::path::Path;
+
 use kernels::TensorType;
 
 use crate::data::{Matrix, Random, assert_same, is_int};
-use crate::emulator::{Emulator, Request, pointer, value};
+use crate::emulator::{Emulator, Request, pointer, sources, value};
 
 /// Bytes of a tile that `embed_scan` keeps, and the shift that tells the tile of a row.
 fn tile(matrix: &Matrix) -> (usize, u32) {
@@ -65,4 +68,27 @@ fn rows_are_found_in_every_format_by_a_scan_of_the_table() {
             }
         }
     }
+}
+
+/// The tables of a source: name and points of each.
+fn tables(path: &Path, start: &str, open: &str, close: char) -> Vec<(String, Vec<u16>)> {
+    let text = fs::read_to_string(path).unwrap();
+    let point = |hex: &str| u16::from_str_radix(hex.trim_start_matches("0x"), 16).unwrap();
+    let tables = text.split(start).skip(1).map(|table| {
+        let name = table.split(['[', ':']).next().unwrap().to_owned();
+        let points = table.split_once(open).unwrap().1.split(close).next().unwrap();
+        let points = points.split(',').map(str::trim).filter(|hex| !hex.is_empty());
+        (name, points.map(point).collect())
+    });
+    tables.collect()
+}
+
+#[test]
+fn the_lattices_are_those_of_the_cpu() {
+    let on_cpu = sources().join("../src/formats/grids.rs");
+    let wanted = tables(&on_cpu, "static ", "= [", ']');
+    let found = tables(&sources().join("grids.cuh"), "uint16_t GRID_", "= {", '}');
+    let points: usize = wanted.iter().map(|(_, points)| points.len()).sum();
+    assert_eq!((wanted.len(), points), (6, 256 + 512 + 1024 + 256 + 512 + 2048));
+    assert_eq!(found, wanted);
 }

@@ -7,10 +7,14 @@
 
 mod attention;
 mod between;
+mod check_script;
 mod data;
 mod driver;
 mod embedding;
 mod emulator;
+mod faults;
+mod limits;
 mod mutants;
 mod products;
+mod roofline;
 mod selection;
