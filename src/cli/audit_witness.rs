@@ -12,9 +12,10 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use serde_json::json;
 
-use super::audit::{DEFAULT_KEY, read_key};
+use super::audit::{DEFAULT_KEY, PUBLIC_KEY_LEN_MAX_BYTES, read_key, read_text};
 use super::http_client::Client;
 use super::{Outcome, Verdict, print, tell};
+use crate::audit::note::NOTE_LEN_MAX_BYTES;
 use crate::audit::{Snapshot, Verifier, Witness};
 
 /// Longest answer of a witness that is looked at, in bytes.
@@ -60,7 +61,7 @@ pub struct Arguments {
 /// A file that cannot be read, or no answer.
 pub fn run(arguments: &Arguments) -> Outcome {
     let verifier = read_key(&arguments.public_key)?;
-    let witness = read(&arguments.witness_key)?;
+    let witness = read_text(&arguments.witness_key, PUBLIC_KEY_LEN_MAX_BYTES)?;
     let witness = Witness::parse(&witness)
         .map_err(|error| format!("{}: {error}", arguments.witness_key.display()))?;
     let mut reader = Snapshot::open(&arguments.folder, &verifier)?;
@@ -128,7 +129,7 @@ fn last_seen(
     if !out.exists() {
         return Ok(0);
     }
-    let note = read(out)?;
+    let note = read_text(out, NOTE_LEN_MAX_BYTES)?;
     let fault = |error| format!("{}: {error}; remove it to begin anew", out.display());
     witness.seen_s(note.as_bytes()).map_err(fault)?;
     Ok(verifier.kept(note.as_bytes()).map_err(fault)?.size)
@@ -161,10 +162,6 @@ fn split_url(url: &str) -> Result<(&str, String), Box<dyn std::error::Error>> {
     let after = url.find("://").ok_or("--witness: give an address as https://HOST/PATH")? + 3;
     let at = url[after..].find('/').map_or(url.len(), |at| at + after);
     Ok((&url[..at], url[at..].to_owned()))
-}
-
-fn read(path: &Path) -> Result<String, String> {
-    fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// Writes a file whole, in the place of the last.

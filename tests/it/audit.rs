@@ -1,6 +1,7 @@
 //! What an auditor sees: searches, proofs, exports and the report, all of them proven, none of them fooled.
 
 mod export;
+mod files;
 mod forward;
 mod many;
 mod report;

@@ -5,7 +5,8 @@
 //! that the log says was erased is not tried, should a copy of it have come back.
 
 use std::fs;
-use std::path::PathBuf;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -17,16 +18,16 @@ use super::super::{Outcome, Verdict, print, tell};
 use super::filter::Filter;
 use super::output::broken;
 use super::recorded::Reading;
+use super::rotate::KEY_LEN_MAX_BYTES;
 use super::scan::forward;
 use super::source::Log;
 use super::text::time_text;
 use crate::audit::record::KeyedDigest;
 use crate::audit::{Event, PrincipalKeys, Snapshot, WrappingKey};
+use crate::package::files::read_small;
 
 /// Longest file that is looked for, in bytes: a request body is at most half of it.
 const BODY_LEN_MAX_BYTES: u64 = 16 << 20;
-/// Longest file of a wrapping key, in bytes.
-const KEY_LEN_MAX_BYTES: u64 = 1 << 10;
 
 /// Arguments of `cloister audit match`.
 #[derive(Args, Debug)]
@@ -61,7 +62,7 @@ struct Wanted {
 
 /// Runs `cloister audit match`.
 pub(super) fn run(arguments: &Arguments) -> Outcome {
-    let wanted = wanted(&read(&arguments.body, BODY_LEN_MAX_BYTES)?, arguments.plain);
+    let wanted = wanted(&read_body(&arguments.body)?, arguments.plain);
     let mut keys = keys(arguments)?;
     let mut snapshot = arguments.log.open(Reading::Match, &arguments.filter)?;
     match erased(&mut snapshot) {
@@ -153,19 +154,19 @@ fn keys(arguments: &Arguments) -> Result<PrincipalKeys, Box<dyn std::error::Erro
         Some(path) => path.clone(),
         None => read_config(&arguments.log.appliance.config)?.keys.wrapping,
     };
-    let key = WrappingKey::parse(&read(&path, KEY_LEN_MAX_BYTES)?)
+    let key = WrappingKey::parse(&read_small(&path, "wrapping key", KEY_LEN_MAX_BYTES)?)
         .map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(PrincipalKeys::look(&folder, key)?)
 }
 
-fn read(path: &PathBuf, len_max: u64) -> Result<Zeroizing<Vec<u8>>, String> {
-    use std::io::Read as _;
+/// Reads the text, which may come from a pipe.
+fn read_body(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let fault = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let mut bytes = Zeroizing::new(Vec::new());
     let file = fs::File::open(path).map_err(|error| fault(&error))?;
-    file.take(len_max + 1).read_to_end(&mut bytes).map_err(|error| fault(&error))?;
-    if bytes.len() as u64 > len_max {
-        return Err(fault(&format!("longer than {len_max} bytes")));
+    file.take(BODY_LEN_MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|error| fault(&error))?;
+    if bytes.len() as u64 > BODY_LEN_MAX_BYTES {
+        return Err(fault(&format!("longer than {BODY_LEN_MAX_BYTES} bytes")));
     }
     Ok(bytes)
 }

@@ -33,7 +33,7 @@ mod verify_export;
 
 use clap::Subcommand;
 
-pub use self::source::{DEFAULT_KEY, read_key};
+pub use self::source::{DEFAULT_KEY, PUBLIC_KEY_LEN_MAX_BYTES, read_key, read_text};
 pub use self::text::time_text;
 use super::{Outcome, Verdict, audit_checkpoint, audit_prune, audit_witness, print};
 use crate::audit::record::SCHEMA;

@@ -15,9 +15,12 @@ use serde_json::Value;
 use crate::audit::{WrappingKey, principal_keys};
 use crate::cli::status::{explain, is_absent, read_config};
 use crate::cli::{Outcome, Verdict, print, tell};
-use crate::package::files::{Overwrite, write_new};
+use crate::package::files::{Overwrite, open_regular, read_small, write_new};
 use crate::supervisor::config::{self, Config};
 use crate::supervisor::control::{Command, ask};
+
+/// Longest file of a private key, in bytes.
+pub(super) const KEY_LEN_MAX_BYTES: u64 = 64 << 10;
 
 /// What can go wrong, in words.
 pub(super) type Fault = Box<dyn std::error::Error>;
@@ -86,7 +89,7 @@ pub(super) fn replace(config: &Config, new: Option<&Path>) -> Result<Replaced, F
         Some(file) => file.to_owned(),
         None => make(path, || Ok(WrappingKey::generate()?.expose().to_vec()))?,
     };
-    let file = File::open(&fresh).map_err(|error| format!("{}: {error}", fresh.display()))?;
+    let file = open_regular(&fresh)?;
     let answer = ask(&config.control_socket, Command::RotateWrappingKey {}, &[file.as_fd()]);
     let answer = match answer {
         Err(error) if is_absent(&error) && is_wrapped_under(config, &fresh)? => Value::Null,
@@ -122,8 +125,7 @@ pub(super) fn make(
 
 /// Whether the principals' keys are under this key already: the supervisor ended before its answer.
 fn is_wrapped_under(config: &Config, file: &Path) -> Result<bool, Fault> {
-    let text = zeroize::Zeroizing::new(fs::read(file)?);
-    let key = WrappingKey::parse(&text)?;
+    let key = WrappingKey::parse(&read_small(file, "wrapping key", KEY_LEN_MAX_BYTES)?)?;
     let current = principal_keys::current(&config.principals_folder())?;
     Ok(current.is_some_and(|id| id == key.id()))
 }

@@ -4,18 +4,17 @@
 //! The new key is written beside the old one before anything else; a command that was interrupted is
 //! finished by giving it again, also when the supervisor does not run any more.
 
-use std::fs::{self, File};
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::rotate::{Fault, make, put_in_place};
+use super::rotate::{Fault, KEY_LEN_MAX_BYTES, make, put_in_place};
 use crate::audit::Signer;
 use crate::cli::status::{explain, is_absent, read_config};
 use crate::cli::{Outcome, Verdict, print, tell};
-use crate::package::files::{Overwrite, write_new};
+use crate::package::files::{Overwrite, open_regular, read_small, write_new};
 use crate::package::keys::generate_ed25519;
 use crate::supervisor::config::{self, Config};
 use crate::supervisor::control::{Command, ask};
@@ -58,10 +57,10 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
         None => make(path, || Ok(generate_ed25519()?.expose().to_vec()))?,
     };
     let fault = |error: &dyn std::fmt::Display| format!("{}: {error}", fresh.display());
-    let pem = zeroize::Zeroizing::new(fs::read(&fresh).map_err(|error| fault(&error))?);
+    let pem = read_small(&fresh, "audit key", KEY_LEN_MAX_BYTES)?;
     let signer = Signer::from_pem(&config.audit_origin, &pem).map_err(|error| fault(&error))?;
     let key = signer.verifier().newest();
-    let file = File::open(&fresh).map_err(|error| fault(&error))?;
+    let file = open_regular(&fresh)?;
     let answer = match ask(&config.control_socket, Command::RotateAuditKey {}, &[file.as_fd()]) {
         Err(error) if is_absent(&error) && is_in_force(&config, &signer)? => json!({ "ok": true }),
         answer => answer.map_err(|error| explain(&config.control_socket, &error))?,

@@ -1,6 +1,5 @@
 //! Which log is meant, what it must be signed with, and who is told that it is read.
 
-use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
@@ -9,10 +8,13 @@ use clap::Args;
 use super::filter::Filter;
 use super::recorded::{self, Reading};
 use super::text::time_text;
+use crate::audit::note::NOTE_LEN_MAX_BYTES;
 use crate::audit::tiles::open_file;
 use crate::audit::{Checkpoint, Snapshot, Verifier, Witness};
 use crate::supervisor::config;
 
+/// Longest file of public keys, in bytes: a line for each key that a log had.
+pub const PUBLIC_KEY_LEN_MAX_BYTES: usize = 64 << 10;
 /// Where the log's public key is, beside the configuration: `cloister keygen audit` writes it there.
 pub const DEFAULT_KEY: &str = "/etc/cloister/audit.vkey";
 
@@ -94,11 +96,8 @@ impl PublicKey {
 
 /// Reads a log's public key.
 pub fn read_key(path: &Path) -> Result<Verifier, String> {
-    let text = fs::read_to_string(path).map_err(|error| {
-        format!(
-            "cannot read the audit public key {}: {error}; name it with --public-key",
-            path.display()
-        )
+    let text = read_text(path, PUBLIC_KEY_LEN_MAX_BYTES).map_err(|error| {
+        format!("cannot read the audit public key {error}; name it with --public-key")
     })?;
     Verifier::parse(&text).map_err(|error| format!("{}: {error}", path.display()))
 }
@@ -124,29 +123,29 @@ impl Anchor {
         let Some(path) = &self.checkpoint else { return Ok(None) };
         let fault =
             |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-        let note = fs::read(path).map_err(|error| fault(path, &error))?;
+        let note = read_text(path, NOTE_LEN_MAX_BYTES)?;
         // A change of the key that does not hold is named when the log is read.
         let followed = verifier.follow(folder).unwrap_or_else(|_| verifier.clone());
-        let checkpoint = followed.kept(&note).map_err(|error| fault(path, &error))?;
+        let checkpoint = followed.kept(note.as_bytes()).map_err(|error| fault(path, &error))?;
         let Some(key) = &self.witness_key else {
             return Ok(Some((checkpoint, path.display().to_string())));
         };
-        let text = fs::read_to_string(key).map_err(|error| fault(key, &error))?;
+        let text = read_text(key, PUBLIC_KEY_LEN_MAX_BYTES)?;
         let witness = Witness::parse(&text).map_err(|error| fault(key, &error))?;
-        let seen_s = witness.seen_s(&note).map_err(|error| fault(path, &error))?;
+        let seen_s = witness.seen_s(note.as_bytes()).map_err(|error| fault(path, &error))?;
         let by = format!("witness {} (seen {})", witness.name(), time_text(seen_s));
         Ok(Some((checkpoint, by)))
     }
 }
 
-/// Reads a text file of at most `len_max` bytes.
-pub(super) fn read_text(path: &Path, len_max: usize) -> Result<String, Box<dyn std::error::Error>> {
+/// Reads a text file of at most `len_max` bytes; a pipe or a device in its place is refused.
+pub fn read_text(path: &Path, len_max: usize) -> Result<String, String> {
     let fault = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let mut text = String::new();
     let file = open_file(path).map_err(|error| fault(&error))?;
     file.take(len_max as u64 + 1).read_to_string(&mut text).map_err(|error| fault(&error))?;
     if text.len() > len_max {
-        return Err(fault(&format!("longer than {len_max} bytes")).into());
+        return Err(fault(&format!("longer than {len_max} bytes: it holds something else")));
     }
     Ok(text)
 }
