@@ -1,6 +1,8 @@
 //! Go's `golang.org/x/mod/sumdb` reads the log: `note` opens the checkpoint, `tlog` checks the
 //! inclusion of every record and the consistency of sizes.
 
+use cloister::audit::proof_file::ProofFile;
+
 use super::*;
 use crate::support;
 
@@ -68,4 +70,38 @@ fn another_implementation_proves_every_record_and_every_older_size() {
     fs::write(&bundle, bytes).unwrap();
     let refused = reader(&folder.log(), &older[0]);
     assert!(String::from_utf8_lossy(&refused.stderr).starts_with("record 0: "), "{refused:?}");
+}
+
+/// What one key hands over to the next is a checkpoint that both signed.
+#[test]
+fn another_implementation_opens_what_two_keys_signed_with_either() {
+    let (folder, next) = (Folder::new("go-rotated"), Folder::new("go-next"));
+    let Some(program) = build(&folder.0, "sumdb") else { return };
+    let read = |words: &[&Path]| Command::new(&program).args(words).output().unwrap();
+    let (before, after) = (folder.0.join("audit.vkey"), next.0.join("audit.vkey"));
+    let (mut log, _) = Log::open(&folder.log(), folder.signer()).unwrap();
+    let kept = folder.0.join("kept.txt");
+    grow(&mut log, &folder.log(), 300, &kept);
+    let size = log.rotate(next.signer(), 0).unwrap().unwrap();
+    grow(&mut log, &folder.log(), 600, &folder.0.join("newest.txt"));
+    let proof = folder.log().join(format!("rotation/{size}.tlog-proof"));
+    let proof = ProofFile::parse(&fs::read_to_string(proof).unwrap()).unwrap();
+    let handed = folder.0.join("handed.txt");
+    fs::write(&handed, &proof.note).unwrap();
+
+    let done = read(&[Path::new("-note"), &handed, &before, &after]);
+    let told = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success(), "{told}");
+    assert_eq!(done.stdout, b"opened by each of 2 keys and by all\n");
+    // With the new key the log extends it, the record of the change among its own.
+    let done = read(&[&folder.log(), &after, &handed]);
+    let told = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(done.status.success(), "{told}");
+    assert_eq!(done.stdout, b"600 records included, consistent with 1 older checkpoints\n");
+    // Controls: one key signed what was kept before the change, and no third one signed anything.
+    assert!(!read(&[Path::new("-note"), &kept, &before, &after]).status.success());
+    assert!(read(&[Path::new("-note"), &kept, &before]).status.success());
+    let third = Folder::new("go-third");
+    let third = third.0.join("audit.vkey");
+    assert!(!read(&[Path::new("-note"), &handed, &before, &after, &third]).status.success());
 }

@@ -3,7 +3,8 @@
 // checkpoints are checked by `tlog`. Tiles are found by the paths of C2SP tlog-tiles, which are not
 // those of `tlog`.
 //
-// Usage: main LOG VKEY-FILE OLD-CHECKPOINT…
+// Usage: main LOG VKEY-FILE OLD-CHECKPOINT…, or main -note NOTE VKEY-FILE…: a note that all of these keys
+// signed, and no other, is opened by each alone and by all together.
 package main
 
 import (
@@ -25,6 +26,45 @@ const tileWidth = 256
 type checkpoint struct {
 	size int64
 	root tlog.Hash
+}
+
+func readVerifier(path string) (note.Verifier, error) {
+	vkey, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return note.NewVerifier(strings.TrimSpace(string(vkey)))
+}
+
+func openNote(path string, vkeys []string) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var all []note.Verifier
+	for _, vkey := range vkeys {
+		verifier, err := readVerifier(vkey)
+		if err != nil {
+			return err
+		}
+		opened, err := note.Open(text, note.VerifierList(verifier))
+		if err != nil {
+			return fmt.Errorf("%s: %w", vkey, err)
+		}
+		if len(opened.Sigs) != 1 || len(opened.UnverifiedSigs) != len(vkeys)-1 {
+			return fmt.Errorf("%s: %d signatures, %d of others", vkey, len(opened.Sigs), len(opened.UnverifiedSigs))
+		}
+		all = append(all, verifier)
+	}
+	opened, err := note.Open(text, note.VerifierList(all...))
+	if err != nil {
+		return err
+	}
+	if len(opened.Sigs) != len(vkeys) || len(opened.UnverifiedSigs) != 0 {
+		return fmt.Errorf("%d signatures, %d of others", len(opened.Sigs), len(opened.UnverifiedSigs))
+	}
+	fmt.Printf("opened by each of %d keys and by all\n", len(vkeys))
+	return nil
 }
 
 func openCheckpoint(path string, verifier note.Verifier) (checkpoint, error) {
@@ -150,14 +190,13 @@ func (l *log) record(index int64) ([]byte, error) {
 }
 
 func run(arguments []string) error {
+	if len(arguments) > 2 && arguments[0] == "-note" {
+		return openNote(arguments[1], arguments[2:])
+	}
 	if len(arguments) < 2 {
-		return errors.New("usage: main LOG VKEY-FILE OLD-CHECKPOINT…")
+		return errors.New("usage: main LOG VKEY-FILE OLD-CHECKPOINT…, or main -note NOTE VKEY-FILE…")
 	}
-	vkey, err := os.ReadFile(arguments[1])
-	if err != nil {
-		return err
-	}
-	verifier, err := note.NewVerifier(strings.TrimSpace(string(vkey)))
+	verifier, err := readVerifier(arguments[1])
 	if err != nil {
 		return err
 	}
