@@ -89,6 +89,19 @@ pub(super) struct TimeBreak {
     pub(super) is_new_boot: bool,
 }
 
+/// What became of the keys of one kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct KeyCounts {
+    /// How many were made.
+    pub(super) created: u64,
+    /// How often they were used.
+    pub(super) used: u64,
+    /// How often one was replaced.
+    pub(super) rotated: u64,
+    /// How many were destroyed.
+    pub(super) destroyed: u64,
+}
+
 /// Counts over the records of a period.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Summary {
@@ -121,6 +134,8 @@ pub(super) struct Summary {
     pub(super) retention: Option<(u64, RetentionTimes)>,
     /// Uses of long-term keys.
     pub(super) key_uses: Counts,
+    /// What became of keys, by their kind.
+    pub(super) keys: BTreeMap<String, KeyCounts>,
     /// Tokens of prompts and answers, at most.
     pub(super) tokens_max: [u64; 2],
     /// Records to see by themselves, oldest first.
@@ -228,6 +243,7 @@ impl Summary {
             }
             _ => {}
         }
+        self.count_key(&record.event, &facts);
         let is_counted = matches!(facts.area, Area::Request | Area::Access);
         let is_plain = facts.weight == Weight::Plain && event != "child_started";
         if is_plain || is_counted && event != "end_missing" {
@@ -237,6 +253,18 @@ impl Summary {
             self.notable.push(Notable { index, time_s: record.time_s, event, facts });
         } else {
             self.notable_left += 1;
+        }
+    }
+
+    fn count_key(&mut self, event: &Event, facts: &Facts) {
+        let Some(key) = facts.text("key").filter(|_| facts.area == Area::Key) else { return };
+        let counts = self.keys.entry(key.to_owned()).or_default();
+        match event {
+            Event::KeyCreated { .. } => counts.created += 1,
+            Event::KeyUsed { .. } => counts.used = counts.used.saturating_add(facts.count()),
+            Event::KeyRotated { .. } => counts.rotated += 1,
+            Event::KeyDestroyed { .. } => counts.destroyed += 1,
+            _ => {}
         }
     }
 

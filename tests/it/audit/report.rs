@@ -93,6 +93,42 @@ fn headings_are_in_order_and_every_chart_has_its_table() {
 }
 
 #[test]
+fn the_logs_own_words_stand_beside_those_of_a_reader_and_keys_have_a_section() {
+    let site = Site::of_story("report-words");
+    let (_, page) = report(&site, "report.html", &[]);
+    for words in [
+        "too many requests at once <code>too_many_requests</code>",
+        "no end: the worker was gone <code>worker_gone</code>",
+        "events dropped while the log could not be written",
+        "user 0: exported",
+    ] {
+        assert!(page.contains(words), "{words}");
+    }
+    let section = between(&page, "<h2 id=\"keys\">", "</section>")[0];
+    let row = |key: &str| {
+        between(section, &format!("<th scope=\"row\">{key}</th>"), "</tr>")[0].to_owned()
+    };
+    for (key, counts) in [
+        ("the TLS key", ["0", "412", "0", "0"]),
+        ("the key that wraps principals&#39; keys", ["0", "0", "1", "0"]),
+        ("a principal&#39;s key", ["1", "0", "0", "1"]),
+    ] {
+        let row = row(key);
+        assert_eq!(between(&row, "\">", "</td>"), counts, "{key}");
+    }
+    for change in ["key made", "key replaced", "key destroyed"] {
+        assert!(section.contains(change), "{change}");
+    }
+    // A word of the schema outside of `code` is one that nobody says.
+    let bare = between(&page, "<body>", "</body>")[0];
+    let bare: String =
+        bare.split("<code>").map(|part| part.split("</code>").last().unwrap()).collect();
+    for raw in ["too_many_requests", "worker_gone", "model_unknown", "key_rotated", "by_s_max"] {
+        assert!(!bare.contains(raw), "{raw}");
+    }
+}
+
+#[test]
 fn no_text_of_the_log_becomes_markup() {
     let site = Site::of_story("report-hostile");
     let (_, page) = report(&site, "report.html", &[]);
@@ -142,6 +178,7 @@ fn no_text_of_the_log_becomes_markup() {
         "tr",
         "th",
         "td",
+        "code",
         "pre",
         "footer",
     ];

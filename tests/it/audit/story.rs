@@ -210,6 +210,11 @@ fn incidents(day: u64, day_s: u64, boot: &str, principals: &[String]) -> Vec<Vec
             at(72_900, json!({ "erased": { "observed": { "principal": principals[4], "by": [0, 1001] } } })),
             at(72_901, json!({ "key_destroyed": { "observed": { "key": "principal", "id": principals[4] } } })),
         ],
+        24 => vec![
+            at(69_000, json!({ "key_rotated": { "observed": { "key": "wrapping", "before": "0a".repeat(8), "after": "0b".repeat(8), "uid": 0, "count": 4 } } })),
+            at(69_900, json!({ "key_created": { "observed": { "key": "principal", "id": "c3".repeat(8) } } })),
+        ],
+        25 => vec![at(70_000, json!({ "events_dropped": { "observed": { "count": 3 } } }))],
         _ => Vec::new(),
     }
 }

@@ -95,9 +95,19 @@ pub(super) fn columns(id: &str, title: &str, labels: &[String], series: &[Series
     out
 }
 
+/// A name and a count.
+pub(super) struct Bar<'a> {
+    /// Its name, for a reader.
+    pub(super) name: String,
+    /// The log's own word, where that is another.
+    pub(super) raw: Option<&'a str>,
+    /// How many.
+    pub(super) count: u64,
+}
+
 /// A table of names and counts, a bar beside each count.
-pub(super) fn bars(id: &str, title: &str, heads: [&str; 2], rows: &[(&str, u64)]) -> String {
-    let top = rows.iter().map(|(_, count)| *count).max().unwrap_or(0).max(1);
+pub(super) fn bars(id: &str, title: &str, heads: [&str; 2], rows: &[Bar<'_>]) -> String {
+    let top = rows.iter().map(|row| row.count).max().unwrap_or(0).max(1);
     let mut out = format!(
         "<figure class=\"bars\" id=\"{id}\"><div class=\"wide\" role=\"region\" tabindex=\"0\" aria-label=\"{0}\"><table><caption>{0}</caption><thead><tr><th scope=\"col\">{1}</th>\
          <th scope=\"col\" class=\"number\">{2}</th><td></td></tr></thead><tbody>",
@@ -105,11 +115,12 @@ pub(super) fn bars(id: &str, title: &str, heads: [&str; 2], rows: &[(&str, u64)]
         html(heads[0]),
         html(heads[1])
     );
-    for (name, count) in rows {
+    for Bar { name, raw, count } in rows {
         let width = count.saturating_mul(1000) / top;
+        let raw = raw.map_or(String::new(), |raw| format!(" <code>{}</code>", html(raw)));
         let _ = write!(
             out,
-            "<tr><th scope=\"row\">{}</th><td class=\"number\">{}</td><td class=\"bar\"><svg viewBox=\"0 0 1000 10\" \
+            "<tr><th scope=\"row\">{}{raw}</th><td class=\"number\">{}</td><td class=\"bar\"><svg viewBox=\"0 0 1000 10\" \
              preserveAspectRatio=\"none\" aria-hidden=\"true\"><rect class=\"solid\" width=\"{}\" height=\"10\"/></svg></td></tr>",
             html(name),
             grouped(*count),

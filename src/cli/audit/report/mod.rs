@@ -5,8 +5,10 @@
 
 mod chart;
 mod controls;
+mod keys;
 mod page;
 mod sections;
+mod words;
 
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};

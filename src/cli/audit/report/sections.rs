@@ -7,8 +7,10 @@ use super::super::show::flatten;
 use super::super::summary::{Counts, Notable, Step, Summary};
 use super::super::text::html;
 use super::Checked;
-use super::chart::{Series, bars, columns, grouped, table};
+use super::chart::{Bar, Series, bars, columns, grouped, table};
 use super::controls::{controls, kept};
+use super::keys::keys;
+use super::words::{self, Set};
 
 /// Most rows of a table of names.
 const NAMES_COUNT_MAX: usize = 40;
@@ -36,7 +38,7 @@ pub(super) fn sections(summary: &Summary, checked: &Checked) -> Vec<Section> {
         section("service", "Restarts and sandbox", service(summary)),
         section("gaps", "Gaps and clock", gaps(summary, checked)),
         section("retention", "Retention, erasure, reading", retention(summary)),
-        section("keys", "Keys", keys(summary)),
+        section("keys", "Keys: made, used, replaced, destroyed", keys(summary)),
         section("controls", "Which rules this is evidence for", rules(summary, checked)),
         section("check", "Check it yourself", check(checked)),
     ]
@@ -47,16 +49,16 @@ fn time_text(time_s: u64) -> String {
     super::super::text::time_text(time_s).trim_end_matches('Z').replace('T', " ")
 }
 
-fn paragraph(text: &str) -> String {
+pub(super) fn paragraph(text: &str) -> String {
     format!("<p>{}</p>", html(text))
 }
 
-fn lead(text: &str) -> String {
+pub(super) fn lead(text: &str) -> String {
     format!("<p class=\"lead\">{}</p>", html(text))
 }
 
 /// A table of records that stand by themselves, or a sentence that there are none.
-fn notable(
+pub(super) fn notable(
     summary: &Summary,
     title: &str,
     none: &str,
@@ -69,8 +71,8 @@ fn notable(
     let rows = found.iter().map(|one| {
         vec![
             time_text(one.time_s),
-            one.event.replace('_', " "),
-            said(&one.facts.members),
+            words::event(one.event),
+            said(one.event, &one.facts.members),
             format!("#{}", one.index),
         ]
     });
@@ -82,29 +84,51 @@ fn notable(
     out
 }
 
-/// A record's members in a line; digests are cut.
-fn said(members: &Value) -> String {
+/// A record's members in a line.
+fn said(event: &str, members: &Value) -> String {
+    let parts = parts(event, members).into_iter().map(|(name, value)| format!("{name} {value}"));
+    parts.collect::<Vec<_>>().join(" · ")
+}
+
+/// A record's members in words, each with its name; digests are cut.
+fn parts(event: &str, members: &Value) -> Vec<(String, String)> {
     let mut rows = Vec::new();
     flatten("", members, &mut rows);
     // The build digest covers the programs.
     rows.retain(|(name, _)| !name.contains("programs."));
-    let parts = rows.into_iter().map(|(name, value)| {
-        let name = name.trim_start_matches("observed.").trim_start_matches("declared.");
-        // Retention is said in days.
-        let days = ["min_s", "max_s", "older_than_s"].iter().any(|it| name.ends_with(it));
-        if let Some(seconds) = value.parse::<u64>().ok().filter(|_| days) {
-            let name = name.trim_end_matches("_s").replace(['_', '.'], " ");
-            return format!("{name} {} days", grouped(seconds / 86_400));
+    let mut out: Vec<(String, String)> = Vec::new();
+    for (way, value) in rows {
+        // An item of a list is named as the list.
+        let is_name = |part: &&str| !part.bytes().all(|byte| byte.is_ascii_digit());
+        let member = way.rsplit('.').find(is_name).unwrap_or_default();
+        let (name, value) = (words::member(member), value_text(event, member, &value));
+        match out.last_mut() {
+            Some((last, values)) if *last == name => {
+                values.push_str(", ");
+                values.push_str(&value);
+            }
+            _ => out.push((name, value)),
         }
-        let name = name.replace(['_', '.'], " ");
-        let is_digest = value.len() >= 2 * DIGEST_LEN_SHOWN
-            && value.bytes().all(|byte| byte.is_ascii_hexdigit());
-        match is_digest {
-            true => format!("{name} {}…", &value[..DIGEST_LEN_SHOWN]),
-            false => format!("{name} {value}"),
+    }
+    out
+}
+
+fn value_text(event: &str, member: &str, value: &str) -> String {
+    let number = value.parse::<u64>().ok();
+    let is_digest =
+        value.len() >= 2 * DIGEST_LEN_SHOWN && value.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match (member, number) {
+        ("min_s" | "max_s" | "older_than_s", Some(seconds)) => {
+            format!("{} days", grouped(seconds / 86_400))
         }
-    });
-    parts.collect::<Vec<_>>().join(" · ")
+        ("admitted_s" | "from_s" | "to_s", Some(time_s)) => time_text(time_s),
+        _ if is_digest => format!("{}…", &value[..DIGEST_LEN_SHOWN]),
+        _ => {
+            let said = Set::of(event, member).say(value);
+            // What the event says already.
+            said.strip_prefix("no end: ").unwrap_or(said).to_owned()
+        }
+    }
 }
 
 fn changes(summary: &Summary) -> String {
@@ -125,14 +149,22 @@ fn changes(summary: &Summary) -> String {
             continue;
         };
         let Some(members) = after.as_object() else { continue };
-        for (name, value) in
-            members.iter().filter(|(name, value)| before.get(name.as_str()) != Some(value))
-        {
-            let text = |value: &Value| said(&serde_json::json!({ name: value }));
+        let is_other = |(name, value): &(&String, &Value)| {
+            name.as_str() != "programs" && before.get(name.as_str()) != Some(value)
+        };
+        for (name, value) in members.iter().filter(is_other) {
+            let text = |value: &Value| match parts("start", &serde_json::json!({ name: value })) {
+                one if one.len() == 1 => one[0].1.clone(),
+                many => many
+                    .iter()
+                    .map(|(name, it)| format!("{name} {it}"))
+                    .collect::<Vec<_>>()
+                    .join(" · "),
+            };
             let old = before.get(name).unwrap_or(&Value::Null);
             differences.push(vec![
                 time_text(pair[1].time_s),
-                name.replace('_', " "),
+                words::member(name),
                 text(old),
                 text(value),
             ]);
@@ -196,14 +228,14 @@ fn requests(summary: &Summary) -> String {
         "ends-bars",
         "How requests ended",
         ["Outcome", "Requests"],
-        &summary.outcomes,
+        (&summary.outcomes, &in_words(Set::Ends)),
         "No request ended in this period.",
     ));
     out.push_str(&names(
         "refusals-bars",
         "Why requests were refused",
         ["Reason", "Requests"],
-        &summary.refusals,
+        (&summary.refusals, &in_words(Set::Refusals)),
         "No request was refused in this period.",
     ));
     let [prompt, answer] = summary.tokens_max.map(grouped);
@@ -214,13 +246,28 @@ fn requests(summary: &Summary) -> String {
 }
 
 /// Names with bars, or a sentence that there are none.
-fn names(id: &str, title: &str, heads: [&str; 2], counts: &Counts, none: &str) -> String {
+fn names(
+    id: &str,
+    title: &str,
+    heads: [&str; 2],
+    (counts, say): (&Counts, &dyn Fn(&str) -> String),
+    none: &str,
+) -> String {
     let ranked = counts.ranked();
     if ranked.is_empty() {
         return paragraph(none);
     }
     let shown = &ranked[..ranked.len().min(NAMES_COUNT_MAX)];
-    let mut out = bars(id, title, heads, shown);
+    let shown: Vec<Bar<'_>> = shown
+        .iter()
+        .map(|&(word, count)| {
+            let name = say(word);
+            // What is searched for is one word.
+            let raw = Some(word).filter(|word| name != *word && !word.contains(' '));
+            Bar { name, raw, count }
+        })
+        .collect();
+    let mut out = bars(id, title, heads, &shown);
     if ranked.len() > shown.len() {
         let rest: u64 = ranked[shown.len()..].iter().map(|(_, count)| count).sum();
         let left = ranked.len() - shown.len();
@@ -232,6 +279,11 @@ fn names(id: &str, title: &str, heads: [&str; 2], counts: &Counts, none: &str) -
     out
 }
 
+/// Says a set's words.
+fn in_words(set: Set) -> impl Fn(&str) -> String {
+    move |word| set.say(word).to_owned()
+}
+
 fn who(summary: &Summary) -> String {
     let mut out = lead(
         "Principals stand under pseudonyms; who one is, only the holder of the principals' keys can tell.",
@@ -240,28 +292,28 @@ fn who(summary: &Summary) -> String {
         "principals-bars",
         "Requests by principal",
         ["Pseudonym", "Requests"],
-        &summary.principals,
+        (&summary.principals, &in_words(Set::Plain)),
         "No principal asked in this period.",
     ));
     out.push_str(&names(
         "models-bars",
         "Requests by model",
         ["Model", "Requests"],
-        &summary.models,
+        (&summary.models, &in_words(Set::Plain)),
         "No model was asked in this period.",
     ));
     out.push_str(&names(
         "roles-bars",
         "Requests by role",
         ["Role", "Requests"],
-        &summary.roles,
+        (&summary.roles, &in_words(Set::Plain)),
         "No role was used in this period.",
     ));
     out.push_str(&names(
         "refused-bars",
         "Refusals by principal",
         ["Pseudonym", "Refusals"],
-        &summary.refused_principals,
+        (&summary.refused_principals, &in_words(Set::Plain)),
         "No known principal was refused in this period.",
     ));
     out
@@ -287,7 +339,7 @@ fn authentication(summary: &Summary) -> String {
         "failures-bars",
         "Why they failed",
         ["Cause", "Failures"],
-        &summary.failures,
+        (&summary.failures, &in_words(Set::Failures)),
         "",
     ));
     out
@@ -372,7 +424,7 @@ fn retention(summary: &Summary) -> String {
         "readers-bars",
         "Who read the log through Cloister",
         ["Reader", "Readings"],
-        &summary.readers,
+        (&summary.readers, &words::reader),
         "Nobody read the log through Cloister in this period while the appliance ran.",
     ));
     out
@@ -395,24 +447,6 @@ fn erased(summary: &Summary) -> String {
              key is still one to whoever has the wrapping key (`cloister audit rotate-wrapping-key`)."
         }
     })
-}
-
-fn keys(summary: &Summary) -> String {
-    let mut out = names(
-        "keys-bars",
-        "Uses of long-term keys",
-        ["Key", "Uses"],
-        &summary.key_uses,
-        "No long-term key was used in this period.",
-    );
-    let is_key = |one: &Notable| one.facts.area == Area::Key;
-    out.push_str(&notable(
-        summary,
-        "Keys made, replaced, destroyed",
-        "No key was made, replaced or destroyed in this period.",
-        &is_key,
-    ));
-    out
 }
 
 fn rules(summary: &Summary, checked: &Checked) -> String {
