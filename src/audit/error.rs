@@ -83,6 +83,11 @@ pub enum Error {
     RecordTooLong,
     /// The journal's head is damaged.
     JournalMalformed,
+    /// The journal's head does not say what the records before it say.
+    JournalHead {
+        /// How many they are.
+        base: u64,
+    },
     /// A journal record differs from the signed tree.
     JournalMismatch {
         /// Index of the record.
@@ -96,6 +101,15 @@ pub enum Error {
         gone: u64,
         /// How many of them the log says were pruned.
         recorded: u64,
+    },
+    /// The TPM's counter of starts does not rise.
+    CounterStands {
+        /// The record of the start; `None` for one that would be made now.
+        index: Option<u64>,
+        /// At the start before.
+        before: u64,
+        /// Then.
+        counter: u64,
     },
     /// A copy of the log was left behind and is being brought up to date.
     CopyBehind {
@@ -184,6 +198,38 @@ impl Error {
     }
 }
 
+impl Error {
+    /// What is wrong between what the log says now and what it or others said before.
+    fn say_of_history(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::JournalHead { base } => write!(
+                f,
+                "the journal's head does not say of the {base} records before it what they say: who was erased, \
+                 which requests are open, how the last run started and ended"
+            ),
+            Self::CounterStands { index: Some(index), before, counter } => write!(
+                f,
+                "the TPM's counter does not rise at record {index}: a start has {counter} after one with {before}"
+            ),
+            Self::CounterStands { index: None, before, counter } => write!(
+                f,
+                "the TPM's counter is {counter}, and the last start recorded {before}: it is of an earlier start or \
+                 of another TPM, so nothing starts; for a new TPM begin a new log"
+            ),
+            Self::CopyBehind { path } => {
+                write!(f, "the copy in {} is being brought up to date", path.display())
+            }
+            Self::CopiesDiffer { path, size } => write!(
+                f,
+                "the {size} records of the copy in {} are not the first of the other copy: keep \
+                 both, and start with one that you trust",
+                path.display()
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(words) = self.words() {
@@ -225,15 +271,6 @@ impl fmt::Display for Error {
                 "records 0 to {} are gone, and by the log {recorded} were pruned",
                 gone.saturating_sub(1)
             ),
-            Self::CopyBehind { path } => {
-                write!(f, "the copy in {} is being brought up to date", path.display())
-            }
-            Self::CopiesDiffer { path, size } => write!(
-                f,
-                "the {size} records of the copy in {} are not the first of the other copy: keep \
-                 both, and start with one that you trust",
-                path.display()
-            ),
             Self::RecordMalformed { index } => {
                 write!(f, "record {index} is not of the known schema")
             }
@@ -251,7 +288,7 @@ impl fmt::Display for Error {
                 "the principals' keys are wrapped under {want}, and keys.wrapping is {given}: \
                  give that key, or finish a rotation with cloister audit rotate-wrapping-key"
             ),
-            _ => Ok(()),
+            _ => self.say_of_history(f),
         }
     }
 }

@@ -12,6 +12,7 @@ use super::verify::{Report, verify};
 use super::*;
 
 mod attacks;
+mod counter;
 mod faults;
 mod faulty_disk;
 mod opening;

@@ -4,15 +4,16 @@
 //! signed, in its place. What it cannot: that the whole log was not replaced by an older
 //! state of itself; for that it is held against a checkpoint kept elsewhere.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
 use super::Error;
 use super::bundles::{Bundle, read_in_order};
-use super::journal::Journal;
+use super::carried::Carried;
+use super::journal::{Content, Journal};
 use super::merkle::{Edge, TILE_WIDTH};
 use super::note::{Checkpoint, NOTE_LEN_MAX_BYTES, Verifier};
-use super::record::{Event, Record};
+use super::record::{Event, Record, StartFacts};
 use super::rotation::Rotation;
 use super::tiles::{Kind, read_bounded, read_hashes, tile_path};
 
@@ -45,10 +46,28 @@ pub struct Report {
     pub anchored_time_s: Option<u64>,
     /// Records at the beginning that were pruned, on the record: their hashes alone are there.
     pub pruned: u64,
+    /// The TPM's counter of starts, where they recorded one.
+    pub tpm_counter: Option<CounterReport>,
     /// Changes of the log's key, oldest first.
     pub key_changes: Vec<KeyChange>,
     /// The log's key, where it is not the one that was given but one that this handed over to.
     pub followed_to: Option<String>,
+}
+
+/// The TPM's counter over the starts that recorded it: it rises at each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct CounterReport {
+    /// At the first of them.
+    pub first: u64,
+    /// At the last.
+    pub last: u64,
+    /// How many starts recorded it.
+    pub starts: u64,
+    /// Starts after the first of them that did not.
+    pub starts_without: u64,
+    /// Values between the first and the last that no start recorded: a start failed before it was
+    /// recorded, or records of it are gone and the log went on from before.
+    pub unrecorded: u64,
 }
 
 /// A change of the log's key, which both keys signed.
@@ -107,7 +126,9 @@ fn verify_at(
 ) -> Result<Report, Error> {
     let followed = verifier.follow(folder)?;
     let signed = followed.checkpoint(note)?;
-    let mut walk = Walk::new(folder, anchor);
+    // Never behind the checkpoint: what is signed was in it before.
+    let journal = Journal::read(&folder.join("journal"))?;
+    let mut walk = Walk::new(folder, anchor, journal.as_ref());
     walk.handed.extend(followed.changes().iter().map(|change| &change.checkpoint));
     read_in_order(folder, signed.size, |bundle| walk.push(bundle, visit))?;
     compare_open_tiles(folder, &walk.edge)?;
@@ -135,10 +156,14 @@ struct Walk<'a> {
     anchor: Option<&'a Checkpoint>,
     /// What one key handed over to the next.
     handed: Vec<&'a Checkpoint>,
+    journal: Option<&'a Content>,
+    /// What the last start recorded of itself, and who was erased.
+    last_start: Option<StartFacts>,
+    erased: BTreeSet<String>,
 }
 
 impl<'a> Walk<'a> {
-    fn new(folder: &'a Path, anchor: Option<&'a Checkpoint>) -> Self {
+    fn new(folder: &'a Path, anchor: Option<&'a Checkpoint>, journal: Option<&'a Content>) -> Self {
         Self {
             folder,
             edge: Edge::default(),
@@ -147,6 +172,9 @@ impl<'a> Walk<'a> {
             pruned_recorded: 0,
             anchor,
             handed: Vec::new(),
+            journal,
+            last_start: None,
+            erased: BTreeSet::new(),
         }
     }
 
@@ -158,6 +186,8 @@ impl<'a> Walk<'a> {
                 for (index, record) in (first..).zip(&records) {
                     visit(index, record);
                     self.note(index, record);
+                    self.note_start(index, record)?;
+                    self.check_journal(index, record)?;
                 }
             }
             None if first == self.report.pruned => self.report.pruned = end,
@@ -215,6 +245,62 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Holds the TPM's counter of a start against that of the start before it.
+    fn note_start(&mut self, index: u64, record: &Record) -> Result<(), Error> {
+        let Event::Start { observed } = &record.event else { return Ok(()) };
+        self.last_start = Some(observed.clone());
+        let known = &mut self.report.tpm_counter;
+        match (known.as_mut(), observed.tpm_counter) {
+            (None, None) => {}
+            (None, Some(counter)) => {
+                *known = Some(CounterReport {
+                    first: counter,
+                    last: counter,
+                    starts: 1,
+                    starts_without: 0,
+                    unrecorded: 0,
+                });
+            }
+            (Some(known), None) => known.starts_without += 1,
+            (Some(known), Some(counter)) => {
+                let before = std::mem::replace(&mut known.last, counter);
+                let skipped = counter.checked_sub(before).and_then(|rise| rise.checked_sub(1));
+                let stands = Error::CounterStands { index: Some(index), before, counter };
+                known.unrecorded += skipped.ok_or(stands)?;
+                known.starts += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds the journal's head, which no key signs, against the records before it. Of those that were pruned
+    /// it knows more than is here.
+    fn check_journal(&mut self, index: u64, record: &Record) -> Result<(), Error> {
+        if let Event::Erased { observed } = &record.event {
+            self.erased.insert(observed.principal.clone());
+        }
+        let Some(journal) = self.journal.filter(|journal| journal.base == index + 1) else {
+            return Ok(());
+        };
+        let Carried { open, tombstones, is_stopped, last_start, last_moment, edge: _ } =
+            &journal.carried;
+        let has_all = |known: usize, seen: usize| known == seen || self.report.pruned > 0;
+        let moment = (record.boot.as_str(), record.time_s, record.monotonic_s);
+        let is_it = self.began.iter().all(|request| open.contains(request))
+            && has_all(open.len(), self.began.len())
+            && self.erased.is_subset(tombstones)
+            && has_all(tombstones.len(), self.erased.len())
+            && *is_stopped == matches!(record.event, Event::Stop {})
+            && (self.last_start == *last_start
+                || self.last_start.is_none() && self.report.pruned > 0)
+            && last_moment.as_ref().map(|(boot, wall, mono)| (boot.as_str(), *wall, *mono))
+                == Some(moment);
+        match is_it {
+            true => Ok(()),
+            false => Err(Error::JournalHead { base: journal.base }),
+        }
+    }
+
     /// Holds the tree against the anchor, and what a key handed over, once it has their size.
     fn check_anchor(&mut self) -> Result<(), Error> {
         let size = self.edge.size();
@@ -245,7 +331,7 @@ impl<'a> Walk<'a> {
             let (gone, recorded) = (self.report.pruned, self.pruned_recorded);
             return Err(Error::RecordsGone { gone, recorded });
         }
-        if let Some(journal) = Journal::read(&self.folder.join("journal"))? {
+        if let Some(journal) = self.journal {
             let held = journal.base + journal.records.len() as u64;
             if held < signed.size {
                 return Err(Error::Truncated { signed: signed.size, found: held });

@@ -74,7 +74,11 @@ pub fn read_small(
 }
 
 /// Reads a small file whole from its descriptor.
-pub(super) fn read_small_open(
+///
+/// # Errors
+///
+/// [`Error::TooLong`], or [`Error::Io`] when it cannot be read.
+pub fn read_small_open(
     file: &File,
     path: &Path,
     what: &'static str,

@@ -22,6 +22,7 @@ pub(super) fn open_log(
     let mut folders = vec![config.audit_folder.as_path()];
     folders.extend(config.audit_replica.as_deref());
     let (log, found) = Log::open_copies(&folders, config.audit_replica_mode, audit, retired)?;
+    must_have_risen(&found, &start)?;
     let wrapping_id = wrapping.id().to_owned();
     let mut principals = PrincipalKeys::open(&config.principals_folder(), wrapping)?;
     principals.forbid(found.erased.iter().cloned());
@@ -36,6 +37,17 @@ pub(super) fn open_log(
     ledger.finish_erasures()?;
     ledger.destroy_returned()?;
     Ok((ledger, clocks))
+}
+
+/// Refuses a counter of the TPM that did not rise since the last start.
+fn must_have_risen(found: &Found, start: &StartFacts) -> Result<(), Error> {
+    let before = found.last_start.as_ref().and_then(|last| last.tpm_counter);
+    match (before, start.tpm_counter) {
+        (Some(before), Some(counter)) if counter <= before => {
+            Err(Error::CounterStands { index: None, before, counter })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Appends them; `missing` are the protections that this machine or profile lacks, in sentences.

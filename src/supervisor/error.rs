@@ -24,6 +24,8 @@ pub(super) enum Error {
     Tokens(tokens::Error),
     /// The trust folder or a model file.
     Package(crate::package::Error),
+    /// The TPM's counter of starts.
+    TpmCounter(PathBuf, TpmFault),
     /// The audit log or its key.
     Audit(PathBuf, crate::audit::Error),
     /// An address cannot be listened on.
@@ -60,6 +62,24 @@ pub(super) enum Error {
     System(&'static str, nix::errno::Errno),
     /// Stopped by the operator before it served.
     Stopped,
+}
+
+/// Why the TPM's counter of starts is not taken.
+#[derive(Debug)]
+pub(super) enum TpmFault {
+    /// Its file is not there, or somebody else could have written it.
+    File(crate::package::Error),
+    /// It holds no number.
+    Text,
+}
+
+impl fmt::Display for TpmFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(error) => write!(f, "{error}"),
+            Self::Text => f.write_str("it holds no number"),
+        }
+    }
 }
 
 /// Why a model was refused.
@@ -100,6 +120,12 @@ impl fmt::Display for Error {
                 write!(f, "{error}")?;
                 error.fix().map_or(Ok(()), |fix| write!(f, "; {fix}"))
             }
+            Self::TpmCounter(path, fault) => write!(
+                f,
+                "audit.tpm_counter {}: {fault}; nothing starts without it: \
+                 systemctl status cloister-tpm-counter.service, or take the setting out",
+                path.display()
+            ),
             Self::Audit(path, error) => write!(f, "{}: {error}", path.display()),
             Self::Listen(address, error) => write!(f, "listen on {address}: {error}"),
             Self::ListenersLeft(count) => write!(

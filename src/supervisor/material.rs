@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
 use super::config::{Config, Listen, Model, Profile};
-use super::error::Error;
+use super::error::{Error, TpmFault};
 use super::manager::Manager;
 use super::secret_file;
 use super::tls::TlsKey;
@@ -22,13 +22,17 @@ use super::tokens::TokenTable;
 use crate::audit::{Signer, Verifier, WrappingKey};
 use crate::ipc::message::ListenerKind;
 use crate::package::bundle::BUNDLE_LEN_MAX_BYTES;
-use crate::package::files::{Overwrite, Ownership, open_regular, read_small, write_new};
+use crate::package::files::{
+    Overwrite, Ownership, open_regular, read_small, read_small_open, write_new,
+};
 use crate::package::keys::Identity;
 use crate::package::quarantine;
 use crate::package::trust::TrustStore;
 
 /// Longest key or certificate file, in bytes.
 pub(super) const KEY_LEN_MAX_BYTES: usize = 64 << 10;
+/// Longest file of a counter, in bytes: 20 digits and a line's end.
+const COUNTER_LEN_MAX_BYTES: u64 = 21;
 
 /// Long-term keys and tables.
 pub(super) struct Keys {
@@ -43,6 +47,8 @@ pub(super) struct Keys {
     pub(super) wrapping: WrappingKey,
     /// Whether this start made it.
     pub(super) is_wrapping_fresh: bool,
+    /// The TPM's counter of starts, where one is kept.
+    pub(super) tpm_counter: Option<u64>,
 }
 
 /// A model that is about to be opened.
@@ -90,7 +96,24 @@ pub(super) fn read_keys(config: &Config) -> Result<Keys, Error> {
         tokens,
         wrapping,
         is_wrapping_fresh,
+        tpm_counter: read_tpm_counter(config, owner)?,
     })
+}
+
+/// Reads the TPM's counter of starts: a number that nobody but root, or whom the supervisor was started by,
+/// could have written.
+fn read_tpm_counter(config: &Config, owner: u32) -> Result<Option<u64>, Error> {
+    let Some(path) = &config.audit_tpm_counter else { return Ok(None) };
+    let fault = |fault| Error::TpmCounter(path.clone(), fault);
+    let package = |error| fault(TpmFault::File(error));
+    let file = open_regular(path).map_err(package)?;
+    Ownership::of(&[owner]).check(&file, path).map_err(package)?;
+    let text =
+        read_small_open(&file, path, "TPM counter", COUNTER_LEN_MAX_BYTES).map_err(package)?;
+    let digits = std::str::from_utf8(&text).unwrap_or_default().trim_end_matches('\n');
+    let is_plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let counter = digits.parse().ok().filter(|_| is_plain);
+    counter.map(Some).ok_or_else(|| fault(TpmFault::Text))
 }
 
 /// Reads the wrapping key, or makes it where there is none; whether there is anything that is wrapped under

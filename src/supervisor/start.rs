@@ -182,7 +182,7 @@ pub(super) fn begin(
         super::say(&format!("missing protection: {missing}"));
     }
     // 5. Open the audit log.
-    let start = start_facts(&config, programs, sandboxed);
+    let start = start_facts(&config, programs, sandboxed, keys.tpm_counter);
     let log_keys = (keys.audit, keys.audit_retired, keys.wrapping, keys.is_wrapping_fresh);
     let (mut ledger, clocks) = beginning::open_log(&config, log_keys, start, &missing)
         .map_err(|error| Error::Audit(config.audit_folder.clone(), error))?;
@@ -235,7 +235,12 @@ pub(super) fn begin(
 }
 
 /// What starts, and under which protections.
-fn start_facts(config: &Config, programs: ProgramFacts, sandboxed: &Sandboxed) -> StartFacts {
+fn start_facts(
+    config: &Config,
+    programs: ProgramFacts,
+    sandboxed: &Sandboxed,
+    tpm_counter: Option<u64>,
+) -> StartFacts {
     StartFacts {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         profile: config.profile.name().to_owned(),
@@ -245,6 +250,7 @@ fn start_facts(config: &Config, programs: ProgramFacts, sandboxed: &Sandboxed) -
         programs,
         landlock_abi: sandboxed.landlock_abi,
         retention: Some(config.audit_retention.into()),
+        tpm_counter,
     }
 }
 

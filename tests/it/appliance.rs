@@ -32,6 +32,7 @@ mod revoked;
 mod rotate_key;
 mod speed;
 mod swap;
+mod tpm_counter;
 
 pub(crate) use live_memory::found_in;
 

@@ -11,6 +11,8 @@ use cloister::cli::fetch::SMOLLM2;
 
 /// How much is open of what `systemd-analyze security` counts, at most, times ten.
 const EXPOSURE_MAX: u32 = 23;
+/// The same of the unit that counts starts in the TPM, as root and with that device alone.
+const COUNTER_EXPOSURE_MAX: u32 = 11;
 /// The same of the forwarder, which needs no power.
 const FORWARDER_EXPOSURE_MAX: u32 = 3;
 
@@ -72,7 +74,12 @@ fn the_units_hold_nothing_that_systemd_ignores() {
     }
     let folder = Folder::new("verify");
     let system = "usr/lib/systemd/system";
-    for program in ["usr/lib/cloister/cloister-supervisor", "usr/bin/cloister"] {
+    let programs = [
+        "usr/lib/cloister/cloister-supervisor",
+        "usr/lib/cloister/cloister-tpm-counter",
+        "usr/bin/cloister",
+    ];
+    for program in programs {
         let path = folder.0.join(program);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::copy("/bin/true", path).unwrap();
@@ -88,6 +95,7 @@ fn the_units_hold_nothing_that_systemd_ignores() {
         "cloister.service",
         "cloister.socket",
         "cloister-forward.service",
+        "cloister-tpm-counter.service",
         "cloister-witness.service",
         "cloister-witness.timer",
     ];
@@ -100,9 +108,11 @@ fn the_units_hold_nothing_that_systemd_ignores() {
     let done = run(verify.arg(format!("--root={}", folder.0.display())));
     // It says what it ignores, and calls it a success.
     assert_eq!(String::from_utf8_lossy(&done.stderr), "");
-    for (unit, threshold) in
-        [("cloister.service", EXPOSURE_MAX), ("cloister-forward.service", FORWARDER_EXPOSURE_MAX)]
-    {
+    for (unit, threshold) in [
+        ("cloister.service", EXPOSURE_MAX),
+        ("cloister-forward.service", FORWARDER_EXPOSURE_MAX),
+        ("cloister-tpm-counter.service", COUNTER_EXPOSURE_MAX),
+    ] {
         let mut security = Command::new("systemd-analyze");
         security.args(["security", "--offline=true", "--no-pager"]);
         security.arg(format!("--threshold={threshold}"));
@@ -327,6 +337,20 @@ fn a_key_sealed_to_the_tpm_opens_the_model_until_the_machine_is_tampered_with() 
     let refused = out.text("tampered.txt");
     // 243: the credentials could not be set up.
     assert!(refused.contains("ExecMainStatus=243"), "{refused}");
+    assert_counted(&out);
+}
+
+/// Three starts were counted, and a log whose last start is not the TPM's last is named.
+fn assert_counted(out: &Folder) {
+    let counted = out.json("counted.json");
+    assert_eq!(
+        (&counted["verdict"], &counted["is_last_start_of_tpm"]),
+        (&"INTACT".into(), &true.into())
+    );
+    let counter = &counted["tpm_counter"];
+    assert_eq!((&counter["starts"], &counter["unrecorded"]), (&3.into(), &0.into()), "{counted}");
+    let refused = out.json("rolled-back.json");
+    assert!(refused.to_string().contains("rolled back to before the last start"), "{refused}");
 }
 
 /// By hand, since it makes a system first: `cargo test --test it whole_machine -- --ignored`.
@@ -351,6 +375,7 @@ fn a_whole_machine_with_a_tpm_and_two_nodes_serves() {
     assert_served(&out);
     let refused = out.text("tampered.txt");
     assert!(refused.contains("ExecMainStatus=243"), "{refused}");
+    assert_counted(&out);
     let maps = out.text("numa_maps.txt");
     let weights: Vec<&str> =
         maps.lines().filter(|line| line.contains("memfd:cloister-model")).collect();

@@ -49,6 +49,7 @@ rmdir "$root/bin"
 cp "$programs/cloister" "$root/usr/bin/"
 cp "$programs"/cloister-{supervisor,gateway,worker} "$root/usr/lib/cloister/"
 strip "$root/usr/bin/cloister" "$root"/usr/lib/cloister/*
+cp "$units/cloister-tpm-counter" "$root/usr/lib/cloister/"
 cp "$units"/*.{service,socket,timer} "$root/usr/lib/systemd/system/"
 cp "$units/cloister.sysusers" "$root/usr/lib/sysusers.d/cloister.conf"
 cp "$units/cloister.tmpfiles" "$root/usr/lib/tmpfiles.d/cloister.conf"

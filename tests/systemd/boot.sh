@@ -42,6 +42,7 @@ extra=$work/extra
 mkdir -p "$work/root/usr" "$extra"/{bin,lib/cloister,lib/systemd/system,lib/sysusers.d,lib/tmpfiles.d}
 cp "$programs"/cloister "$extra/bin/"
 cp "$programs"/cloister-{supervisor,gateway,worker} "$extra/lib/cloister/"
+cp "$units/cloister-tpm-counter" "$extra/lib/cloister/"
 cp "$units"/*.{service,socket,timer} "$extra/lib/systemd/system/"
 cp "$units/cloister.sysusers" "$extra/lib/sysusers.d/cloister.conf"
 cp "$units/cloister.tmpfiles" "$extra/lib/tmpfiles.d/cloister.conf"

@@ -29,6 +29,9 @@ pub struct StartFacts {
     /// For how long records are kept.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub retention: Option<RetentionTimes>,
+    /// The TPM's counter of starts, where one is kept.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tpm_counter: Option<u64>,
 }
 
 /// For how long records are kept.

@@ -81,6 +81,7 @@ fn starts() -> Vec<Event> {
             min_s: 183 * 86_400,
             max_s: Some(366 * 86_400),
         }),
+        tpm_counter: Some(17),
     };
     let by_us = RetentionTimes { preset: Some(RetentionPreset::Us), min_s: 1, max_s: None };
     let mut events = vec![

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::super::disk::{Disk, Kernel};
 use super::super::log::Options;
+use super::super::record::samples;
 use super::faulty_disk::{Fault, FaultyDisk};
 use super::*;
 
@@ -276,4 +277,39 @@ fn an_edge_and_a_tile_that_are_wrong_are_refused() {
     flip(&tile, 40);
     fs::write(folder.0.join("journal"), journal).unwrap();
     assert!(Log::open(&folder.0, key.signer()).is_ok(), "the control");
+}
+
+/// The head says of the records before it what no start looks up in them; nobody signs it, but who verifies
+/// the log sees that it was changed.
+#[test]
+fn a_journal_whose_head_lies_about_the_records_before_it_is_named() {
+    let (folder, key) = (Folder::new("head"), Key::new());
+    let (mut log, _) = Log::open(&folder.0, key.signer()).unwrap();
+    log.append(samples::all().into_iter().find(|event| event.name() == "start").unwrap()).unwrap();
+    log.append(begin("01")).unwrap();
+    log.append(Event::Erased {
+        observed: record::ErasedFacts { principal: "ab".into(), by: vec![0] },
+    })
+    .unwrap();
+    fill(&mut log, 253);
+    log.close().unwrap();
+    assert_eq!(base_of(&folder.0), 256);
+    let journal = fs::read(folder.0.join("journal")).unwrap();
+    let edits: [(&str, Value); 8] = [
+        ("tombstones", json!([])),
+        ("tombstones", json!(["ab", "cd"])),
+        ("open", json!([])),
+        ("open", json!(["02"])),
+        ("is_stopped", json!(true)),
+        ("last_start", Value::Null),
+        ("last_moment", Value::Null),
+        ("last_moment", json!(["00", 1, 1])),
+    ];
+    for (member, value) in edits {
+        edit_head(&folder.0, |state| state[member] = value.clone());
+        let error = key.check(&folder.0).unwrap_err();
+        assert!(matches!(error, Error::JournalHead { base: 256 }), "{member} {value}: {error}");
+        fs::write(folder.0.join("journal"), &journal).unwrap();
+        assert_eq!(key.check(&folder.0).unwrap().size, 256, "the control");
+    }
 }

@@ -1,5 +1,7 @@
 //! `cloister audit verify`: every record against the signed tree, offline, with its public key alone.
 
+use std::cmp::Ordering;
+
 use clap::Args;
 
 use super::super::{Outcome, Verdict, print};
@@ -17,6 +19,9 @@ pub struct Arguments {
     log: Log,
     #[command(flatten)]
     anchor: Anchor,
+    /// What the TPM's counter of starts is now (`cloister-tpm-counter read`): the log's last start must have it.
+    #[arg(long, value_name = "N")]
+    tpm_counter: Option<u64>,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -31,8 +36,12 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
     let anchor = arguments.anchor.read(&verifier, &log.folder)?;
     match verify(&log.folder, &verifier, anchor.as_ref().map(|one| &one.0), &mut |_, _| {}) {
         Ok(report) => {
+            if let Some(why) = arguments.tpm_counter.and_then(|now| fault(now, &report)) {
+                print(&broken(arguments.json, &why));
+                return Ok(Verdict::Refused);
+            }
             let by = anchor.map(|(_, by)| by).unwrap_or_default();
-            show(arguments.json, &report, &by)?;
+            show(arguments, &report, &by)?;
             Ok(Verdict::Holds)
         }
         Err(error) => {
@@ -42,7 +51,47 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
     }
 }
 
-fn show(json: bool, report: &Report, by: &str) -> Result<(), Box<dyn std::error::Error>> {
+/// Why a log is not the one whose last start the TPM counted, which is at `now`.
+fn fault(now: u64, report: &Report) -> Option<String> {
+    let Some(counter) = &report.tpm_counter else {
+        return Some("no start in this log recorded a counter of the TPM".to_owned());
+    };
+    let last = counter.last;
+    match now.cmp(&last) {
+        Ordering::Equal => None,
+        Ordering::Less => Some(format!(
+            "the last start recorded {last} of the TPM's counter, and {now} was given: that is of an earlier start, \
+             or of another TPM"
+        )),
+        Ordering::Greater => Some(format!(
+            "the TPM's counter is {now}, and the log ends after the start with {last}: the log was rolled back to \
+             before {}, unless they ended before their record (journalctl -u cloister tells)",
+            match now - last {
+                1 => "the last start".to_owned(),
+                starts => format!("the last {starts} starts"),
+            }
+        )),
+    }
+}
+
+/// What the TPM's counter says, for the verdict's line.
+fn counted(report: &Report, now: Option<u64>) -> String {
+    match (&report.tpm_counter, now) {
+        (None, _) => String::new(),
+        (Some(counter), None) => {
+            format!(", the TPM's counter rises from {} to {}", counter.first, counter.last)
+        }
+        (Some(_), Some(now)) => {
+            format!(", the TPM's counter rises and {now} is that of the last start")
+        }
+    }
+}
+
+fn show(
+    arguments: &Arguments,
+    report: &Report,
+    by: &str,
+) -> Result<(), Box<dyn std::error::Error>> {
     let anchored = match report.anchored_at {
         Some(size) => {
             let time = report.anchored_time_s.map(|time_s| format!(", {}", time_text(time_s)));
@@ -50,14 +99,16 @@ fn show(json: bool, report: &Report, by: &str) -> Result<(), Box<dyn std::error:
         }
         None => "UNANCHORED".to_owned(),
     };
-    if json {
+    if arguments.json {
         let mut value = serde_json::to_value(report)?;
         value["verdict"] = "INTACT".into();
         value["anchor"] = anchored.into();
+        value["is_last_start_of_tpm"] = arguments.tpm_counter.map(|_| true).into();
         print(&value.to_string());
         return Ok(());
     }
-    print(&format!("INTACT: {} records of {}, {anchored}", report.size, report.origin));
+    let counted = counted(report, arguments.tpm_counter);
+    print(&format!("INTACT: {} records of {}, {anchored}{counted}", report.size, report.origin));
     if report.pruned > 0 {
         print(&format!(
             "  pruned                entries 0..{}; their hashes are proven",
@@ -65,6 +116,7 @@ fn show(json: bool, report: &Report, by: &str) -> Result<(), Box<dyn std::error:
         ));
     }
     print(&format!("  root of the tree      {}", report.root));
+    show_counter(report);
     for change in &report.key_changes {
         print(&format!(
             "  key changed           at {} records, signed by both keys\n    from {}\n    to   {}",
@@ -104,4 +156,20 @@ fn show(json: bool, report: &Report, by: &str) -> Result<(), Box<dyn std::error:
         );
     }
     Ok(())
+}
+
+fn show_counter(report: &Report) {
+    let Some(counter) = &report.tpm_counter else { return };
+    print(&format!("  TPM's counter         recorded by {} starts", counter.starts));
+    for (count, what) in [
+        (counter.starts_without, "starts after the first of them recorded none"),
+        (
+            counter.unrecorded,
+            "of its values stand in no record: starts that ended before it, or records that are gone",
+        ),
+    ] {
+        if count > 0 {
+            print(&format!("    {count} {what}"));
+        }
+    }
 }

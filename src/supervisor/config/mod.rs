@@ -137,6 +137,8 @@ pub struct Config {
     pub audit_retention: Retention,
     /// The log's name in its checkpoints.
     pub audit_origin: String,
+    /// Where the TPM's counter of starts is written before each start; `None` where none is kept.
+    pub audit_tpm_counter: Option<PathBuf>,
     /// The group whose members may announce that they read the log.
     pub audit_readers_group: Option<u32>,
     /// Who must agree to an erasure.

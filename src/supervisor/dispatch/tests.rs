@@ -76,6 +76,7 @@ fn start_facts() -> StartFacts {
         programs: ProgramFacts { supervisor: digest(), gateway: digest(), worker: digest() },
         landlock_abi: 1,
         retention: None,
+        tpm_counter: None,
     }
 }
 
