@@ -139,7 +139,7 @@ pub(crate) trait Kernel: Copy + Sync {
     const DIRECT_TOKENS: usize;
 
     /// Computes whole tiles for the tokens of one panel, straight from the packed bytes; a step
-    /// of `ahead` with each block.
+    /// of `ahead` with each block of all tiles, or of its part with each block of a tile.
     fn multiply_direct(
         self,
         tiles: &[IntTile<'_>],

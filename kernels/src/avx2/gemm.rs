@@ -49,10 +49,8 @@ impl Kernel for Avx2Fma {
         sums: &mut [Sums],
     ) {
         let [sums] = sums else { unreachable!("one token at a time") };
-        // The first tile's blocks are the steps, so it asks for everything that comes next.
-        let mut ahead = Some(ahead);
-        for (tile, sums) in tiles.iter().zip(sums.as_chunks_mut().0) {
-            let ahead = ahead.take().unwrap_or(Ahead::new(&[], 1));
+        let work = tiles.iter().zip(ahead.parts(tiles.len()));
+        for ((tile, ahead), sums) in work.zip(sums.as_chunks_mut().0) {
             // SAFETY: `Avx2Fma` proves that the CPU has the features.
             unsafe { multiply_one(tile, panel, ahead, sums) }
         }

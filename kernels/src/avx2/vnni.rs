@@ -43,10 +43,7 @@ impl Kernel for Avx2Vnni {
         ahead: Ahead<'_>,
         sums: &mut [Sums],
     ) {
-        // The first tile's blocks are the steps, so it asks for everything that comes next.
-        let mut ahead = Some(ahead);
-        for (index, tile) in tiles.iter().enumerate() {
-            let ahead = ahead.take().unwrap_or(Ahead::new(&[], 1));
+        for ((index, tile), ahead) in tiles.iter().enumerate().zip(ahead.parts(tiles.len())) {
             // SAFETY: `Avx2Vnni` proves that the CPU has the features.
             unsafe { multiply_direct(index, tile, panel, ahead, sums) }
         }

@@ -58,10 +58,8 @@ macro_rules! kernel {
                 sums: &mut [Sums],
             ) {
                 let [sums] = sums else { unreachable!("one token at a time") };
-                // The first tile's blocks are the steps, so it asks for everything that comes next.
-                let mut ahead = Some(ahead);
-                for (tile, sums) in tiles.iter().zip(sums.as_chunks_mut().0) {
-                    let ahead = ahead.take().unwrap_or(Ahead::new(&[], 1));
+                let work = tiles.iter().zip(ahead.parts(tiles.len()));
+                for ((tile, ahead), sums) in work.zip(sums.as_chunks_mut().0) {
                     // SAFETY: the proof says that the CPU has NEON.
                     unsafe { multiply_one(self, tile, panel, ahead, sums) }
                 }
