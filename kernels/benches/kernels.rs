@@ -76,9 +76,12 @@ fn main() {
                 continue;
             }
             decode(&pool, isa, ty, options.is_quick || is_slow, bandwidth);
-            for (tokens, precision) in
-                [(4, Precision::Int8), (512, Precision::Int8), (512, Precision::F32)]
-            {
+            for (tokens, precision) in [
+                (4, Precision::Int8),
+                (16, Precision::Int8),
+                (512, Precision::Int8),
+                (512, Precision::F32),
+            ] {
                 prefill(&pool, isa, ty, (tokens, precision), peak);
             }
         }

@@ -125,13 +125,15 @@ pub(crate) trait Kernel: Copy + Sync {
     /// Unpacks blocks of a tile into `chunk`, as tile `index` of its unit.
     fn unpack_int(self, tile: &IntTile<'_>, chunk: &mut IntChunk, index: usize);
 
-    /// Adds the first blocks of `chunk` times `panel` to `sums: [panel.width]`.
+    /// Adds the first blocks of `chunk` times `panel` to `sums: [panel.width]`; a step of `ahead` with
+    /// each block.
     fn multiply_int(
         self,
         form: IntForm,
         tiles: usize,
         chunk: &IntChunk,
         panel: &Panel<'_>,
+        ahead: &mut Ahead<'_>,
         sums: &mut [Sums],
     );
 
@@ -412,7 +414,7 @@ impl<'a> UnitPart<'_, 'a> {
         let blocks = input.cols / BLOCK_LEN;
         let chunk_blocks = chunk_blocks(self.tokens.len());
         let panels = self.tokens.len().div_ceil(PANEL_TOKENS);
-        let mut ahead = Ahead::new(next, blocks.div_ceil(chunk_blocks) * panels);
+        let mut ahead = Ahead::new(next, blocks * panels);
         for start in (0..blocks).step_by(chunk_blocks) {
             let len = chunk_blocks.min(blocks - start);
             for (index, tile) in unit_tiles.iter().flatten().enumerate() {
@@ -423,8 +425,7 @@ impl<'a> UnitPart<'_, 'a> {
                 let first = self.tokens.start + at;
                 let panel = input.quantized.panel(form, input.tokens, input.cols, first);
                 let panel = panel.blocks(form.scales, start, len);
-                ahead.step();
-                kernel.multiply_int(form, tiles, chunk, &panel, sums);
+                kernel.multiply_int(form, tiles, chunk, &panel, &mut ahead, sums);
                 if start + len == blocks {
                     finished(first, sums);
                 }

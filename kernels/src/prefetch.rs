@@ -65,6 +65,12 @@ impl<'a, T> Ahead<'a, T> {
         parts.map(move |items| Self { items, share, cache: self.cache })
     }
 
+    /// Asks for the next `n` shares.
+    #[inline(always)]
+    pub(crate) fn steps(&mut self, n: usize) {
+        (0..n).for_each(|_| self.step());
+    }
+
     /// Asks for the next share.
     #[inline(always)]
     pub(crate) fn step(&mut self) {

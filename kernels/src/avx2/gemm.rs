@@ -33,10 +33,11 @@ impl Kernel for Avx2Fma {
         tiles: usize,
         chunk: &IntChunk,
         panel: &Panel<'_>,
+        ahead: &mut Ahead<'_>,
         sums: &mut [Sums],
     ) {
         // SAFETY: `Avx2Fma` proves that the CPU has the features.
-        unsafe { multiply_int(form, tiles, chunk, panel, sums) }
+        unsafe { multiply_int(form, tiles, chunk, panel, ahead, sums) }
     }
 
     const DIRECT_TOKENS: usize = 1;
@@ -78,15 +79,16 @@ fn multiply_int(
     tiles: usize,
     chunk: &IntChunk,
     panel: &Panel<'_>,
+    ahead: &mut Ahead<'_>,
     sums: &mut [Sums],
 ) {
     match (form.bits, form.scales.has_min()) {
-        (4, false) => by_width::<4, 1, false>(tiles, chunk, panel, sums),
-        (5, false) => by_width::<5, 1, false>(tiles, chunk, panel, sums),
-        (6, false) => by_width::<6, 2, false>(tiles, chunk, panel, sums),
-        (4, true) => by_width::<4, 1, true>(tiles, chunk, panel, sums),
-        (5, true) => by_width::<5, 1, true>(tiles, chunk, panel, sums),
-        _ => by_width::<8, 1, false>(tiles, chunk, panel, sums),
+        (4, false) => by_width::<4, 1, false>(tiles, chunk, panel, ahead, sums),
+        (5, false) => by_width::<5, 1, false>(tiles, chunk, panel, ahead, sums),
+        (6, false) => by_width::<6, 2, false>(tiles, chunk, panel, ahead, sums),
+        (4, true) => by_width::<4, 1, true>(tiles, chunk, panel, ahead, sums),
+        (5, true) => by_width::<5, 1, true>(tiles, chunk, panel, ahead, sums),
+        _ => by_width::<8, 1, false>(tiles, chunk, panel, ahead, sums),
     }
 }
 
@@ -95,15 +97,16 @@ fn by_width<const BITS: u32, const SUBS: usize, const MIN: bool>(
     tiles: usize,
     chunk: &IntChunk,
     panel: &Panel<'_>,
+    ahead: &mut Ahead<'_>,
     sums: &mut [Sums],
 ) {
     match panel.width {
-        1 => panel_times_unit::<1, 1, 0, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
-        2 => panel_times_unit::<2, 2, 0, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
-        3 => panel_times_unit::<3, 2, 1, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
-        4 => panel_times_unit::<4, 2, 2, 0, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
-        5 => panel_times_unit::<5, 2, 2, 1, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
-        _ => panel_times_unit::<6, 2, 2, 2, BITS, SUBS, MIN>(tiles, chunk, panel, sums),
+        1 => panel_times_unit::<1, 1, 0, 0, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
+        2 => panel_times_unit::<2, 2, 0, 0, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
+        3 => panel_times_unit::<3, 2, 1, 0, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
+        4 => panel_times_unit::<4, 2, 2, 0, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
+        5 => panel_times_unit::<5, 2, 2, 1, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
+        _ => panel_times_unit::<6, 2, 2, 2, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
     }
 }
 
@@ -162,12 +165,14 @@ fn panel_times_unit<
     tiles: usize,
     chunk: &IntChunk,
     panel: &Panel<'_>,
+    ahead: &mut Ahead<'_>,
     sums: &mut [Sums],
 ) {
     const { assert!(A + B + C == WIDTH && (C == 0 || A + B == 4)) };
     let blocks = Blocks::<WIDTH, SUBS>::of(panel);
     let sums: &mut [Sums; WIDTH] = sums.first_chunk_mut().expect("each token has its sums");
     for tile in 0..tiles {
+        ahead.steps(blocks.scales.len() / tiles);
         tokens_times_tile::<WIDTH, 0, A, BITS, SUBS, MIN>(chunk, tile, &blocks, sums);
         if B > 0 {
             tokens_times_tile::<WIDTH, A, B, BITS, SUBS, MIN>(chunk, tile, &blocks, sums);

@@ -28,10 +28,11 @@ impl Kernel for Avx2Vnni {
         tiles: usize,
         chunk: &IntChunk,
         panel: &Panel<'_>,
+        ahead: &mut Ahead<'_>,
         sums: &mut [Sums],
     ) {
         // SAFETY: `Avx2Vnni` proves that the CPU has the features.
-        unsafe { multiply_int(form, tiles, chunk, panel, sums) }
+        unsafe { multiply_int(form, tiles, chunk, panel, ahead, sums) }
     }
 
     const DIRECT_TOKENS: usize = PANEL_TOKENS;
@@ -64,12 +65,13 @@ fn multiply_int(
     tiles: usize,
     chunk: &IntChunk,
     panel: &Panel<'_>,
+    ahead: &mut Ahead<'_>,
     sums: &mut [Sums],
 ) {
     match form.scales {
-        Scales::Plain => by_width::<1, false>(tiles, chunk, panel, sums),
-        Scales::SuperPlain => by_width::<2, false>(tiles, chunk, panel, sums),
-        Scales::Min | Scales::SuperMin => by_width::<1, true>(tiles, chunk, panel, sums),
+        Scales::Plain => by_width::<1, false>(tiles, chunk, panel, ahead, sums),
+        Scales::SuperPlain => by_width::<2, false>(tiles, chunk, panel, ahead, sums),
+        Scales::Min | Scales::SuperMin => by_width::<1, true>(tiles, chunk, panel, ahead, sums),
     }
 }
 
@@ -78,15 +80,16 @@ fn by_width<const SUBS: usize, const MIN: bool>(
     tiles: usize,
     chunk: &IntChunk,
     panel: &Panel<'_>,
+    ahead: &mut Ahead<'_>,
     sums: &mut [Sums],
 ) {
     match panel.width {
-        1 => panel_times_unit::<1, SUBS, MIN>(tiles, chunk, panel, sums),
-        2 => panel_times_unit::<2, SUBS, MIN>(tiles, chunk, panel, sums),
-        3 => panel_times_unit::<3, SUBS, MIN>(tiles, chunk, panel, sums),
-        4 => panel_times_unit::<4, SUBS, MIN>(tiles, chunk, panel, sums),
-        5 => panel_times_unit::<5, SUBS, MIN>(tiles, chunk, panel, sums),
-        _ => panel_times_unit::<6, SUBS, MIN>(tiles, chunk, panel, sums),
+        1 => panel_times_unit::<1, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
+        2 => panel_times_unit::<2, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
+        3 => panel_times_unit::<3, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
+        4 => panel_times_unit::<4, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
+        5 => panel_times_unit::<5, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
+        _ => panel_times_unit::<6, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
     }
 }
 
@@ -96,11 +99,13 @@ fn panel_times_unit<const WIDTH: usize, const SUBS: usize, const MIN: bool>(
     tiles: usize,
     chunk: &IntChunk,
     panel: &Panel<'_>,
+    ahead: &mut Ahead<'_>,
     sums: &mut [Sums],
 ) {
     let blocks = Blocks::<WIDTH, SUBS>::of(panel);
     let sums: &mut [Sums; WIDTH] = sums.first_chunk_mut().expect("each token has its sums");
     for tile in 0..tiles {
+        ahead.steps(blocks.scales.len() / tiles);
         panel_times_tile::<WIDTH, SUBS, MIN>(chunk, tile, &blocks, sums);
     }
 }

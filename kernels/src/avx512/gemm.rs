@@ -30,10 +30,11 @@ impl Kernel for Avx512Vnni {
         tiles: usize,
         chunk: &IntChunk,
         panel: &Panel<'_>,
+        ahead: &mut Ahead<'_>,
         sums: &mut [Sums],
     ) {
         // SAFETY: `Avx512Vnni` proves that the CPU has the features.
-        unsafe { multiply_int(form, tiles, chunk, panel, sums) }
+        unsafe { multiply_int(form, tiles, chunk, panel, ahead, sums) }
     }
 
     const DIRECT_TOKENS: usize = PANEL_TOKENS;
@@ -69,15 +70,16 @@ fn multiply_int(
     tiles: usize,
     chunk: &IntChunk,
     panel: &Panel<'_>,
+    ahead: &mut Ahead<'_>,
     sums: &mut [Sums],
 ) {
     match (form.scales, tiles) {
-        (Scales::Plain, 1) => by_width::<1, 1, false>(chunk, panel, sums),
-        (Scales::Plain, _) => by_width::<2, 1, false>(chunk, panel, sums),
-        (Scales::SuperPlain, 1) => by_width::<1, 2, false>(chunk, panel, sums),
-        (Scales::SuperPlain, _) => by_width::<2, 2, false>(chunk, panel, sums),
-        (Scales::Min | Scales::SuperMin, 1) => by_width::<1, 1, true>(chunk, panel, sums),
-        (Scales::Min | Scales::SuperMin, _) => by_width::<2, 1, true>(chunk, panel, sums),
+        (Scales::Plain, 1) => by_width::<1, 1, false>(chunk, panel, ahead, sums),
+        (Scales::Plain, _) => by_width::<2, 1, false>(chunk, panel, ahead, sums),
+        (Scales::SuperPlain, 1) => by_width::<1, 2, false>(chunk, panel, ahead, sums),
+        (Scales::SuperPlain, _) => by_width::<2, 2, false>(chunk, panel, ahead, sums),
+        (Scales::Min | Scales::SuperMin, 1) => by_width::<1, 1, true>(chunk, panel, ahead, sums),
+        (Scales::Min | Scales::SuperMin, _) => by_width::<2, 1, true>(chunk, panel, ahead, sums),
     }
 }
 
@@ -85,15 +87,16 @@ fn multiply_int(
 fn by_width<const TILES: usize, const SUBS: usize, const MIN: bool>(
     chunk: &IntChunk,
     panel: &Panel<'_>,
+    ahead: &mut Ahead<'_>,
     sums: &mut [Sums],
 ) {
     match panel.width {
-        1 => panel_times_unit::<1, TILES, SUBS, MIN>(chunk, panel, sums),
-        2 => panel_times_unit::<2, TILES, SUBS, MIN>(chunk, panel, sums),
-        3 => panel_times_unit::<3, TILES, SUBS, MIN>(chunk, panel, sums),
-        4 => panel_times_unit::<4, TILES, SUBS, MIN>(chunk, panel, sums),
-        5 => panel_times_unit::<5, TILES, SUBS, MIN>(chunk, panel, sums),
-        _ => panel_times_unit::<6, TILES, SUBS, MIN>(chunk, panel, sums),
+        1 => panel_times_unit::<1, TILES, SUBS, MIN>(chunk, panel, ahead, sums),
+        2 => panel_times_unit::<2, TILES, SUBS, MIN>(chunk, panel, ahead, sums),
+        3 => panel_times_unit::<3, TILES, SUBS, MIN>(chunk, panel, ahead, sums),
+        4 => panel_times_unit::<4, TILES, SUBS, MIN>(chunk, panel, ahead, sums),
+        5 => panel_times_unit::<5, TILES, SUBS, MIN>(chunk, panel, ahead, sums),
+        _ => panel_times_unit::<6, TILES, SUBS, MIN>(chunk, panel, ahead, sums),
     }
 }
 
@@ -102,6 +105,7 @@ fn by_width<const TILES: usize, const SUBS: usize, const MIN: bool>(
 fn panel_times_unit<const WIDTH: usize, const TILES: usize, const SUBS: usize, const MIN: bool>(
     chunk: &IntChunk,
     panel: &Panel<'_>,
+    ahead: &mut Ahead<'_>,
     sums: &mut [Sums],
 ) {
     let quants = panel.quants.as_chunks::<4>().0.as_chunks::<WIDTH>().0.as_chunks::<8>().0;
@@ -113,6 +117,7 @@ fn panel_times_unit<const WIDTH: usize, const TILES: usize, const SUBS: usize, c
     for (block, (((quants, x_scales), x_biases), x_sums)) in
         quants.iter().zip(x_scales).zip(x_biases).zip(x_sums).enumerate()
     {
+        ahead.step();
         for sub in block * SUBS..(block + 1) * SUBS {
             let mut dots = [[_mm512_set1_epi32(MAGIC_BITS); TILES]; WIDTH];
             if !MIN {

@@ -34,9 +34,11 @@ macro_rules! kernel {
                 tiles: usize,
                 chunk: &IntChunk,
                 panel: &Panel<'_>,
+                ahead: &mut Ahead<'_>,
                 sums: &mut [Sums],
             ) {
                 for half in 0..tiles * 2 {
+                    ahead.steps(panel.scales.len() / panel.width / (tiles * 2));
                     let part = HalfTile {
                         bytes: &chunk.bytes[half / 2],
                         scales: &chunk.scales[half / 2],

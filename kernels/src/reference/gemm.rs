@@ -49,6 +49,7 @@ impl Kernel for Plain {
         tiles: usize,
         chunk: &IntChunk,
         panel: &Panel<'_>,
+        _: &mut Ahead<'_>,
         sums: &mut [Sums],
     ) {
         fused!(
@@ -79,7 +80,7 @@ impl Kernel for Plain {
                 self.unpack_int(&tile.blocks(start..start + len), &mut chunk, index);
             }
             let panel = panel.blocks(form.scales, start, len);
-            self.multiply_int(form, tiles.len(), &chunk, &panel, sums);
+            self.multiply_int(form, tiles.len(), &chunk, &panel, &mut Ahead::new(&[], 1), sums);
         }
     }
 
