@@ -188,9 +188,20 @@ def program():
     return max(found, key=os.path.getmtime)
 
 
-def tune(path, row, arguments):
+def survives(path, name, setting):
+    """Returns whether llama.cpp lives through a round, which is tried in a process of its own: built
+    by GCC before 13 it dies of its own tile code (AMX), which repacking turns on."""
+    words = [sys.executable, __file__, path, "--rows", name, "--try", json.dumps(setting)]
+    status = subprocess.run(words, stderr=subprocess.DEVNULL).returncode
+    if status < 0:
+        print(f"  left out: llama.cpp dies of signal {-status} with {setting}", file=sys.stderr)
+    return status == 0
+
+
+def tune(path, name, arguments):
     """Returns llama.cpp's best setting for a row: every mix of repacking and flash attention, then
     each other knob in turn, the best value kept."""
+    row = ROWS[name]
     tried = {}
 
     def speed(setting):
@@ -216,8 +227,9 @@ def tune(path, row, arguments):
     if arguments.threads > 2:
         knobs["threads"] = [arguments.threads - 1, arguments.threads // 2]
     knobs["swa_full"] = [False]
-    mixes = [(repack, flash) for repack in (False, True) for flash in (False, True)]
     base = dict(BASE, threads=arguments.threads)
+    repacks = (False, True) if survives(path, name, dict(base, repack=True)) else (False,)
+    mixes = [(repack, flash) for repack in repacks for flash in (False, True)]
     setting = max((dict(base, repack=a, flash=b) for a, b in mixes), key=speed)
     for knob in list(knobs):
         for value in knobs.get(knob, []):
@@ -293,6 +305,7 @@ def main():
     parser.add_argument("--settings", help="a file that keeps llama.cpp's best settings")
     parser.add_argument("--tune-only", action="store_true", help="fill --settings and end")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--try", dest="setting", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     names = arguments.rows.split(",")
     unknown = [name for name in names if name not in ROWS]
@@ -300,6 +313,9 @@ def main():
         parser.error(f"--rows: no row is called {unknown[0]}; there are {', '.join(ROWS)}")
     L.llama_log_set(quiet, ctypes.c_void_p(0))
     L.llama_backend_init()
+    if arguments.setting:
+        Peer(arguments.models[0], ROWS[names[0]], arguments.setting, arguments.generate).round()
+        return
 
     settings = {}
     if arguments.settings and os.path.exists(arguments.settings):
@@ -313,7 +329,7 @@ def main():
             key = f"{model} {name} {arguments.threads}"
             if key not in settings:
                 print(f"{model}, {name}: llama.cpp's settings", file=sys.stderr)
-                settings[key] = tune(path, ROWS[name], arguments)
+                settings[key] = tune(path, name, arguments)
                 if arguments.settings:
                     with open(arguments.settings, "w") as file:
                         json.dump(settings, file, indent=1)
