@@ -9,6 +9,7 @@ use core::ptr;
 use std::ffi::CString;
 
 use super::driver::{Device, Driver, Handle, OUT_OF_MEMORY, check};
+use super::shape::Shape;
 use super::{CudaError, IMAGE, KERNELS, SHARED_MAX, has_large_shared};
 
 /// The oldest compute capability that the kernels are made for.
@@ -37,6 +38,10 @@ pub struct Card<'d> {
     pub(super) is_recording: Cell<bool>,
     /// Memory that was dropped meanwhile: address, bytes.
     left: RefCell<Vec<(u64, usize)>>,
+    /// The batch that a step is recorded for: where it lies, its shape.
+    pub(super) recorded: Cell<Option<(u64, Shape)>>,
+    /// How often memory was given back.
+    pub(super) given_back: Cell<u64>,
 }
 
 impl fmt::Debug for Card<'_> {
@@ -69,6 +74,8 @@ impl<'d> Card<'d> {
             kernels: Vec::new(),
             is_recording: Cell::new(false),
             left: RefCell::default(),
+            recorded: Cell::new(None),
+            given_back: Cell::new(0),
         };
         // SAFETY: the context was just retained.
         let code = unsafe { (functions.context_set_current)(context) };
@@ -312,6 +319,7 @@ impl Drop for Memory<'_> {
         // A card that failed cannot be erased; the driver gives its memory to nobody unerased.
         let _ = self.fill(0);
         let _ = self.card.finish();
+        self.card.given_back.set(self.card.given_back.get() + 1);
         // SAFETY: the allocation is this value's, and nothing that was launched runs any more.
         let _ = unsafe { (self.card.driver.functions.mem_free)(self.address) };
     }

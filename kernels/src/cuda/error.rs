@@ -39,6 +39,8 @@ pub enum CudaError {
     },
     /// A graph is recorded: nothing runs, and nothing can be waited for or allocated.
     WhileRecording,
+    /// What was recorded names memory that may have been given back.
+    OutOfDate,
     /// There is no such kernel.
     UnknownKernel,
     /// A kernel takes other arguments.
@@ -94,6 +96,7 @@ impl fmt::Display for CudaError {
                     "a graph is recorded: nothing can be waited for or allocated until its end"
                 )
             }
+            Self::OutOfDate => write!(f, "memory was given back since a graph was recorded"),
             Self::UnknownKernel => write!(f, "there is no such kernel"),
             Self::WrongArguments(name) => write!(f, "{name} takes other arguments"),
             Self::OutOfBounds => write!(f, "a copy beyond an allocation on the card"),

@@ -1,20 +1,39 @@
 //! The card: NVIDIA's driver at run time, memory, and launches of the kernels of `kernels/cuda`.
 //!
-//! What each kernel computes, its arguments and its grid stand in `kernels/cuda/README.md`. Memory is
-//! zeroed before it is given back. Nothing here knows of models or requests.
+//! What each kernel computes, its arguments and its grid stand in `kernels/cuda/README.md`. The functions
+//! here that launch one measure every buffer and check every index first. Memory is zeroed before it is
+//! given back. Nothing here knows of models or requests.
 
+mod batch;
+mod between;
+mod buffer;
+mod cache;
 mod card;
 mod driver;
 mod error;
 mod graph;
+mod heads;
 mod pinned;
+mod products;
+mod selection;
+mod shape;
+mod step;
 mod timer;
 
+pub use batch::{Batch, BatchLimits, Contents};
+pub use between::{Delta, Embedding, Rows, add_norm, gate, quantize};
+pub use buffer::{Buffer, HostSource, HostTarget, Item};
+pub use cache::{Cache, CacheShape, PageType};
 pub use card::{Card, Memory};
 pub use driver::{Device, Driver};
 pub use error::CudaError;
 pub use graph::Graph;
+pub use heads::{HEAD_DIM_MAX, Heads, Preparation};
 pub use pinned::Pinned;
+pub use products::{Forms, Input, Matrix, Product, multiply, reads_bytes};
+pub use selection::{Choice, Selection};
+pub use shape::Shape;
+pub use step::Step;
 pub use timer::Timer;
 
 /// The kernels as machine code for several cards.

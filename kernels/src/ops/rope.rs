@@ -72,6 +72,12 @@ impl Rope {
         }
     }
 
+    /// Returns the cosine and sine of each pair, `[tokens, pairs]`, of the tokens that were set.
+    #[must_use]
+    pub fn turns(&self) -> &[(f32, f32)] {
+        &self.turns[..self.tokens * self.frequencies.len()]
+    }
+
     /// Turns every head: `x: [tokens, n_heads, head_dim]`.
     ///
     /// # Panics

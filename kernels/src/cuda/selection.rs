@@ -1,0 +1,148 @@
+//! Tokens from logits on the card, without bias or penalties: what those count is the host's.
+
+use core::mem::size_of;
+
+use super::buffer::{Buffer, HostSource, HostTarget, NULL, Struct, dim, int};
+use super::{Card, CudaError};
+
+/// Words of a row: SplitMix64's state, `Sampling` of `select.cu`.
+const RANDOM_LEN: usize = 2;
+const SAMPLING_LEN: usize = 7;
+
+/// How a token is chosen, as `src/engine/sampler.rs` does it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// 0 takes the best token.
+    pub temperature: f32,
+    /// 0 is off.
+    pub top_k: u32,
+    /// 1 is off.
+    pub top_p: f32,
+    /// 0 is off.
+    pub min_p: f32,
+    /// SplitMix64's state before the number that is drawn.
+    pub random: u64,
+}
+
+impl Choice {
+    /// The best token.
+    pub const BEST: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, random: 0 };
+
+    fn random(&self) -> [u32; RANDOM_LEN] {
+        let bytes = self.random.to_ne_bytes();
+        bytes
+            .as_chunks()
+            .0
+            .first_chunk()
+            .expect("eight bytes are two words")
+            .map(u32::from_ne_bytes)
+    }
+
+    fn sampling(&self) -> [u32; SAMPLING_LEN] {
+        let min_p_log = if self.min_p > 0.0 { self.min_p.min(1.0).ln() } else { f32::NEG_INFINITY };
+        let [temperature, top_p, min_p_log] =
+            [self.temperature, self.top_p, min_p_log].map(f32::to_bits);
+        let [one, zero] = [1.0_f32, 0.0].map(f32::to_bits);
+        // A top-k beyond the vocabulary is off.
+        let top_k = self.top_k.min(i32::MAX.unsigned_abs());
+        [temperature, top_p, min_p_log, one, zero, zero, top_k]
+    }
+}
+
+/// Chooses tokens of rows of logits.
+#[derive(Debug)]
+pub struct Selection<'c> {
+    card: &'c Card<'c>,
+    vocab: usize,
+    /// `[rows][vocab]`
+    weights: Buffer<'c, f32>,
+    /// `[rows][2]`, then `[rows][7]`: how each token is chosen.
+    choices: Buffer<'c, u32>,
+    staged: HostSource<'c, u32>,
+    /// `[rows]`
+    tokens: Buffer<'c, u32>,
+    chosen: HostTarget<'c, u32>,
+}
+
+impl<'c> Selection<'c> {
+    /// Allocates for so many rows of a vocabulary.
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError::OutOfMemory`] and [`CudaError::NoPinnedMemory`] with what is needed.
+    pub fn new(card: &'c Card<'c>, rows: usize, vocab: usize) -> Result<Self, CudaError> {
+        let choices_len = rows * (RANDOM_LEN + SAMPLING_LEN);
+        Ok(Self {
+            card,
+            vocab,
+            weights: Buffer::new(card, rows * vocab)?,
+            choices: Buffer::new(card, choices_len)?,
+            staged: HostSource::new(card, choices_len)?,
+            tokens: Buffer::new(card, rows)?,
+            chosen: HostTarget::new(card, rows)?,
+        })
+    }
+
+    /// Returns the bytes that it takes on the card.
+    #[must_use]
+    pub fn size(rows: usize, vocab: usize) -> usize {
+        rows * (vocab + RANDOM_LEN + SAMPLING_LEN + 1) * size_of::<u32>()
+    }
+
+    /// Zeroes what it holds of the last tokens.
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError::Failed`] if the card fails.
+    pub fn erase(&mut self) -> Result<(), CudaError> {
+        self.weights.erase()?;
+        self.choices.erase()?;
+        self.staged.values_mut()?.fill(0);
+        self.tokens.erase()?;
+        self.chosen.values_mut().fill(0);
+        Ok(())
+    }
+
+    /// Chooses a token of each of the first rows of `logits: [rows][vocab]`, waits and returns them. The
+    /// logits stay as they are, but for a NaN, which becomes minus infinity.
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError::Failed`] if the card fails.
+    ///
+    /// # Panics
+    ///
+    /// Panics if there are more choices than rows were allocated for.
+    pub fn choose(
+        &mut self,
+        choices: impl ExactSizeIterator<Item = Choice> + Clone,
+        logits: &mut Buffer<'_, f32>,
+    ) -> Result<&[u32], CudaError> {
+        let rows = choices.len();
+        logits.has(rows * self.vocab);
+        self.weights.has(rows * self.vocab);
+        self.tokens.has(rows);
+        if rows == 0 {
+            return Ok(&[]);
+        }
+        let words = choices.clone().flat_map(|choice| choice.random());
+        let words = words.chain(choices.flat_map(|choice| choice.sampling()));
+        self.staged.values_mut()?.iter_mut().zip(words).for_each(|(to, word)| *to = word);
+        self.choices.start_write(&self.staged, rows * (RANDOM_LEN + SAMPLING_LEN))?;
+        let select = Struct::new()
+            .with(&logits.pointer())
+            .with(&self.weights.pointer())
+            .with(&NULL)
+            .with(&NULL)
+            .with(&NULL)
+            .with(&NULL)
+            .with(&self.choices.pointer_at(rows * RANDOM_LEN))
+            .with(&self.choices.pointer())
+            .with(&self.tokens.pointer())
+            .with(&int(self.vocab));
+        // SAFETY: every buffer has so many rows; nothing is counted, so that no counts are followed.
+        unsafe { self.card.launch("select_token", [dim(rows), 1, 1], 1024, 0, &[select.bytes()]) }?;
+        self.tokens.read_to(&mut self.chosen, 0..rows)?;
+        Ok(&self.chosen.values()[..rows])
+    }
+}
