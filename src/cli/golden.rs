@@ -66,6 +66,9 @@ pub struct Arguments {
     /// Which rules must hold; those of the activations if absent.
     #[arg(long, value_enum)]
     rules: Option<RuleSet>,
+    #[cfg(feature = "cuda")]
+    #[command(flatten)]
+    card: super::card::CardArguments,
     /// Only so many lines of the file.
     #[arg(long = "lines", value_name = "N", id = "lines_max")]
     lines_max: Option<usize>,
@@ -225,10 +228,24 @@ pub fn check(
     lines: &[Line],
     rules: &Rules,
 ) -> Result<Report, Box<dyn Error>> {
-    let metadata = &model.header().metadata;
-    let tokenizer = Tokenizer::from_metadata(metadata)?;
     let needs_engine = lines.iter().any(|line| line.answer.is_some());
-    let mut engine = if needs_engine { Some(Engine::new(model, options)?) } else { None };
+    let engine = if needs_engine { Some(Engine::new(model, options)?) } else { None };
+    check_on(engine, model, lines, rules)
+}
+
+/// Holds an engine that is there against lines, of the options that [`options`] gives for them; only
+/// the tokens if there is none.
+///
+/// # Errors
+///
+/// Fails if the engine refuses a line, or the tokenizer the file.
+pub fn check_on(
+    mut engine: Option<Engine<'_>>,
+    model: &Model<'_>,
+    lines: &[Line],
+    rules: &Rules,
+) -> Result<Report, Box<dyn Error>> {
+    let tokenizer = Tokenizer::from_metadata(&model.header().metadata)?;
     let mut reports = Vec::with_capacity(lines.len());
     for line in lines {
         let mut report = LineReport {
@@ -388,7 +405,14 @@ pub fn run(arguments: &Arguments) -> Outcome {
         Precision::Int8 => RuleSet::Int8,
     });
     let rules = Rules::new(set, model.config().architecture);
+    #[cfg(not(feature = "cuda"))]
     let report = check(&model, options, &lines, &rules)?;
+    #[cfg(feature = "cuda")]
+    let report = arguments.card.with(&model, options, |options, card| {
+        let Some(card) = card else { return check(&model, options, &lines, &rules) };
+        let engine = Engine::on_card(kernels::Pool::new(options.threads), &model, options, card)?;
+        check_on(Some(engine), &model, &lines, &rules)
+    })?;
     show(&report, arguments.json)?;
     Ok(if report.holds { Verdict::Holds } else { Verdict::Refused })
 }

@@ -8,6 +8,8 @@ pub mod audit_checkpoint;
 pub mod audit_prune;
 pub mod audit_witness;
 pub mod bench;
+#[cfg(feature = "cuda")]
+pub mod card;
 pub mod chat;
 pub mod demo;
 pub mod doctor;

@@ -30,7 +30,7 @@ pub(super) struct Activations {
     pub(super) k_normed: Vec<f32>,
     /// What lies inside a feed-forward half.
     pub(super) hidden: Hidden,
-    /// `[logits_max, vocab_size]`
+    /// `[logits_max, vocab_size]`, unless a card gives them.
     pub(super) logits: Vec<f32>,
     /// Where each token stands.
     pub(super) places: Vec<Place>,
@@ -51,6 +51,7 @@ impl Activations {
         let buffer = |len: usize| vec![0.0; tokens * len];
         let rope =
             |base, factors| Rope::new(config.rope_pairs, config.rope_dims, base, factors, tokens);
+        let logits_max = if options.gpu_layers > 0 { 0 } else { options.logits_max };
         let downs = model.weights.layers.iter().map(|layer| layer.down);
         Self {
             x: buffer(config.embed_dim),
@@ -63,7 +64,7 @@ impl Activations {
             scores: vec![0.0; config.n_heads * options.context_len.next_multiple_of(PAGE_LEN)],
             k_normed: buffer(if config.extra_norms { config.kv_dim() } else { 0 }),
             hidden: Hidden::new(options.precision, downs, tokens),
-            logits: vec![0.0; options.logits_max * config.vocab_size],
+            logits: vec![0.0; logits_max * config.vocab_size],
             places: Vec::with_capacity(tokens),
             wanted: Vec::with_capacity(options.logits_max),
             rope: rope(config.rope_base, model.weights.rope_freqs.as_deref()),

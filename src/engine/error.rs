@@ -69,6 +69,9 @@ pub enum Error {
         /// Values of a head.
         head_dim: usize,
     },
+    /// A card cannot compute this, or failed.
+    #[cfg(feature = "cuda")]
+    Card(super::CardError),
     /// As many sequences run as the engine was made for.
     NoFreeSequence,
     /// The cache has too few free pages for the sequence.
@@ -142,6 +145,8 @@ impl fmt::Display for Error {
                 "a cache in q8_0 takes heads of whole blocks of 32 values, and this model's have \
                  {head_dim}; keep it in f16 (worker.kv = \"f16\", --kv f16)"
             ),
+            #[cfg(feature = "cuda")]
+            Self::Card(error) => write!(f, "{error}"),
             Self::NoFreeSequence => write!(f, "every sequence slot is taken"),
             Self::NoFreePages { needed, free } => {
                 write!(f, "the cache has {free} free pages of the {needed} that are needed")

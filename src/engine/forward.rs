@@ -15,7 +15,7 @@ use kernels::{Packed, Product, gemm};
 use super::activations::Activations;
 use super::kv_cache::KvCache;
 use super::weights::{Layer, Linear};
-use super::{BatchToken, Engine, Options};
+use super::{BatchToken, Choice, Engine, Error, Options};
 
 /// What an operation runs with.
 struct Run<'a> {
@@ -25,28 +25,67 @@ struct Run<'a> {
     tokens: usize,
 }
 
+/// What a card is told of a batch.
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "there is no card to be told"))]
+pub(super) struct Contents<'a> {
+    pub(super) tokens: &'a [BatchToken],
+    /// Where each token stands.
+    pub(super) places: &'a [ops::Place],
+    /// The page numbers of all sequences.
+    pub(super) tables: &'a [u32],
+    /// Which tokens' logits are wanted.
+    pub(super) wanted: &'a [usize],
+    pub(super) rope: &'a Rope,
+    pub(super) local_rope: Option<&'a Rope>,
+    /// `[tokens, embed_dim]`: what the layers before the card's give.
+    pub(super) x: &'a [f32],
+    /// How tokens are chosen: one for each that is wanted, or none at all.
+    pub(super) choices: &'a [Option<Choice>],
+}
+
 impl Engine<'_> {
     /// Computes a batch whose places are known: fills the cache and the wanted logits.
-    pub(super) fn compute(&mut self, batch: &[BatchToken]) {
+    pub(super) fn compute(
+        &mut self,
+        batch: &[BatchToken],
+        choices: &[Option<Choice>],
+    ) -> Result<(), Error> {
         self.is_erased = false;
-        let Engine { model, options, pool, cache, activations: a, .. } = self;
+        let Engine { model, options, pool, cache, activations: a, gpu, .. } = self;
         let (config, weights) = (model.config(), &model.weights);
         let tokens = batch.len();
         let run = Run { pool, options, epsilon: config.norm_epsilon, tokens };
         for rope in [Some(&mut a.rope), a.local_rope.as_mut()].into_iter().flatten() {
             rope.set_positions(a.places.iter().map(|place| place.position));
         }
-        for (token, row) in batch.iter().zip(a.x.chunks_exact_mut(config.embed_dim)) {
-            weights.token_embd.unpack_row(token.token as usize, row);
+        let here = &weights.layers[..weights.layers.len() - options.gpu_layers];
+        if !here.is_empty() {
+            for (token, row) in batch.iter().zip(a.x.chunks_exact_mut(config.embed_dim)) {
+                weights.token_embd.unpack_row(token.token as usize, row);
+            }
+            if let Some(scale) = config.embed_scale {
+                ops::scale(pool, scale, &mut a.x[..tokens * config.embed_dim]);
+            }
         }
-        if let Some(scale) = config.embed_scale {
-            ops::scale(pool, scale, &mut a.x[..tokens * config.embed_dim]);
-        }
-        for (index, layer) in weights.layers.iter().enumerate() {
+        for (index, layer) in here.iter().enumerate() {
             run.attend(a, cache, layer, index, &config.attention(index));
             run.feed_forward(a, layer, config.gate);
         }
-        run.logits(a, &weights.output_norm, &weights.output);
+        let Some(gpu) = gpu else {
+            run.logits(a, &weights.output_norm, &weights.output);
+            return Ok(());
+        };
+        let contents = Contents {
+            tokens: batch,
+            places: &a.places,
+            tables: cache.tables(),
+            wanted: &a.wanted,
+            rope: &a.rope,
+            local_rope: a.local_rope.as_ref(),
+            x: &a.x[..tokens * config.embed_dim],
+            choices,
+        };
+        gpu.forward(config, &contents)
     }
 }
 

@@ -105,8 +105,10 @@ enum Store {
 
 /// The pool of pages and the sequences that own them.
 pub(super) struct KvCache {
-    /// `[layer][page][kv_head][K, V][32 * head_dim]`
+    /// `[layer][page][kv_head][K, V][32 * head_dim]`: the layers that are not a card's.
     store: Store,
+    /// Pages that are still to be zeroed on the card, if there is one.
+    freed: Option<Vec<u32>>,
     layer_len: usize,
     /// Values of a page in one layer.
     page_len: usize,
@@ -123,9 +125,10 @@ pub(super) struct KvCache {
 }
 
 impl KvCache {
-    /// Returns the bytes of the pool; `None` if they cannot be addressed.
+    /// Returns the bytes of the pool in memory; `None` if they cannot be addressed.
     pub(super) fn size(config: &ModelConfig, options: &Options) -> Option<usize> {
-        let a_position = options.kv.size(config.n_layers.checked_mul(2 * config.kv_dim())?)?;
+        let n_layers = config.n_layers.checked_sub(options.gpu_layers)?;
+        let a_position = options.kv.size(n_layers.checked_mul(2 * config.kv_dim())?)?;
         let size = n_pages(options)?.checked_mul(PAGE_LEN)?.checked_mul(a_position)?;
         isize::try_from(size).ok().map(|_| size)
     }
@@ -136,8 +139,8 @@ impl KvCache {
         let n_pages = n_pages.expect("the options are bounded");
         let page_len = 2 * PAGE_LEN * config.kv_dim();
         let layer_len = page_len * n_pages as usize;
-        let len = layer_len * config.n_layers;
-        let pages_a_sequence = options.context_len.div_ceil(PAGE_LEN);
+        let len = layer_len * (config.n_layers - options.gpu_layers);
+        let pages_a_sequence = pages_a_sequence(options);
         let (domains, quota) = (options.prefix_domains, options.prefix_pages);
         Self {
             store: match options.kv {
@@ -145,6 +148,7 @@ impl KvCache {
                 KvType::F16 => Store::F16(untouched(len)),
                 KvType::Q8_0 => Store::Q8_0(vec![0; len], untouched(len / KV_BLOCK_LEN)),
             },
+            freed: (options.gpu_layers > 0).then(|| Vec::with_capacity(n_pages as usize)),
             layer_len,
             page_len,
             free: (0..n_pages).rev().collect(),
@@ -152,7 +156,7 @@ impl KvCache {
             sequence_pages: options.cache_len.div_ceil(PAGE_LEN),
             charged: 0,
             slots: vec![Slot::default(); options.sequences_max],
-            tables: vec![0; options.sequences_max * pages_a_sequence],
+            tables: vec![0; tables_len(options)],
             pages_a_sequence,
         }
     }
@@ -259,13 +263,17 @@ impl KvCache {
     /// Gives a page back that nobody needs, and zeroes it if it was written.
     fn free_page(&mut self, page: u32, was_written: bool) {
         if was_written {
-            self.erase(page as usize);
+            self.erase(page);
             self.prefixes.erase(page);
         }
         self.free.push(page);
     }
 
-    fn erase(&mut self, page: usize) {
+    fn erase(&mut self, page: u32) {
+        if let Some(freed) = &mut self.freed {
+            freed.push(page);
+        }
+        let page = page as usize;
         let pages = Pages { layer_len: self.layer_len, page, page_len: self.page_len };
         match &mut self.store {
             Store::F32(store) => pages.fill(store, 0.0),
@@ -274,6 +282,18 @@ impl KvCache {
                 pages.fill(quants, 0);
                 pages.of_scales().fill(scales, f16::ZERO);
             }
+        }
+    }
+
+    /// Returns the pages that are still to be zeroed on a card.
+    pub(super) fn freed(&self) -> &[u32] {
+        self.freed.as_deref().unwrap_or_default()
+    }
+
+    /// Takes note that they are zero.
+    pub(super) fn freed_are_zero(&mut self) {
+        if let Some(freed) = &mut self.freed {
+            freed.clear();
         }
     }
 
@@ -416,7 +436,16 @@ impl Pages {
 }
 
 /// The pages that the options ask for; `None` if that is no number.
-fn n_pages(options: &Options) -> Option<usize> {
+pub(super) fn n_pages(options: &Options) -> Option<usize> {
     let kept = options.prefix_domains.checked_mul(options.prefix_pages)?;
     options.cache_len.div_ceil(PAGE_LEN).checked_add(kept)
+}
+
+fn pages_a_sequence(options: &Options) -> usize {
+    options.context_len.div_ceil(PAGE_LEN)
+}
+
+/// The page numbers of all sequences.
+pub(super) fn tables_len(options: &Options) -> usize {
+    options.sequences_max * pages_a_sequence(options)
 }

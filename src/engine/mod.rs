@@ -9,6 +9,11 @@ mod config;
 mod draft;
 mod error;
 mod forward;
+#[cfg(feature = "cuda")]
+mod gpu;
+#[cfg(not(feature = "cuda"))]
+#[path = "gpu_absent.rs"]
+mod gpu;
 mod image;
 mod kv_cache;
 mod prefixes;
@@ -24,14 +29,18 @@ use kernels::{Isa, Pool, Precision};
 pub use config::{Architecture, LocalLayers, ModelConfig};
 pub use draft::draft;
 pub use error::Error;
+#[cfg(feature = "cuda")]
+pub use gpu::{CardError, GpuLayers, Needs, Plan};
 pub use image::{IMAGE_ALIGNMENT, ImageLayout, Model, PART_SIZE, Part};
 pub use kv_cache::{KvType, SeqId};
 pub use prefixes::CacheDomain;
 pub(crate) use random::Random;
-pub use sampler::{Sampler, SamplingParams, argmax};
+pub use sampler::{Choice, Sampler, SamplingParams, argmax};
 pub use text_stream::{TextStream, TextStreamEnd};
 
 use activations::Activations;
+use forward::Contents;
+use gpu::Gpu;
 use kv_cache::KvCache;
 
 /// Most tokens of a batch that an engine may be made for.
@@ -72,6 +81,10 @@ pub struct Options {
     pub prefix_domains: usize,
     /// Pages of 32 positions that each of them may keep, beside those of `cache_len`.
     pub prefix_pages: usize,
+    /// Layers that a card computes: the last so many, and then the output too. 0 is no card.
+    pub gpu_layers: usize,
+    /// Whether a card repeats the launches of a step of answers as one; it computes the same without.
+    pub gpu_graphs: bool,
 }
 
 impl Options {
@@ -89,6 +102,8 @@ impl Options {
             logits_max: 1,
             prefix_domains: 0,
             prefix_pages: 0,
+            gpu_layers: 0,
+            gpu_graphs: true,
         }
     }
 
@@ -111,6 +126,7 @@ impl Options {
         let prefixes = [
             ("prefix_domains", self.prefix_domains, DOMAINS_MAX),
             ("prefix_pages", self.prefix_pages, PREFIX_PAGES_MAX),
+            ("gpu_layers", self.gpu_layers, model.n_layers),
         ];
         let is_bad = |&&(_, value, max): &&(&str, usize, usize)| value == 0 || value > max;
         let mut bad = bounds.iter().filter(is_bad).map(|(name, ..)| *name);
@@ -140,6 +156,8 @@ pub struct Engine<'m> {
     pool: Pool,
     cache: KvCache,
     activations: Activations,
+    /// The layers that a card computes.
+    gpu: Option<Gpu<'m>>,
     /// Reused by `prefill`.
     chunk: Vec<BatchToken>,
     /// Whether the buffers hold nothing of a batch.
@@ -164,6 +182,16 @@ impl<'m> Engine<'m> {
     ///
     /// As [`Engine::new`]; the number of threads is an option too.
     pub fn on(pool: Pool, model: &'m Model<'m>, options: Options) -> Result<Self, Error> {
+        Self::with(pool, model, options, None)
+    }
+
+    /// Does the same with the layers that a card computes.
+    fn with(
+        pool: Pool,
+        model: &'m Model<'m>,
+        options: Options,
+        gpu: Option<Gpu<'m>>,
+    ) -> Result<Self, Error> {
         let config = model.config();
         options.check(config)?;
         options.kv.check(config)?;
@@ -171,18 +199,23 @@ impl<'m> Engine<'m> {
         if pool.threads() != options.threads {
             return Err(Error::BadOption("threads"));
         }
+        if gpu.is_none() && options.gpu_layers > 0 {
+            return Err(Error::BadOption("gpu_layers"));
+        }
         Ok(Self {
             model,
             options,
             pool,
             cache: KvCache::new(config, &options),
             activations: Activations::new(model, &options),
+            gpu,
             chunk: Vec::with_capacity(options.tokens_max),
             is_erased: true,
         })
     }
 
-    /// Returns the bytes that the cache of an engine with these options takes.
+    /// Returns the bytes of memory that the cache of an engine with these options takes; what is on a
+    /// card comes beside them.
     ///
     /// # Errors
     ///
@@ -213,7 +246,7 @@ impl<'m> Engine<'m> {
     /// [`Error::NoFreeSequence`] and [`Error::NoFreePages`] pass when other sequences end;
     /// [`Error::SequenceFull`] if `len_max` is more than the context.
     pub fn sequence_start(&mut self, len_max: usize) -> Result<SeqId, Error> {
-        self.cache.start(None, &[], len_max).map(|(seq, _)| seq)
+        self.start(None, &[], len_max).map(|(seq, _)| seq)
     }
 
     /// Starts a sequence that may share what its domain keeps of the prompt. Returns how many of
@@ -228,16 +261,38 @@ impl<'m> Engine<'m> {
         prompt: &[u32],
         len_max: usize,
     ) -> Result<(SeqId, usize), Error> {
-        self.cache.start(Some(domain), prompt, len_max)
+        self.start(Some(domain), prompt, len_max)
+    }
+
+    fn start(
+        &mut self,
+        domain: Option<CacheDomain>,
+        prompt: &[u32],
+        len_max: usize,
+    ) -> Result<(SeqId, usize), Error> {
+        if let Some(gpu) = &mut self.gpu {
+            gpu.sequences_changed();
+        }
+        self.cache.start(domain, prompt, len_max)
+    }
+
+    /// Zeroes pages on the card that nobody needs any more.
+    fn zero_freed(&mut self) -> Result<(), Error> {
+        if let (Some(gpu), freed @ [_, ..]) = (&mut self.gpu, self.cache.freed()) {
+            gpu.zero(freed)?;
+            self.cache.freed_are_zero();
+        }
+        Ok(())
     }
 
     /// Ends a sequence; its part of the cache is zeroed.
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownSequence`] if it has ended.
+    /// [`Error::UnknownSequence`] if it has ended; what a card says if it fails.
     pub fn sequence_end(&mut self, seq: SeqId) -> Result<(), Error> {
-        self.cache.end(seq, false)
+        self.cache.end(seq, false)?;
+        self.zero_freed()
     }
 
     /// Ends a sequence; its domain, if it has one, keeps as many whole pages of its prefix as
@@ -247,12 +302,15 @@ impl<'m> Engine<'m> {
     ///
     /// [`Error::UnknownSequence`] if it has ended.
     pub fn sequence_keep(&mut self, seq: SeqId) -> Result<(), Error> {
-        self.cache.end(seq, true)
+        self.cache.end(seq, true)?;
+        self.zero_freed()
     }
 
     /// Zeroes all that a domain keeps; running sequences go on, and are not kept when they end.
     pub fn forget(&mut self, domain: CacheDomain) {
         self.cache.forget(domain);
+        // Where a card fails, it is told again before it computes anything.
+        let _ = self.zero_freed();
     }
 
     /// Takes the positions from `len` on back, as if their tokens had never been computed.
@@ -283,9 +341,23 @@ impl<'m> Engine<'m> {
     ///
     /// # Errors
     ///
-    /// Nothing was computed, and no sequence has changed, if the batch is too large or names a
-    /// sequence, position or token that does not exist.
+    /// Nothing was computed, and no sequence has changed, if the batch is too large, names a
+    /// sequence, position or token that does not exist, or a card failed.
     pub fn forward(&mut self, batch: &[BatchToken]) -> Result<(), Error> {
+        self.forward_choosing(batch, &[])
+    }
+
+    /// Computes a batch as [`Engine::forward`] does; a card that computes its logits chooses their tokens
+    /// too, where `choices` says how: one for each token that wants logits, or none at all.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::forward`].
+    pub fn forward_choosing(
+        &mut self,
+        batch: &[BatchToken],
+        choices: &[Option<Choice>],
+    ) -> Result<(), Error> {
         let Options { tokens_max, logits_max, .. } = self.options;
         if batch.len() > tokens_max {
             return Err(Error::BatchTooLarge { what: "tokens", max: tokens_max });
@@ -297,12 +369,16 @@ impl<'m> Engine<'m> {
         if batch.iter().any(|token| token.token as usize >= vocab_size) {
             return Err(Error::TokenOutOfRange);
         }
+        self.zero_freed()?;
         self.place(batch)?;
         let wanted = batch.iter().enumerate().filter(|(_, token)| token.logits);
         self.activations.wanted.clear();
         self.activations.wanted.extend(wanted.map(|(i, _)| i));
-        self.compute(batch);
-        Ok(())
+        let outcome = self.compute(batch, choices);
+        if outcome.is_err() {
+            batch.iter().for_each(|token| self.cache.retreat(token.seq));
+        }
+        outcome
     }
 
     /// Gives every token its place, or none.
@@ -349,30 +425,47 @@ impl<'m> Engine<'m> {
     pub fn erase(&mut self) {
         if !self.is_erased {
             self.activations.erase();
-            self.is_erased = true;
+            self.is_erased = self.gpu.as_mut().is_none_or(|gpu| gpu.erase().is_ok());
         }
+    }
+
+    /// Returns the token that a card chose for the last batch's `index`-th token that wanted logits, if one
+    /// did.
+    pub fn chosen(&self, index: usize) -> Option<u32> {
+        self.gpu.as_ref().and_then(|gpu| gpu.chosen(index))
+    }
+
+    /// Panics if there are no logits: too few tokens wanted them, or a card chose already.
+    fn check_logits(&self, index: usize) {
+        assert!(index < self.activations.wanted.len(), "the token wanted logits");
+        assert!(self.chosen(index).is_none(), "the logits of a token that is chosen stay there");
     }
 
     /// Returns the logits of the last batch's `index`-th token that wanted them.
     ///
     /// # Panics
     ///
-    /// Panics if fewer tokens wanted logits.
+    /// Panics if fewer tokens wanted logits, or a card has chosen the token.
     pub fn logits(&self, index: usize) -> &[f32] {
-        assert!(index < self.activations.wanted.len(), "the token wanted logits");
+        self.check_logits(index);
         let vocab_size = self.model.config().vocab_size;
-        &self.activations.logits[index * vocab_size..][..vocab_size]
+        let logits = self.gpu.as_ref().map_or(&self.activations.logits[..], Gpu::logits);
+        &logits[index * vocab_size..][..vocab_size]
     }
 
     /// Returns the same to be changed, as a sampler does.
     ///
     /// # Panics
     ///
-    /// Panics if fewer tokens wanted logits.
+    /// Panics if fewer tokens wanted logits, or a card has chosen the token.
     pub fn logits_mut(&mut self, index: usize) -> &mut [f32] {
-        assert!(index < self.activations.wanted.len(), "the token wanted logits");
+        self.check_logits(index);
         let vocab_size = self.model.config().vocab_size;
-        &mut self.activations.logits[index * vocab_size..][..vocab_size]
+        let logits = match &mut self.gpu {
+            Some(gpu) => gpu.logits_mut(),
+            None => &mut self.activations.logits[..],
+        };
+        &mut logits[index * vocab_size..][..vocab_size]
     }
 }
 

@@ -4,6 +4,9 @@
 //!
 //! Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014.
 
+/// What the state grows by with each number.
+const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
+
 /// A stream of random numbers.
 #[derive(Clone)]
 pub(crate) struct Random(u64);
@@ -13,8 +16,13 @@ impl Random {
         Self(seed)
     }
 
+    /// Returns its state after so many more numbers.
+    pub(crate) fn state_after(&self, count: u64) -> u64 {
+        self.0.wrapping_add(count.wrapping_mul(STEP))
+    }
+
     fn next_u64(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        self.0 = self.state_after(1);
         let mut mix = self.0;
         mix = (mix ^ (mix >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         mix = (mix ^ (mix >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);

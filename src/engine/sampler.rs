@@ -64,6 +64,19 @@ impl SamplingParams {
     }
 }
 
+/// How one token is chosen, where no bias and no penalty takes part: by a card then, if one computes the
+/// logits.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "there is no card to choose"))]
+pub struct Choice {
+    pub(super) temperature: f32,
+    pub(super) top_k: u32,
+    pub(super) top_p: f32,
+    pub(super) min_p: f32,
+    /// The state of the random numbers before the one that is drawn.
+    pub(super) random: u64,
+}
+
 /// Chooses the tokens of one sequence.
 pub struct Sampler {
     params: SamplingParams,
@@ -117,6 +130,29 @@ impl Sampler {
             && let Some(old) = self.recent.pop_front()
         {
             self.recent_counts[old as usize] -= 1;
+        }
+    }
+
+    /// Returns how the token is chosen that follows `ahead` others; nothing if a bias or a penalty takes
+    /// part.
+    pub fn choice(&self, ahead: usize) -> Option<Choice> {
+        let params = &self.params;
+        let is_plain = self.recent_counts.is_empty()
+            && self.answer_counts.is_empty()
+            && params.logit_bias.is_empty();
+        is_plain.then(|| Choice {
+            temperature: params.temperature,
+            top_k: params.top_k,
+            top_p: params.top_p,
+            min_p: params.min_p,
+            random: self.random.state_after(ahead as u64),
+        })
+    }
+
+    /// Takes note that the next token was chosen as [`Sampler::choice`] said.
+    pub fn was_chosen(&mut self) {
+        if self.params.temperature > 0.0 {
+            self.random.uniform();
         }
     }
 

@@ -160,6 +160,14 @@ pub(super) struct Weights<'m> {
     pub(super) output: Packed<'m>,
 }
 
+impl Weights<'_> {
+    /// Returns whether the output is the embedding.
+    #[cfg(feature = "cuda")]
+    pub(super) fn is_tied(&self) -> bool {
+        std::ptr::eq(self.output.bytes(), self.token_embd.bytes())
+    }
+}
+
 /// The tensors of an image by name.
 pub(super) struct Views<'a, 'm> {
     pub(super) tensors: HashMap<&'a str, (&'a TensorInfo, Range<usize>)>,

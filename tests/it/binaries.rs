@@ -34,6 +34,27 @@ fn the_worker_links_no_network_tls_or_signature_code() {
     }
 }
 
+/// What a program for cards holds: the name of the driver, and the start of the kernels' machine code.
+/// `tests/gpu/program.rs` finds both where they must be.
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn without_its_feature_no_program_holds_code_for_a_card() {
+    let image = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/cuda/kernels.fatbin");
+    let image = fs::read(image).unwrap();
+    for program in [
+        env!("CARGO_BIN_EXE_cloister"),
+        env!("CARGO_BIN_EXE_cloister-gateway"),
+        env!("CARGO_BIN_EXE_cloister-supervisor"),
+        env!("CARGO_BIN_EXE_cloister-worker"),
+    ] {
+        let bytes = fs::read(program).unwrap();
+        for needle in [&b"libcuda.so"[..], &image[..64]] {
+            let is_there = bytes.windows(needle.len()).any(|window| window == needle);
+            assert!(!is_there, "{program} holds code for a card");
+        }
+    }
+}
+
 /// Whether a mangled Rust path starts in the crate `name`, given as its length and name.
 fn has_symbol_of(binary: &[u8], name: &str) -> bool {
     // Legacy mangling: `_ZN` and the path's parts.

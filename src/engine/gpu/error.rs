@@ -1,0 +1,39 @@
+//! Why a card cannot compute a model.
+
+use std::fmt;
+
+use kernels::cuda::CudaError;
+
+use crate::engine::Error;
+
+/// Why a card cannot compute a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CardError {
+    /// The driver or the card.
+    Cuda(CudaError),
+    /// There is no kernel for this.
+    Unsupported(&'static str),
+}
+
+impl fmt::Display for CardError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cuda(error) => write!(f, "{error}"),
+            Self::Unsupported(what) => {
+                write!(f, "no card computes {what}: set gpu_layers = 0")
+            }
+        }
+    }
+}
+
+impl From<CudaError> for Error {
+    fn from(error: CudaError) -> Self {
+        Self::Card(CardError::Cuda(error))
+    }
+}
+
+impl From<CardError> for Error {
+    fn from(error: CardError) -> Self {
+        Self::Card(error)
+    }
+}

@@ -1,0 +1,94 @@
+//! How many layers go to a card: from sizes alone, and what it takes is what was said.
+
+use cloister::cli::golden::PackedFile;
+use cloister::engine::{CardError, Engine, Error, GpuLayers, Model, Needs, Options};
+use kernels::cuda::CudaError;
+use kernels::{Isa, Pool};
+
+use crate::stand_in::with_card;
+use crate::tiny;
+
+const MIB: usize = 1 << 20;
+
+/// Ten layers of 100 MiB, each with 10 MiB of keys and values.
+fn needs() -> Needs {
+    Needs {
+        layers: vec![100 * MIB; 10],
+        cache_a_layer: 10 * MIB,
+        output: 200 * MIB,
+        embedding: 200 * MIB,
+        buffers: 50 * MIB,
+        embedding_buffers: 20 * MIB,
+    }
+}
+
+fn layers(asked: GpuLayers, free: usize) -> Result<usize, Error> {
+    needs().plan(asked, free).map(|plan| plan.gpu_layers)
+}
+
+#[test]
+fn as_many_layers_as_fit_beside_a_reserve() {
+    let auto = |free| layers(GpuLayers::Auto, free).unwrap();
+    let one = 256 * MIB + 250 * MIB + 110 * MIB;
+    assert_eq!(auto(0), 0);
+    assert_eq!((auto(one - 1), auto(one), auto(one + 110 * MIB)), (0, 1, 2));
+    assert_eq!(auto(one + 8 * 110 * MIB), 9);
+    let all = one + 9 * 110 * MIB + 220 * MIB;
+    assert_eq!((auto(all - 1), auto(all)), (9, 10), "with the last layer comes the embedding");
+}
+
+#[test]
+fn a_number_that_does_not_fit_is_an_error_that_names_the_field() {
+    let wanted = 250 * MIB + 3 * 110 * MIB;
+    assert_eq!(layers(GpuLayers::Count(3), wanted), Ok(3));
+    let free = wanted - 1;
+    let error = layers(GpuLayers::Count(3), free).unwrap_err();
+    assert_eq!(error, Error::Card(CardError::Cuda(CudaError::OutOfMemory { wanted, free })));
+    assert!(error.to_string().contains("lower gpu_layers"), "{error}");
+    assert_eq!(layers(GpuLayers::Count(0), 0), Ok(0));
+    assert_eq!(layers(GpuLayers::All, 1 << 40), Ok(10));
+    assert_eq!(layers(GpuLayers::Count(11), 1 << 40), Err(Error::BadOption("gpu_layers")));
+}
+
+#[test]
+fn a_plan_says_what_goes_where() {
+    let told = |asked| needs().plan(asked, 2000 * MIB).unwrap().to_string();
+    assert_eq!(
+        told(GpuLayers::Count(3)),
+        "layers 8 to 10 and the output on the card: 580 MiB of 2000 MiB that are free, 30 MiB of them \
+         keys and values"
+    );
+    assert!(
+        told(GpuLayers::All).starts_with("all layers, embedding and output on the card: 1570 MiB")
+    );
+    assert_eq!(
+        told(GpuLayers::Count(0)),
+        "no layer on the card, of whose memory 2000 MiB are free"
+    );
+    let asked = |text: &str| text.parse::<GpuLayers>();
+    assert_eq!(asked("auto"), Ok(GpuLayers::Auto));
+    assert_eq!((asked("-1"), asked("7")), (Ok(GpuLayers::All), Ok(GpuLayers::Count(7))));
+    assert!(asked("-2").unwrap_err().contains("gpu_layers"));
+}
+
+#[test]
+fn a_card_gives_what_was_planned() {
+    with_card("plan::a_card_gives_what_was_planned", |card| {
+        for name in ["llama", "gemma3"] {
+            let file = PackedFile::read(&tiny::path(name)).unwrap();
+            let model = Model::from_image(file.image()).unwrap();
+            let n_layers = model.config().n_layers;
+            for gpu_layers in [1, n_layers] {
+                let options = Options { gpu_layers, ..Options::fast(Isa::detect(), 1, 256) };
+                let free = card.free_memory().unwrap();
+                let engine = Engine::on_card(Pool::new(1), &model, options, card).unwrap();
+                let taken = free - card.free_memory().unwrap();
+                let total = Needs::of(&model, &options).unwrap().total(gpu_layers);
+                // Sizes are rounded up, by less than a granule for each allocation.
+                assert!(taken <= total && total - taken < 512 * 256, "{name}: {taken} of {total}");
+                drop(engine);
+                assert_eq!(card.free_memory().unwrap(), free);
+            }
+        }
+    });
+}
