@@ -4,6 +4,7 @@
 #![expect(clippy::tests_outside_test_module, reason = "an integration test has no such module")]
 #![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
+mod bench;
 mod engine;
 mod golden;
 mod plan;

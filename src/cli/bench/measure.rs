@@ -92,9 +92,31 @@ pub(super) struct Setting<'a> {
     pub(super) generate: usize,
     /// Most tokens of a prompt in one pass.
     pub(super) chunk: usize,
+    /// A card, and how many layers go there.
+    #[cfg(feature = "cuda")]
+    pub(super) card: Option<(&'a kernels::cuda::Card<'a>, crate::engine::GpuLayers)>,
 }
 
-impl Setting<'_> {
+impl<'a> Setting<'a> {
+    /// Makes an engine.
+    fn engine(self, model: &'a Model<'a>, options: Options) -> Result<Engine<'a>, Error> {
+        let pool = self.pool(options.threads);
+        #[cfg(feature = "cuda")]
+        if let Some((card, asked)) = self.card {
+            let options = crate::cli::card::plan(card, asked, model, &options)?;
+            return Engine::on_card(pool, model, options, card);
+        }
+        Engine::on(pool, model, options)
+    }
+
+    /// Returns whether layers are on a card.
+    pub(super) fn is_on_card(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        return self.card.is_some();
+        #[cfg(not(feature = "cuda"))]
+        false
+    }
+
     /// Returns threads as a worker has them; this thread is the first.
     pub(super) fn pool(self, threads: usize) -> Pool {
         // What this thread starts begins where it runs.
@@ -142,7 +164,7 @@ pub(super) struct Prepared<'m> {
 
 impl<'m> Prepared<'m> {
     /// Makes an engine whose cache is no larger than the row needs, and warms it up.
-    pub(super) fn new(model: &'m Model<'m>, row: Row, setting: Setting<'_>) -> Result<Self, Error> {
+    pub(super) fn new(model: &'m Model<'m>, row: Row, setting: Setting<'m>) -> Result<Self, Error> {
         let generate = setting.generate;
         let options = match row {
             Row::Prefill { threads, prompt } => setting.options(threads, prompt),
@@ -159,7 +181,7 @@ impl<'m> Prepared<'m> {
                 Options { cache_len, sequences_max: batch, tokens_max, logits_max: batch, ..one }
             }
         };
-        let engine = Engine::on(setting.pool(options.threads), model, options)?;
+        let engine = setting.engine(model, options)?;
         let mut prepared = Self { engine, row, generate, seqs: Vec::new(), batch: Vec::new() };
         prepared.warm()?;
         Ok(prepared)

@@ -124,6 +124,9 @@ pub struct Arguments {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    #[cfg(feature = "cuda")]
+    #[command(flatten)]
+    card: super::card::CardArguments,
     /// Run a round for each line on standard input and print it as a line of JSON, without the
     /// limits: so that another engine's rounds can stand between.
     #[arg(long, conflicts_with = "json")]
@@ -162,15 +165,65 @@ fn run_model(arguments: &Arguments, file: &Path) -> Outcome {
     let (generate, chunk) = (arguments.generate as usize, arguments.chunk as usize);
     let processors = if arguments.unpinned { Vec::new() } else { processors::allowed()? };
     let kv = arguments.kv.into();
-    let setting = Setting { isa, processors: &processors, kv, generate, chunk };
-    if arguments.stepwise {
-        return step(&model, &rows, setting);
-    }
-    let work = Work::new(&model, &setting.options(1, 32))?;
+    let setting = Setting {
+        isa,
+        processors: &processors,
+        kv,
+        generate,
+        chunk,
+        #[cfg(feature = "cuda")]
+        card: None,
+    };
+    on_card(arguments, setting, |setting| match arguments.stepwise {
+        true => step(&model, &rows, setting),
+        false => {
+            let report = measure(arguments, &model, &rows, setting, &packed, &progress)?;
+            progress.finish_and_clear();
+            if arguments.json {
+                print(&report.json().to_string());
+            } else {
+                report.lines().iter().for_each(|line| print(line));
+            }
+            Ok(Verdict::Holds)
+        }
+    })
+}
+
+/// Goes on with the card that was asked for, if one was.
+#[cfg(feature = "cuda")]
+fn on_card(
+    arguments: &Arguments,
+    setting: Setting<'_>,
+    then: impl FnOnce(Setting<'_>) -> Outcome,
+) -> Outcome {
+    arguments.card.open(|card| then(Setting { card, ..setting }))
+}
+
+/// Goes on: there is no card.
+#[cfg(not(feature = "cuda"))]
+fn on_card(
+    _: &Arguments,
+    setting: Setting<'_>,
+    then: impl FnOnce(Setting<'_>) -> Outcome,
+) -> Outcome {
+    then(setting)
+}
+
+/// Runs all rounds of all rows.
+fn measure(
+    arguments: &Arguments,
+    model: &Model<'_>,
+    rows: &[Row],
+    setting: Setting<'_>,
+    packed: &PackedFile,
+    progress: &ProgressBar,
+) -> Result<Report, Box<dyn Error>> {
+    let threads = rows.first().map_or(1, |row| row.threads());
+    let work = Work::new(model, &setting.options(1, 32))?;
     let mut measured = Vec::with_capacity(rows.len());
-    for row in rows {
+    for &row in rows {
         progress.set_message(row.to_string());
-        let mut prepared = Prepared::new(&model, row, setting)?;
+        let mut prepared = Prepared::new(model, row, setting)?;
         let mut rounds = Vec::with_capacity(arguments.rounds as usize);
         for _ in 0..arguments.rounds {
             rounds.push(prepared.round()?);
@@ -182,10 +235,9 @@ fn run_model(arguments: &Arguments, file: &Path) -> Outcome {
     let resident_peak_bytes = kernel_count("/proc/self/status", "VmHWM:")?;
     let huge_bytes = kernel_count("/proc/self/smaps_rollup", "ShmemPmdMapped:")?;
     progress.set_message("bandwidth and peak");
-    let limits = limits(&setting.pool(threads[0] as usize))?;
-    progress.finish_and_clear();
-    let report = Report {
-        isa,
+    let limits = (!setting.is_on_card()).then(|| limits(&setting.pool(threads))).transpose()?;
+    Ok(Report {
+        isa: setting.isa,
         kv: setting.kv,
         times: packed.times(),
         packed_bytes: model.weights_len() as u64,
@@ -193,15 +245,10 @@ fn run_model(arguments: &Arguments, file: &Path) -> Outcome {
         huge_bytes,
         generate: arguments.generate,
         work,
+        threads,
         limits,
         measured,
-    };
-    if arguments.json {
-        print(&report.json().to_string());
-    } else {
-        report.lines().iter().for_each(|line| print(line));
-    }
-    Ok(Verdict::Holds)
+    })
 }
 
 /// Returns what is measured, in order.
@@ -278,7 +325,6 @@ fn limits(pool: &Pool) -> Result<Limits, Box<dyn Error>> {
     // A busy machine shows its limits now and then only.
     let best = |measure: &dyn Fn() -> f64| (0..3).map(|_| measure()).fold(0.0, f64::max);
     Ok(Limits {
-        threads: pool.threads(),
         read_bandwidth: best(&|| read_bandwidth(pool, &memory)),
         peaks: peaks.map(|isa| (isa, best(&|| int8_peak(pool, isa)))).collect(),
     })

@@ -10,7 +10,6 @@ use crate::engine::KvType;
 
 /// What the machine can do at all.
 pub(super) struct Limits {
-    pub(super) threads: usize,
     /// Bytes per second.
     pub(super) read_bandwidth: f64,
     /// Multiply-adds per second of each instruction set, widest first.
@@ -21,6 +20,17 @@ impl Limits {
     /// Returns the peak of the widest instruction set.
     fn peak(&self) -> f64 {
         self.peaks.first().map_or(f64::NAN, |(_, peak)| *peak)
+    }
+
+    fn json(&self, threads: usize) -> Value {
+        let peak = |(isa, peak): &(Isa, f64)| (isa.name().to_owned(), json!(peak));
+        let peaks: serde_json::Map<String, Value> = self.peaks.iter().map(peak).collect();
+        json!({
+            "threads": threads,
+            "read_bandwidth_bytes_per_s": self.read_bandwidth,
+            "int8_peak_macs_per_s": self.peak(),
+            "int8_peak_macs_per_s_by_isa": peaks,
+        })
     }
 }
 
@@ -53,31 +63,24 @@ pub(super) struct Report {
     /// Tokens of each answer.
     pub(super) generate: u32,
     pub(super) work: Work,
-    pub(super) limits: Limits,
+    /// Threads of the first rows.
+    pub(super) threads: usize,
+    /// Those of the processors; none where a card computes.
+    pub(super) limits: Option<Limits>,
     pub(super) measured: Vec<Measured>,
 }
 
 impl Report {
     /// Returns the report as lines for people.
     pub(super) fn lines(&self) -> Vec<String> {
-        let Self { isa, kv, times, work, limits, .. } = self;
-        let peaks: Vec<String> = limits
-            .peaks
-            .iter()
-            .map(|(isa, peak)| format!("{} {}", isa.name(), giga(*peak, 0)))
-            .collect();
+        let Self { isa, kv, times, work, .. } = self;
         let mut lines = vec![
             format!(
                 "model      {} G multiply-adds a prompt token, {} GB read a generated token",
                 giga(work.layer_macs as f64, 3),
                 giga(work.weight_bytes as f64, 3),
             ),
-            format!(
-                "machine    {} threads: read bandwidth {} GB/s, int8 peak in G multiply-adds/s: {}",
-                limits.threads,
-                giga(limits.read_bandwidth, 1),
-                peaks.join(", "),
-            ),
+            self.machine(),
             format!(
                 "load       {:.2} s: read {:.2}, pack {:.2}",
                 (times.read + times.pack).as_secs_f64(),
@@ -98,35 +101,58 @@ impl Report {
         lines
     }
 
+    fn machine(&self) -> String {
+        let threads = self.threads;
+        let Some(Limits { read_bandwidth, peaks }) = &self.limits else {
+            return format!(
+                "machine    {threads} threads, and a card, whose limits the example cuda_roofline of \
+                 the crate kernels measures"
+            );
+        };
+        let peak = |(isa, peak): &(Isa, f64)| format!("{} {}", isa.name(), giga(*peak, 0));
+        format!(
+            "machine    {threads} threads: read bandwidth {} GB/s, int8 peak in G multiply-adds/s: {}",
+            giga(*read_bandwidth, 1),
+            peaks.iter().map(peak).collect::<Vec<_>>().join(", "),
+        )
+    }
+
     fn line(&self, measured: &Measured) -> String {
         let (speed, row) = (measured.tokens_per_s(), measured.row);
+        let limits = self.limits.as_ref();
         let share = match row {
-            Row::Prefill { .. } => format!(
-                "{:>5.1} % of the int8 peak, first token {:.3} s",
-                self.macs_per_s(measured) / self.limits.peak() * 100.0,
-                measured.first_token_s(),
-            ),
+            Row::Prefill { .. } => {
+                let speed = self.macs_per_s(measured);
+                let share = limits.map_or_else(
+                    || format!("{} G multiply-adds/s", giga(speed, 0)),
+                    |limits| format!("{:>5.1} % of the int8 peak", speed / limits.peak() * 100.0),
+                );
+                format!("{share}, first token {:.3} s", measured.first_token_s())
+            }
             Row::Warm { .. } => {
                 let ratio = self.ratio_to_cold(measured);
                 let cold =
                     ratio.map_or_else(String::new, |ratio| format!(", {ratio:.2} × of cold"));
                 format!("first token {:.3} s{cold}", measured.first_token_s())
             }
-            Row::Decode { .. } => format!(
-                "{:>5.1} % of bandwidth ({} GB/s)",
-                self.bytes_per_s(measured) / self.limits.read_bandwidth * 100.0,
-                giga(self.bytes_per_s(measured), 1),
-            ),
+            Row::Decode { .. } => {
+                let speed = self.bytes_per_s(measured);
+                let share = |limits: &Limits| speed / limits.read_bandwidth * 100.0;
+                limits.map(share).map_or_else(
+                    || format!("{} GB/s", giga(speed, 1)),
+                    |share| format!("{share:>5.1} % of bandwidth ({} GB/s)", giga(speed, 1)),
+                )
+            }
         };
         let oversubscribed = self.ratio(measured).map_or_else(String::new, |ratio| {
-            format!(", {} threads: {ratio:.2} × of {}", row.threads(), self.limits.threads)
+            format!(", {} threads: {ratio:.2} × of {}", row.threads(), self.threads)
         });
         format!("{:<32} {speed:>9.1} tokens/s {share}{oversubscribed}", row.to_string())
     }
 
     /// Returns the speed of a row as a ratio to the same one with the first number of threads.
     fn ratio(&self, measured: &Measured) -> Option<f64> {
-        let row = measured.row.with_threads(self.limits.threads);
+        let row = measured.row.with_threads(self.threads);
         let first = self.measured.iter().find(|other| other.row == row)?;
         (row != measured.row).then(|| measured.tokens_per_s() / first.tokens_per_s())
     }
@@ -168,8 +194,6 @@ impl Report {
     /// Returns the report as JSON.
     pub(super) fn json(&self) -> Value {
         let Self { isa, kv, times, work, limits, .. } = self;
-        let peaks: serde_json::Map<String, Value> =
-            limits.peaks.iter().map(|(isa, peak)| (isa.name().to_owned(), json!(peak))).collect();
         let list = |is_its: fn(&Row) -> bool| {
             let rows = self.measured.iter().filter(|measured| is_its(&measured.row));
             rows.map(|measured| self.row(measured)).collect::<Vec<_>>()
@@ -184,12 +208,7 @@ impl Report {
                 "weight_bytes_per_step": work.weight_bytes,
                 "packed_weight_bytes": self.packed_bytes,
             },
-            "limits": {
-                "threads": limits.threads,
-                "read_bandwidth_bytes_per_s": limits.read_bandwidth,
-                "int8_peak_macs_per_s": limits.peak(),
-                "int8_peak_macs_per_s_by_isa": peaks,
-            },
+            "limits": limits.as_ref().map(|limits| limits.json(self.threads)),
             "load": {
                 "read_s": times.read.as_secs_f64(),
                 "pack_s": times.pack.as_secs_f64(),
@@ -207,7 +226,7 @@ impl Report {
     fn row(&self, measured: &Measured) -> Value {
         let rounds = measured.rounds.iter().map(|round| round.tokens as f64 / round.seconds);
         let rounds: Vec<f64> = rounds.collect();
-        let macs_per_s = self.macs_per_s(measured);
+        let (macs_per_s, limits) = (self.macs_per_s(measured), self.limits.as_ref());
         let mut row = match measured.row {
             Row::Prefill { threads, prompt } => json!({
                 "threads": threads, "prompt_tokens": prompt,
@@ -224,11 +243,11 @@ impl Report {
                 "generated_tokens": self.generate,
                 "decode_tokens_per_s": measured.tokens_per_s(),
                 "bytes_per_s": self.bytes_per_s(measured),
-                "bandwidth_share": self.bytes_per_s(measured) / self.limits.read_bandwidth,
+                "bandwidth_share": limits.map(|it| self.bytes_per_s(measured) / it.read_bandwidth),
             }),
         };
         row["macs_per_s"] = json!(macs_per_s);
-        row["int8_peak_share"] = json!(macs_per_s / self.limits.peak());
+        row["int8_peak_share"] = json!(limits.map(|limits| macs_per_s / limits.peak()));
         row["cache_bytes"] = json!(measured.cache_bytes);
         row["rounds_tokens_per_s"] = json!(rounds);
         if let Some(ratio) = self.ratio(measured) {

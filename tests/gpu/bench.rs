@@ -1,0 +1,31 @@
+//! `cloister bench --gpu-layers` times a model on a card; no test holds a time.
+
+use clap::Parser;
+use cloister::cli::{Verdict, bench};
+
+use crate::stand_in::with_card;
+use crate::tiny;
+
+/// What `cloister bench` takes.
+#[derive(Parser)]
+struct Words {
+    #[command(flatten)]
+    bench: bench::Arguments,
+}
+
+fn run(gpu_layers: &str) -> Result<Verdict, String> {
+    let file = tiny::path("llama");
+    let rows = "--prompt 20 --warm 0 --depth 4 --batch 1,2 --generate 2 --rounds 1 --threads 1";
+    let words = ["bench", file.to_str().unwrap(), "--gpu-layers", gpu_layers];
+    let words = Words::parse_from(words.into_iter().chain(rows.split(' ')));
+    bench::run(&words.bench).map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_model_is_timed_on_a_card() {
+    let launched = with_card("bench::a_model_is_timed_on_a_card", |_| {
+        assert_eq!(run("-1").unwrap(), Verdict::Holds);
+        assert!(run("99").unwrap_err().contains("gpu_layers"));
+    });
+    assert!(launched.is_none_or(|launched| launched.contains("graph")));
+}
