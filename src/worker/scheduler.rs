@@ -17,7 +17,8 @@ use super::session::{Session, outcome};
 use super::text::Text;
 use super::turns::{Need, STEP_TOKENS_MAX, Turns};
 use crate::engine::{
-    BatchToken, CacheDomain, Engine, Sampler, SamplingParams, TextStream, TextStreamEnd,
+    BatchToken, CacheDomain, Choice, Engine, Options, Sampler, SamplingParams, TextStream,
+    TextStreamEnd,
 };
 use crate::ipc::message::{Failure, Finish, FromWorker, Outcome, RequestId, WorkerReport};
 use crate::sys::random::random_u64;
@@ -60,6 +61,8 @@ pub(super) struct Scheduler<'m> {
     guess_max: usize,
     /// Which session wants logits, and how many rows of them.
     wanted: Vec<(usize, usize)>,
+    /// How the token of each of those rows is chosen, if a card may.
+    choices: Vec<Option<Choice>>,
     /// Which sessions ended in a step, in order.
     ended: Vec<(usize, Finish)>,
     draining: bool,
@@ -74,7 +77,7 @@ impl<'m> Scheduler<'m> {
         mouth: Mouth,
         (prefix_keep, guess_max): (Duration, usize),
     ) -> Self {
-        let sequences_max = engine.options().sequences_max;
+        let Options { sequences_max, logits_max, .. } = *engine.options();
         Self {
             engine,
             text,
@@ -88,6 +91,7 @@ impl<'m> Scheduler<'m> {
             needs: Vec::with_capacity(sequences_max),
             guess_max,
             wanted: Vec::with_capacity(sequences_max),
+            choices: Vec::with_capacity(logits_max),
             ended: Vec::with_capacity(sequences_max),
             draining: false,
         }
@@ -252,7 +256,7 @@ impl<'m> Scheduler<'m> {
         if self.batch.is_empty() {
             return;
         }
-        if self.engine.forward(&self.batch).is_err() {
+        if self.engine.forward_choosing(&self.batch, &self.choices).is_err() {
             for at in (0..self.running.len()).rev() {
                 self.fail(at);
             }
@@ -281,6 +285,7 @@ impl<'m> Scheduler<'m> {
     fn fill_batch(&mut self) {
         self.batch.clear();
         self.wanted.clear();
+        self.choices.clear();
         self.needs.clear();
         self.needs.extend(self.running.iter().map(Session::need));
         // Beside a prompt a guess is not free: such a step is long of its arithmetic.
@@ -299,6 +304,7 @@ impl<'m> Scheduler<'m> {
                 session.make_guess(guess_room);
                 let guessed = session.guess.tokens();
                 self.wanted.push((at, 1 + guessed.len()));
+                self.choices.extend((0..=guessed.len()).map(|i| session.sampler.choice(i)));
                 let guessed = guessed.iter();
                 self.batch.extend(guessed.map(|&token| BatchToken { seq, token, logits: true }));
             }
@@ -357,7 +363,13 @@ fn take_rows(
     let mut finish = None;
     let mut true_count = 0;
     for row in rows {
-        let token = session.sampler.sample(engine.logits_mut(row));
+        let token = match engine.chosen(row) {
+            Some(token) => {
+                session.sampler.was_chosen();
+                token
+            }
+            None => session.sampler.sample(engine.logits_mut(row)),
+        };
         finish = take_token(session, text, mouth, token);
         if finish.is_some() || session.guess.tokens().get(true_count) != Some(&token) {
             break;
