@@ -238,13 +238,14 @@ impl Opening<'_> {
 
     /// Hashes a segment that comes after so many bytes, and tells the opener so; returns its length.
     fn take(&self, segment: &OwnedFd, passed: u64, hash: &mut Context) -> Result<u64, Refusal> {
-        let bytes = SealedSegment::open(segment.as_fd()).map_err(|_| Refusal::Segment)?;
         // All but the last are whole.
-        let len = bytes.len() as u64;
-        if len > SEGMENT_LEN || !passed.is_multiple_of(SEGMENT_LEN) {
+        if !passed.is_multiple_of(SEGMENT_LEN) {
             return Err(Refusal::Segment);
         }
+        let bytes = SealedSegment::open(segment.as_fd(), SEGMENT_LEN_BYTES);
+        let bytes = bytes.map_err(|_| Refusal::Segment)?;
         hash.update(&bytes);
+        let len = bytes.len() as u64;
         match self.opener.try_send(&ToOpener::Taken, &[]) {
             // It need not wait for what becomes of its last ones.
             Ok(()) | Err(ipc::Error::Closed) => Ok(len),

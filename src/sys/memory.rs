@@ -174,13 +174,17 @@ pub struct SealedSegment {
 }
 
 impl SealedSegment {
-    /// Checks the seals and maps the whole memfd.
+    /// Checks the seals and maps the whole memfd, if it is no longer than `len_max`: a hole in it takes memory
+    /// as it is mapped.
     ///
     /// # Errors
     ///
-    /// `EPERM` when a seal is missing, `EINVAL` when it is empty or no memfd.
-    pub fn open(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
+    /// `EPERM` when a seal is missing, `EINVAL` when it is empty or no memfd, `EFBIG` when it is too long.
+    pub fn open(fd: BorrowedFd<'_>, len_max: usize) -> Result<Self, Errno> {
         let len = sealed_len(fd)?;
+        if len > len_max {
+            return Err(Errno::EFBIG);
+        }
         // SAFETY: the seals checked above keep every process from writing or shrinking it.
         let map =
             unsafe { MmapOptions::new().len(len).populate().map_copy_read_only(fd.as_raw_fd()) };
@@ -374,6 +378,36 @@ mod tests {
         assert_eq!(SealedMemory::open(file.as_fd()).unwrap_err(), Errno::EINVAL);
         assert_eq!(UnsealedMemory::new("test", 0).unwrap_err(), Errno::EINVAL);
         assert_eq!(memory.seal_first(4097).unwrap_err(), Errno::EINVAL);
+    }
+
+    /// The seal that lets a mapping go on writing is not enough, and the one that does not is refused beside one.
+    #[test]
+    fn memory_that_somebody_can_still_write_is_not_mapped() {
+        let mut memory = UnsealedMemory::new("test", SEGMENT_STEP_BYTES).unwrap();
+        assert_eq!(fcntl(&memory.fd, FcntlArg::F_ADD_SEALS(seals_required())), Err(Errno::EBUSY));
+        let others = seals_required() - SealFlag::F_SEAL_WRITE;
+        let seals = others | SealFlag::from_bits_retain(libc::F_SEAL_FUTURE_WRITE);
+        fcntl(&memory.fd, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+        memory[0] = 7;
+        let fd = memory.fd.as_fd();
+        assert_eq!(SealedMemory::open(fd).unwrap_err(), Errno::EPERM);
+        assert_eq!(SealedSegment::open(fd, SEGMENT_STEP_BYTES).unwrap_err(), Errno::EPERM);
+        let mut segments = SealedSegments::reserve(SEGMENT_STEP_BYTES, SEGMENT_STEP_BYTES).unwrap();
+        assert_eq!(segments.append(fd), Err(Errno::EPERM));
+        let memory = UnsealedMemory::new("test", SEGMENT_STEP_BYTES).unwrap();
+        let sealed = memory.seal().unwrap();
+        segments.append(sealed.as_fd()).unwrap();
+    }
+
+    #[test]
+    fn a_segment_that_is_too_long_is_refused_before_it_takes_memory() {
+        let len = 3 * SEGMENT_STEP_BYTES;
+        let fd = UnsealedMemory::new("test", len).unwrap().seal().unwrap();
+        let taken = || fstat(&fd).unwrap().st_blocks;
+        assert_eq!(SealedSegment::open(fd.as_fd(), len - 1).unwrap_err(), Errno::EFBIG);
+        assert_eq!(taken(), 0);
+        assert_eq!(SealedSegment::open(fd.as_fd(), len).unwrap().len(), len);
+        assert!(taken() > 0, "the control: its holes take memory where it is mapped");
     }
 
     #[test]

@@ -41,9 +41,8 @@ fn conversation(order: &ToOpener, path: &Path, identity: &Identity) -> (Vec<u8>,
             let (message, fds) = ours.recv::<FromOpener>().unwrap();
             match message {
                 FromOpener::Segment => {
-                    let segment = SealedSegment::open(fds[0].as_fd()).unwrap();
-                    assert!(segment.len() <= SEGMENT_LEN_BYTES);
-                    under_way.push_back(segment);
+                    let segment = SealedSegment::open(fds[0].as_fd(), SEGMENT_LEN_BYTES);
+                    under_way.push_back(segment.unwrap());
                 }
                 FromOpener::Unwrap { ephemeral, body } => {
                     asked += 1;
