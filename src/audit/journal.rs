@@ -214,7 +214,11 @@ fn parse(bytes: &[u8]) -> Option<Content> {
     if !is_whole || !base.is_multiple_of(TILE_WIDTH as u64) {
         return None;
     }
-    let carried = serde_json::from_slice(state).ok()?;
+    let carried: Carried = serde_json::from_slice(state).ok()?;
+    // Before the first record of all there is nothing to say.
+    if base == 0 && carried != Carried::default() {
+        return None;
+    }
     let mut records = Vec::new();
     while let Some((record, tail)) = split_frame(rest, base + records.len() as u64) {
         records.push(record.to_vec());

@@ -128,6 +128,9 @@ fn verify_at(
     let signed = followed.checkpoint(note)?;
     // Never behind the checkpoint: what is signed was in it before.
     let journal = Journal::read(&folder.join("journal"))?;
+    if let Some(settled) = journal.as_ref().map(|one| one.base).filter(|&base| base > signed.size) {
+        return Err(Error::CheckpointOlder { signed: signed.size, settled });
+    }
     let mut walk = Walk::new(folder, anchor, journal.as_ref());
     walk.handed.extend(followed.changes().iter().map(|change| &change.checkpoint));
     read_in_order(folder, signed.size, |bundle| walk.push(bundle, visit))?;

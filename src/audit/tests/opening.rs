@@ -313,3 +313,50 @@ fn a_journal_whose_head_lies_about_the_records_before_it_is_named() {
         assert_eq!(key.check(&folder.0).unwrap().size, 256, "the control");
     }
 }
+
+/// Before the first record of all there is nothing that a head could say, to a start or to who verifies.
+#[test]
+fn a_head_that_tells_of_records_before_the_first_is_refused() {
+    let (folder, key) = (Folder::new("first-head"), Key::new());
+    let (mut log, _) = Log::open(&folder.0, key.signer()).unwrap();
+    fill(&mut log, 20);
+    drop(log);
+    assert_eq!(base_of(&folder.0), 0);
+    let journal = fs::read(folder.0.join("journal")).unwrap();
+    let edits: [(&str, Value); 5] = [
+        ("tombstones", json!(["ab"])),
+        ("open", json!(["02"])),
+        ("is_stopped", json!(false)),
+        ("last_moment", json!(["00", 1, 1])),
+        ("edge", json!([256, ["", "A".repeat(43) + "="]])),
+    ];
+    for (member, value) in edits {
+        edit_head(&folder.0, |state| state[member] = value.clone());
+        let error = key.check(&folder.0).unwrap_err();
+        assert!(matches!(error, Error::JournalMalformed), "{member}: {error}");
+        let error = Log::open(&folder.0, key.signer()).unwrap_err();
+        assert!(matches!(error, Error::JournalMalformed), "{member}: {error}");
+        fs::write(folder.0.join("journal"), &journal).unwrap();
+    }
+    assert_eq!(key.check(&folder.0).unwrap().size, 20, "the control");
+    assert!(Log::open(&folder.0, key.signer()).is_ok(), "the control");
+}
+
+/// A head beyond the signed records could say what it likes: nothing is there to hold it against.
+#[test]
+fn a_journal_that_begins_behind_the_signed_records_is_named() {
+    let (folder, key) = (Folder::new("ahead"), Key::new());
+    let (mut log, _) = Log::open(&folder.0, key.signer()).unwrap();
+    fill(&mut log, 100);
+    let old = Folder::new("ahead-old");
+    let copied = std::process::Command::new("cp")
+        .args(["-a", "-T", folder.0.to_str().unwrap(), old.0.to_str().unwrap()])
+        .status();
+    assert!(copied.unwrap().success());
+    assert_eq!(key.check(&old.0).unwrap().size, 100, "the control");
+    fill(&mut log, 200);
+    log.close().unwrap();
+    fs::copy(folder.0.join("journal"), old.0.join("journal")).unwrap();
+    let error = key.check(&old.0).unwrap_err();
+    assert!(matches!(error, Error::CheckpointOlder { signed: 100, settled: 256 }), "{error}");
+}
