@@ -76,15 +76,15 @@ fn fault(now: u64, report: &Report) -> Option<String> {
 
 /// What the TPM's counter says, for the verdict's line.
 fn counted(report: &Report, now: Option<u64>) -> String {
-    match (&report.tpm_counter, now) {
-        (None, _) => String::new(),
-        (Some(counter), None) => {
-            format!(", the TPM's counter rises from {} to {}", counter.first, counter.last)
-        }
-        (Some(_), Some(now)) => {
-            format!(", the TPM's counter rises and {now} is that of the last start")
-        }
+    let Some(counter) = &report.tpm_counter else { return String::new() };
+    let mut said = format!(", the TPM's counter rises from {} to {}", counter.first, counter.last);
+    if counter.unrecorded > 0 {
+        said.push_str(&format!(", {} of its values in no record", counter.unrecorded));
     }
+    if let Some(now) = now {
+        said.push_str(&format!(", and {now} is that of the last start"));
+    }
+    said
 }
 
 fn show(

@@ -42,6 +42,21 @@ impl Tpm {
         self.command("sh").arg(script).args(words).output().unwrap()
     }
 
+    fn undefine(&self) {
+        let gone = self.command("tpm2_nvundefine").args(["-Q", "-C", "o", "0x1800c10"]).status();
+        assert!(gone.unwrap().success());
+    }
+
+    /// Puts memory, which can be set to anything, where the counter was.
+    fn define_memory(&self, number: u64) {
+        let define = ["-Q", "-C", "o", "-s", "8", "-a", "ownerread|ownerwrite", "0x1800c10"];
+        assert!(self.command("tpm2_nvdefine").args(define).status().unwrap().success());
+        let file = self.0.join("number");
+        fs::write(&file, number.to_be_bytes()).unwrap();
+        let write = ["-Q", "-C", "o", "-i", file.to_str().unwrap(), "0x1800c10"];
+        assert!(self.command("tpm2_nvwrite").args(write).status().unwrap().success());
+    }
+
     fn read(&self) -> String {
         String::from_utf8(self.script(&["read"]).stdout).unwrap().trim().to_owned()
     }
@@ -128,13 +143,29 @@ fn a_log_that_was_put_back_to_before_a_start_is_named_by_the_tpm() {
     run(&mut appliance);
     let (code, told) = verify(&appliance, &tpm.read());
     assert_eq!(code, Some(0), "{told}");
+    assert!(told.lines().next().unwrap().contains(", 1 of its values in no record"), "{told}");
     assert!(told.contains("    1 of its values stand in no record"), "{told}");
+    let page = appliance.path("report.html");
+    let key = appliance.path("audit.vkey");
+    cloister_ok(&["audit", "report", &log, "--public-key", &key, "--out", &page]);
+    let page = fs::read_to_string(page).unwrap();
+    let row = "start that failed, or a log that was put back</th><td data-head=\"Count\">1</td>";
+    assert!(page.contains(row), "{page}");
     // Taking the counter away does not set it back.
     let before: u64 = tpm.read().parse().unwrap();
-    let gone = tpm.command("tpm2_nvundefine").args(["-Q", "-C", "o", "0x1800c10"]).status();
-    assert!(gone.unwrap().success());
+    tpm.undefine();
     tpm.count(&appliance);
     assert!(tpm.read().parse::<u64>().unwrap() > before);
+    // Memory in its place, with the count of an older start, is taken for no counter.
+    tpm.undefine();
+    tpm.define_memory(before - 1);
+    for words in [&["read"][..], &["count", &appliance.path("tpm-counter")]] {
+        let done = tpm.script(words);
+        assert_eq!((done.status.success(), &done.stdout[..]), (false, &b""[..]), "{words:?}");
+    }
+    tpm.undefine();
+    tpm.count(&appliance);
+    assert!(tpm.read().parse::<u64>().unwrap() > before, "the control");
 }
 
 #[test]

@@ -358,13 +358,22 @@ fn service(summary: &Summary) -> String {
 fn gaps(summary: &Summary, checked: &Checked) -> String {
     let mut out = String::new();
     if let Ok(report) = &checked.report {
-        let rows = [
+        let mut rows = vec![
             ("Records that were pruned, as the log says; their hashes are proven", report.pruned),
             ("Records that are not signed yet", report.unsigned_tail),
             ("Requests without an end so far", report.open_requests),
             ("Ends without a begin", report.unmatched_ends),
             ("Records whose clock stands before the record before", report.clock_steps_back),
         ];
+        if let Some(counter) = &report.tpm_counter {
+            rows.extend([
+                (
+                    "Counts of the TPM in no record: of a start that failed, or a log that was put back",
+                    counter.unrecorded,
+                ),
+                ("Starts that recorded no count of the TPM, after one that did", counter.starts_without),
+            ]);
+        }
         let rows = rows.into_iter().map(|(name, count)| vec![name.to_owned(), grouped(count)]);
         out.push_str(&table("In the whole log", &["What", "Count"], rows));
     }
