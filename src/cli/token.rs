@@ -49,7 +49,7 @@ pub struct Table {
 pub struct AddArguments {
     /// Whose token it is.
     name: String,
-    /// What it may do.
+    /// As whose its requests are recorded; it may send no others.
     #[arg(long, value_enum, default_value = "user")]
     role: Role,
     /// When it ends: a number and s, m, h, d or w [default: never].

@@ -239,9 +239,6 @@ impl ApiError {
             Self::KeyMissing | Self::Denied(Denial::KeyInvalid) => {
                 shape(401, INVALID, Some("invalid_api_key"), Retry::Unsaid)
             }
-            Self::Denied(Denial::RoleForbids) => {
-                shape(403, "permission_error", Some("insufficient_permissions"), Retry::Unsaid)
-            }
             Self::Denied(Denial::ModelUnknown) => {
                 shape(404, INVALID, Some("model_not_found"), Retry::Unsaid)
             }
@@ -371,7 +368,6 @@ impl std::error::Error for ApiError {}
 fn denial_text(denial: Denial) -> &'static str {
     match denial {
         Denial::KeyInvalid => "the API key is not valid",
-        Denial::RoleForbids => "the API key may not do this",
         Denial::ModelUnknown => "no such model; `GET /v1/models` lists them",
         Denial::ModelUnavailable => "the model is not ready; try again",
         Denial::LogUnavailable => "the audit log cannot be written, so no request is served",
@@ -454,7 +450,6 @@ mod tests {
         errors.extend(rules.map(|rule| ApiError::Field(Param::new("stop"), rule)));
         let denials = [
             Denial::KeyInvalid,
-            Denial::RoleForbids,
             Denial::ModelUnknown,
             Denial::ModelUnavailable,
             Denial::LogUnavailable,

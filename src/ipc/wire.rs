@@ -102,12 +102,11 @@ impl Message for ToGateway {
 
 variants!(Denial {
     1 KeyInvalid,
-    2 RoleForbids,
-    3 ModelUnknown,
-    4 ModelUnavailable,
-    5 LogUnavailable,
-    6 TooManyRequests,
-    7 Stopping,
+    2 ModelUnknown,
+    3 ModelUnavailable,
+    4 LogUnavailable,
+    5 TooManyRequests,
+    6 Stopping,
 });
 
 fields!(GatewayConfig {

@@ -87,7 +87,6 @@ pub(super) fn outcome_name(outcome: Outcome) -> &'static str {
 pub(super) fn refusal_reason(denial: Denial) -> Option<RefusalReason> {
     Some(match denial {
         Denial::KeyInvalid => return None,
-        Denial::RoleForbids => RefusalReason::RoleForbids,
         Denial::ModelUnknown => RefusalReason::ModelUnknown,
         Denial::ModelUnavailable => RefusalReason::ModelUnavailable,
         Denial::LogUnavailable => RefusalReason::LogUnavailable,

@@ -35,13 +35,13 @@ pub(super) const FILE_LEN_MAX_BYTES: usize = 2 << 20;
 const FILE_HEAD: &str =
     "# Cloister's tokens, written by `cloister token`. It holds digests only.\n\n";
 
-/// What a token may do.
+/// As whose the requests of a token are recorded; all may send the same.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Send requests.
+    /// A user's.
     User,
-    /// Send requests and operate.
+    /// An administrator's.
     Admin,
 }
 
@@ -62,7 +62,7 @@ impl Role {
 pub struct Token {
     /// Whose it is; the principal.
     pub name: String,
-    /// What it may do.
+    /// As whose its requests are recorded.
     pub role: Role,
     /// SHA-256 of the token, in hex.
     sha256: HexDigest,

@@ -262,7 +262,6 @@ fn what_the_supervisor_denies_is_a_status() {
     let _worker = gateway.worker(0, "m");
     let mut client = gateway.client();
     for (model, status, retry_after, should_retry) in [
-        ("forbidden", 403, None, None),
         ("missing", 404, None, None),
         ("loading", 503, Some("5"), Some("true")),
         ("log", 503, None, Some("false")),

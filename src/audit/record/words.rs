@@ -38,8 +38,6 @@ pub enum MissingCause {
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[serde(rename_all = "snake_case")]
 pub enum RefusalReason {
-    /// The role may not.
-    RoleForbids,
     /// No such model.
     ModelUnknown,
     /// The model does not serve now.

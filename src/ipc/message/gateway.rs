@@ -145,18 +145,16 @@ pub enum ToGateway {
 pub enum Denial {
     /// No such key, or revoked, or expired: one answer for all.
     KeyInvalid = 1,
-    /// The key's role may not do this.
-    RoleForbids = 2,
     /// No model of this name.
-    ModelUnknown = 3,
+    ModelUnknown = 2,
     /// The model is not ready.
-    ModelUnavailable = 4,
+    ModelUnavailable = 3,
     /// The audit log cannot be written.
-    LogUnavailable = 5,
+    LogUnavailable = 4,
     /// Too many requests of this principal, or in all.
-    TooManyRequests = 6,
+    TooManyRequests = 5,
     /// Cloister is stopping.
-    Stopping = 7,
+    Stopping = 6,
 }
 
 /// What the gateway needs to serve.

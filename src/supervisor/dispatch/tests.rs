@@ -9,7 +9,8 @@ use base64::Engine as _;
 use ring::signature::Ed25519KeyPair;
 
 use super::*;
-use crate::audit::record::{KeyUseFacts, ProgramFacts, StartFacts};
+use crate::audit::record::samples::names;
+use crate::audit::record::{KeyUseFacts, ProgramFacts, RefusalReason, StartFacts};
 use crate::audit::{Log, PrincipalKeys, Signer, WrappingKey};
 use crate::ipc::message::{Endpoint, NO_TICKETS_COUNT_MAX};
 use crate::supervisor::tokens::{Role, token_digest};
@@ -425,6 +426,34 @@ fn a_request_that_begins_as_the_log_works_again_is_on_the_record_whatever_waits(
         journal(&it.folder)
             .contains(&format!("{{\"begin\":{{\"request\":\"{}\"", request_name(request)))
     );
+}
+
+/// What the schema knows as a reason is one that a request can meet.
+#[test]
+fn every_reason_of_a_refusal_is_one_that_the_supervisor_gives() {
+    let mut it = serving("reasons");
+    it.ask("none").unwrap();
+    it.dispatch.models[1].is_open = false;
+    it.ask("second").unwrap();
+    for _ in 0..3 {
+        it.ask("first").unwrap();
+    }
+    it.turn();
+    let broken = break_log(&it);
+    uses(&mut it.ledger, 1, 1);
+    assert!(it.ledger.commit().is_err());
+    it.dispatch.requests.clear();
+    it.ask("first").unwrap();
+    it.turn();
+    mend_log(broken);
+    it.dispatch.stop();
+    it.ask("first").unwrap();
+    it.dispatch.flush_counts(&mut it.ledger);
+    it.turn();
+    let text = journal(&it.folder);
+    let given = |reason: &&String| text.contains(&format!("\"reason\":\"{reason}\""));
+    let known = names::<RefusalReason>();
+    assert_eq!(known.iter().filter(given).collect::<Vec<_>>(), known.iter().collect::<Vec<_>>());
 }
 
 #[test]

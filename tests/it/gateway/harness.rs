@@ -260,7 +260,6 @@ fn turn(model: &str) -> Option<Option<Option<WorkerIndex>>> {
 
 fn denial(model: &str) -> Option<Denial> {
     Some(match model {
-        "forbidden" => Denial::RoleForbids,
         "missing" => Denial::ModelUnknown,
         "loading" => Denial::ModelUnavailable,
         "log" => Denial::LogUnavailable,

@@ -52,7 +52,7 @@ impl Set {
             Self::Failures => FAILURES,
             Self::Keys => KEYS,
             Self::Readings => READINGS,
-            Self::Reloads => &[("taken", "taken"), ("refused", "refused: nothing has changed")],
+            Self::Reloads => &[("taken", "taken"), ("refused", "refused: what was in force stays")],
             Self::Directions => &[("forward", "forward"), ("back", "back")],
             Self::Parts => &[
                 ("configuration", "the configuration"),
@@ -85,7 +85,6 @@ const ENDS: Rows = &[
 ];
 
 const REFUSALS: Rows = &[
-    ("role_forbids", "the role may not"),
     ("model_unknown", "no such model"),
     ("model_unavailable", "the model was not serving"),
     ("log_unavailable", "the log could not be written"),
