@@ -29,6 +29,9 @@ const CHECKS: &[(&str, Check)] = &[
     ("memory_that_is_dropped_while_a_graph_is_recorded_is_given_back", dropped),
     ("pinned_memory_is_zeroed_and_bounded", pinned),
     ("pinned_memory_that_is_dropped_waits_for_its_copies", early),
+    ("pinned_memory_that_is_dropped_while_a_graph_is_recorded_waits_for_its_copies", late),
+    ("memory_that_another_card_pinned_is_refused", foreign),
+    ("a_card_that_is_dropped_waits_for_its_launches", unfinished),
     ("copies_of_pinned_memory_are_in_the_order_of_the_stream", order),
     ("a_timer_tells_the_time_between_its_marks", time),
 ];
@@ -220,6 +223,57 @@ fn early(card: &Card<'_>) -> Outcome {
     let mut found = vec![0; 1 << 20];
     on_card.read(0, &mut found)?;
     same("what was copied", &found.iter().all(|byte| *byte == 3), &true)
+}
+
+/// As before, and nothing can be waited for until the recording ends.
+fn late(card: &Card<'_>) -> Outcome {
+    let on_card = card.allocate(1 << 20)?;
+    let mut pinned = card.pin(1 << 20)?;
+    pinned.fill(3);
+    // SAFETY: nothing is written before the copy is over.
+    unsafe { on_card.start_write(0, &pinned, 0..1 << 20)? };
+    let graph = card.record(|| {
+        drop(pinned);
+        Ok(())
+    })?;
+    drop(graph);
+    let mut found = vec![0; 1 << 20];
+    on_card.read(0, &mut found)?;
+    same("what was copied", &found.iter().all(|byte| *byte == 3), &true)
+}
+
+/// Its card would not wait for a copy in the other's stream.
+fn foreign(card: &Card<'_>) -> Outcome {
+    let driver = Driver::load()?;
+    let devices = driver.devices()?;
+    let other = Card::open(&driver, devices.first().ok_or(CudaError::NoDevice)?)?;
+    let (on_card, pinned, own) = (card.allocate(60)?, other.pin(60)?, card.pin(60)?);
+    for (memory, wanted) in [(&pinned, Some(CudaError::OtherCard)), (&own, None)] {
+        // SAFETY: neither side is touched before the card has finished.
+        let written = unsafe { on_card.start_write(0, memory, 0..60) };
+        same("a write", &written.err(), &wanted)?;
+        // SAFETY: as above.
+        let read = unsafe { on_card.start_read(0, memory, 0..60) };
+        same("a read", &read.err(), &wanted)?;
+    }
+    Ok(())
+}
+
+/// What was launched may outlive the value that stands for its memory: one that is forgotten.
+fn unfinished(card: &Card<'_>) -> Outcome {
+    let driver = Driver::load()?;
+    let devices = driver.devices()?;
+    let other = Card::open(&driver, devices.first().ok_or(CudaError::NoDevice)?)?;
+    let mut pages = card.allocate(PAGE_SIZE)?;
+    pages.fill(FULL)?;
+    card.finish()?;
+    let (to, pieces) = (pages.address().to_le_bytes(), (PAGE_SIZE as u64 / 16).to_le_bytes());
+    // SAFETY: the memory lives, and nothing else touches it until the other card has finished, as it is dropped.
+    unsafe { other.launch("zero", [1, 1, 1], 256, 0, &[&to, &pieces])? };
+    drop(other);
+    let mut found = vec![1; PAGE_SIZE];
+    pages.read(0, &mut found)?;
+    same("the launch is over", &found.iter().all(|byte| *byte == 0), &true)
 }
 
 /// The second copy to the card must not overtake the copy from it.

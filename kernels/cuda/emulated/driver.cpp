@@ -42,6 +42,9 @@ size_t setting(const char* name, size_t otherwise) {
     return value ? strtoull(value, nullptr, 10) : otherwise;
 }
 
+// How often the context was retained.
+int retained = 0;
+
 // Whether a kernel has failed: nothing runs any more, and nothing can be zeroed.
 bool has_failed = false;
 
@@ -178,10 +181,12 @@ Result cuDeviceTotalMem_v2(size_t* size, int) {
     return SUCCESS;
 }
 Result cuDevicePrimaryCtxRetain(Handle* context, int) {
+    retained++;
     *context = &allocations;
     return SUCCESS;
 }
 Result cuDevicePrimaryCtxRelease_v2(int) {
+    if (--retained > 0) return SUCCESS;
     if (!allocations.empty()) refuse("memory is left when the context goes");
     if (!pinned.empty()) refuse("pinned memory is left when the context goes");
     if (!graphs.empty() || !executables.empty()) refuse("a graph is left when the context goes");

@@ -38,6 +38,8 @@ pub struct Card<'d> {
     pub(super) is_recording: Cell<bool>,
     /// Memory that was dropped meanwhile: address, bytes.
     left: RefCell<Vec<(u64, usize)>>,
+    /// The host's, too.
+    pub(super) left_pinned: RefCell<Vec<(ptr::NonNull<u8>, usize)>>,
     /// The batch that a step is recorded for: where it lies, its shape.
     pub(super) recorded: Cell<Option<(u64, Shape)>>,
     /// How often memory was given back.
@@ -74,6 +76,7 @@ impl<'d> Card<'d> {
             kernels: Vec::new(),
             is_recording: Cell::new(false),
             left: RefCell::default(),
+            left_pinned: RefCell::default(),
             recorded: Cell::new(None),
             given_back: Cell::new(0),
         };
@@ -217,14 +220,17 @@ impl<'d> Card<'d> {
         for (address, size) in self.left.take() {
             drop(Memory { card: self, address, size });
         }
+        self.give_back_pinned();
     }
 }
 
 impl Drop for Card<'_> {
     fn drop(&mut self) {
+        // Launches may be under way. A card that failed runs nothing any more.
+        let _ = self.finish();
         let functions = &self.driver.functions;
         if !self.module.is_null() {
-            // SAFETY: the module was loaded and nothing runs: memory waits before it is given back.
+            // SAFETY: the module was loaded, and nothing of it runs.
             let _ = unsafe { (functions.module_unload)(self.module) };
         }
         if !self.stream.is_null() {

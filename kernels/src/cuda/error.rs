@@ -47,6 +47,8 @@ pub enum CudaError {
     WrongArguments(&'static str),
     /// A copy beyond an allocation.
     OutOfBounds,
+    /// A copy between one card and the memory that another pinned.
+    OtherCard,
     /// A function of the driver failed with this number, `CUresult`.
     Failed(&'static str, i32),
 }
@@ -100,6 +102,7 @@ impl fmt::Display for CudaError {
             Self::UnknownKernel => write!(f, "there is no such kernel"),
             Self::WrongArguments(name) => write!(f, "{name} takes other arguments"),
             Self::OutOfBounds => write!(f, "a copy beyond an allocation on the card"),
+            Self::OtherCard => write!(f, "a copy of memory that was pinned for another card"),
             Self::Failed(name, code) => write!(f, "{name} failed: CUDA error {code}"),
         }
     }

@@ -64,8 +64,8 @@ impl Graph<'_> {
     ///
     /// # Safety
     ///
-    /// For each recorded launch and copy, what its own contract asks for holds again: the memory that it
-    /// points to lives, and is not read or written otherwise, until [`Card::finish`] returns.
+    /// For each recorded launch, copy and filling, what its own contract asks for holds again: the memory that
+    /// it points to lives, and is not read or written otherwise, until [`Card::finish`] returns.
     pub unsafe fn launch(&self) -> Result<(), CudaError> {
         let launch = self.card.driver.functions.graph_launch;
         // SAFETY: graph and stream are of one card; the caller vouches for the memory.

@@ -42,6 +42,13 @@ impl Card<'_> {
         unsafe { start.write_bytes(0, size.max(1)) };
         Ok(Pinned { card: self, start, size })
     }
+
+    /// Gives back what was dropped while a graph was recorded.
+    pub(super) fn give_back_pinned(&self) {
+        for (start, size) in self.left_pinned.take() {
+            drop(Pinned { card: self, start, size });
+        }
+    }
 }
 
 impl Deref for Pinned<'_> {
@@ -61,8 +68,11 @@ impl DerefMut for Pinned<'_> {
 }
 
 impl Pinned<'_> {
-    /// Returns where a part of it starts.
-    fn part(&self, part: &Range<usize>) -> Result<*mut u8, CudaError> {
+    /// Returns where a part of it starts, for a copy by this card's stream: no other's is waited for.
+    fn part(&self, card: &Card<'_>, part: &Range<usize>) -> Result<*mut u8, CudaError> {
+        if !ptr::addr_eq(card, self.card) {
+            return Err(CudaError::OtherCard);
+        }
         if part.start > part.end || part.end > self.size {
             return Err(CudaError::OutOfBounds);
         }
@@ -73,6 +83,10 @@ impl Pinned<'_> {
 
 impl Drop for Pinned<'_> {
     fn drop(&mut self) {
+        if self.card.is_recording.get() {
+            self.card.left_pinned.borrow_mut().push((self.start, self.size));
+            return;
+        }
         // A copy may be under way. A card that failed copies nothing any more.
         let _ = self.card.finish();
         // SAFETY: the allocation has so many bytes, and nobody reads or writes them now.
@@ -87,7 +101,8 @@ impl Memory<'_> {
     ///
     /// # Errors
     ///
-    /// [`CudaError::OutOfBounds`] if there are not so many bytes on either side.
+    /// [`CudaError::OutOfBounds`] if there are not so many bytes on either side, [`CudaError::OtherCard`] if
+    /// another card pinned the host's.
     ///
     /// # Safety
     ///
@@ -98,7 +113,8 @@ impl Memory<'_> {
         from: &Pinned<'_>,
         part: Range<usize>,
     ) -> Result<(), CudaError> {
-        let (to, from, len) = (self.part(at, part.len())?, from.part(&part)?, part.len());
+        let (to, from, len) =
+            (self.part(at, part.len())?, from.part(self.card, &part)?, part.len());
         let copy = self.card.driver.functions.copy_to_device;
         // SAFETY: both sides have so many bytes; the caller vouches for the time of the copy.
         let code = unsafe { copy(to, from.cast_const().cast(), len, self.card.stream) };
@@ -109,7 +125,8 @@ impl Memory<'_> {
     ///
     /// # Errors
     ///
-    /// [`CudaError::OutOfBounds`] if there are not so many bytes on either side.
+    /// [`CudaError::OutOfBounds`] if there are not so many bytes on either side, [`CudaError::OtherCard`] if
+    /// another card pinned the host's.
     ///
     /// # Safety
     ///
@@ -121,7 +138,7 @@ impl Memory<'_> {
         to: &Pinned<'_>,
         part: Range<usize>,
     ) -> Result<(), CudaError> {
-        let (from, to, len) = (self.part(at, part.len())?, to.part(&part)?, part.len());
+        let (from, to, len) = (self.part(at, part.len())?, to.part(self.card, &part)?, part.len());
         let copy = self.card.driver.functions.copy_to_host;
         // SAFETY: both sides have so many bytes; the caller vouches for the time of the copy.
         let code = unsafe { copy(to.cast(), from, len, self.card.stream) };

@@ -21,6 +21,25 @@ const FAULTS: &[(&str, &str, &str, &str)] = &[
         "stand-in: pinned memory is given back while work waits",
     ),
     (
+        "pinned.rs",
+        "if self.card.is_recording.get() {",
+        "if false {",
+        "stand-in: pinned memory is left when the context goes",
+    ),
+    (
+        "pinned.rs",
+        "if !ptr::addr_eq(card, self.card) {",
+        "if false {",
+        "memory_that_another_card_pinned_is_refused: a write: None, not Some(OtherCard)",
+    ),
+    (
+        "card.rs",
+        "        let _ = self.finish();
+        let functions",
+        "        let functions",
+        "stand-in: a stream is destroyed while work waits",
+    ),
+    (
         "graph.rs",
         "        if self.card.is_recording.get() {",
         "        if false {",
