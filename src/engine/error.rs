@@ -104,6 +104,17 @@ impl From<gguf::Error> for Error {
     }
 }
 
+impl Error {
+    /// Returns whether the engine computes nothing any more: a card has failed.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        return matches!(self, Self::Card(_));
+        #[cfg(not(feature = "cuda"))]
+        false
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -16,7 +16,7 @@ pub use self::opening::{
     FromLoader, FromOpener, OpenCheck, SEGMENT_LEN_BYTES, SEGMENTS_COUNT_MAX, ToLoader, ToOpener,
 };
 pub use self::worker::{
-    EndReport, KvFormat, Outcome, Ticket, ToWorkerControl, WorkerConfig, WorkerReport,
+    EndReport, GpuLayers, KvFormat, Outcome, Ticket, ToWorkerControl, WorkerConfig, WorkerReport,
 };
 pub use super::sampling::Sampling;
 

@@ -125,6 +125,8 @@ pub enum Stage {
     Mounts,
     /// The empty root.
     Root,
+    /// A root with what the driver of a card needs.
+    Files,
     /// A host name that says nothing.
     HostName,
     /// Its memory node and the processors beside it.
@@ -148,6 +150,7 @@ impl Stage {
             Self::Session => "session",
             Self::Mounts => "private mounts",
             Self::Root => "empty root",
+            Self::Files => "root with the driver's files",
             Self::HostName => "host name",
             Self::Node => "memory node",
             Self::Descriptors => "descriptors",
@@ -157,7 +160,16 @@ impl Stage {
     }
 }
 
-variants!(Role { 1 Gateway, 2 Worker, 3 Loader, 4 Opener, 5 Supervisor, 6 Spawner });
+variants!(Role {
+    1 Gateway,
+    2 Worker,
+    3 Loader,
+    4 Opener,
+    5 Supervisor,
+    6 Spawner,
+    7 WorkerGpu,
+    8 SpawnerGpu,
+});
 
 variants!(ToSpawner { 1 Spawn { child, role, index, descriptors, node }, 2 Kill { child } });
 
@@ -183,6 +195,7 @@ variants!(Stage {
     9 Sandbox(step),
     10 Exec,
     11 Node,
+    12 Files,
 });
 
 variants!(Step {

@@ -167,8 +167,25 @@ fn worker_control(visit: &mut impl Visit) {
             completion_tokens: 6,
         }));
     }
+    visit.message(WorkerReport::NoCard { why: "no CUDA driver".to_owned() });
     visit.message(WorkerReport::Panicked { file: "src/engine/mod.rs".to_owned(), line: 1 });
-    visit.message(ToWorkerControl::Config(WorkerConfig {
+    let layers = [GpuLayers::Auto, GpuLayers::All, GpuLayers::Count(7)].map(Some);
+    for gpu_layers in layers.into_iter().chain([None]) {
+        visit.message(ToWorkerControl::Config(worker_config(gpu_layers)));
+    }
+    for cache_domain in [Some([7; 16]), None] {
+        let ticket = Ticket { request, cache_domain, max_tokens: 9, deadline_ms: 60_000 };
+        visit.message(ToWorkerControl::Ticket(ticket));
+    }
+    visit.message(ToWorkerControl::Forget { cache_domain: [7; 16] });
+    visit.message(ToWorkerControl::Revoke { request });
+    visit.message(ToWorkerControl::Drain);
+    visit.message(ToWorkerControl::AreYouThere);
+    visit.message(WorkerReport::Alive);
+}
+
+fn worker_config(gpu_layers: Option<GpuLayers>) -> WorkerConfig {
+    WorkerConfig {
         threads: 2,
         processors: vec![0, 1023],
         exact: true,
@@ -181,16 +198,8 @@ fn worker_control(visit: &mut impl Visit) {
         guess_tokens: 8,
         texts_len_max_bytes: 128 << 20,
         one_request: true,
-    }));
-    for cache_domain in [Some([7; 16]), None] {
-        let ticket = Ticket { request, cache_domain, max_tokens: 9, deadline_ms: 60_000 };
-        visit.message(ToWorkerControl::Ticket(ticket));
+        gpu_layers,
     }
-    visit.message(ToWorkerControl::Forget { cache_domain: [7; 16] });
-    visit.message(ToWorkerControl::Revoke { request });
-    visit.message(ToWorkerControl::Drain);
-    visit.message(ToWorkerControl::AreYouThere);
-    visit.message(WorkerReport::Alive);
 }
 
 fn opener_and_loader(visit: &mut impl Visit) {
@@ -237,7 +246,7 @@ impl Visit for RoundTrip {
 fn every_variant_comes_back_as_it_was() {
     let mut visit = RoundTrip(0);
     every_message(&mut visit);
-    assert_eq!(visit.0, 80);
+    assert_eq!(visit.0, 84);
 }
 
 struct Mutations;

@@ -6,10 +6,11 @@ use super::codec::{Decode, Encode, Limit, Message, Reader, Writer, fields, varia
 use super::message::{
     CERTIFICATE_LEN_MAX_BYTES, CERTIFICATES_COUNT_MAX, CONTROL_FRAME_LEN_MAX_BYTES,
     DATA_FRAME_LEN_MAX_BYTES, Denial, Digest, EndReport, Endpoint, Failure, Finish, FromGateway,
-    FromLoader, FromOpener, FromWorker, GatewayConfig, Generate, KvFormat, LOGIT_BIAS_COUNT_MAX,
-    ListenerKind, MESSAGES_COUNT_MAX, ModelIndex, ModelInfo, NAME_LEN_MAX_BYTES, OpenCheck,
-    Outcome, Prompt, RequestId, STOP_COUNT_MAX, STOP_LEN_MAX_BYTES, Sampling, Ticket, ToGateway,
-    ToLoader, ToOpener, ToWorker, ToWorkerControl, WorkerConfig, WorkerIndex, WorkerReport,
+    FromLoader, FromOpener, FromWorker, GatewayConfig, Generate, GpuLayers, KvFormat,
+    LOGIT_BIAS_COUNT_MAX, ListenerKind, MESSAGES_COUNT_MAX, ModelIndex, ModelInfo,
+    NAME_LEN_MAX_BYTES, OpenCheck, Outcome, Prompt, RequestId, STOP_COUNT_MAX, STOP_LEN_MAX_BYTES,
+    Sampling, Ticket, ToGateway, ToLoader, ToOpener, ToWorker, ToWorkerControl, WorkerConfig,
+    WorkerIndex, WorkerReport,
 };
 use super::{DESCRIPTORS_COUNT_MAX, Error};
 
@@ -191,6 +192,7 @@ variants!(WorkerReport {
     4 Panicked { file: Limit::bytes(LABEL_LEN_MAX_BYTES), line },
     5 Alive,
     6 Unused { request },
+    7 NoCard { why: Limit::bytes(LABEL_LEN_MAX_BYTES) },
 });
 
 impl Message for WorkerReport {
@@ -244,7 +246,10 @@ fields!(WorkerConfig {
     guess_tokens,
     texts_len_max_bytes,
     one_request,
+    gpu_layers,
 });
+
+variants!(GpuLayers { 1 Auto, 2 All, 3 Count(count) });
 
 variants!(KvFormat { 1 F16, 2 Q8_0 });
 

@@ -1,4 +1,5 @@
-//! Landlock: no file for a child, its own folders for the supervisor; never best effort.
+//! Landlock: no file for a child, its own folders for the supervisor; never best effort. A worker with layers on a
+//! card keeps what the spawner put into its root (`root.rs`), until its filter closes.
 //!
 //! All rights that kernel and crate know are handled, so that what no rule grants is denied: TCP from
 //! ABI 4 on, scopes from 6, sockets by their path from 9. UDP, from 10, is a ruleset of its own, since the
@@ -14,7 +15,7 @@ use landlock::{
 
 use nix::errno::Errno;
 
-use super::{AtStep, Error, Step};
+use super::{AtStep, Error, Role, Step};
 use crate::sys::process::{deny_udp, landlock_abi};
 
 /// The oldest ABI that is served under (Linux 5.19): files cannot be moved between folders.
@@ -23,16 +24,18 @@ pub const LANDLOCK_ABI_FLOOR: u32 = 2;
 /// The first ABI that knows of UDP.
 const LANDLOCK_ABI_UDP: u32 = 10;
 
-/// What the supervisor may do below a path.
+/// What may be done below a path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
     /// Read files and folders.
     Read,
     /// Read, write, make and remove files, folders and sockets.
     Write,
+    /// Read and write files that are there, and control devices.
+    Control,
 }
 
-/// One path that the supervisor keeps.
+/// One path that is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct Allow<'a> {
     /// A folder, with all below it, or a file.
@@ -48,6 +51,22 @@ pub(super) struct Facts {
     pub(super) denies_tcp: bool,
     pub(super) denies_udp: bool,
     pub(super) scopes: bool,
+}
+
+/// What a child keeps: nothing, but for the driver of a card its libraries and texts, its devices, and the names of
+/// its own threads.
+pub(super) fn kept_by(role: Role) -> Vec<Allow<'static>> {
+    let allow = |path, access| Allow { path: Path::new(path), access };
+    let kept = match role {
+        Role::WorkerGpu => vec![
+            allow("/", Access::Read),
+            allow("/dev", Access::Control),
+            allow("/proc/self/task", Access::Control),
+        ],
+        _ => Vec::new(),
+    };
+    // What was not put there needs no right.
+    kept.into_iter().filter(|allow| allow.path.exists()).collect()
 }
 
 /// Restricts this thread, and those it will make, to `allowed`.
@@ -113,6 +132,7 @@ fn rights(access: Access) -> BitFlags<AccessFs> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     match access {
         Access::Read => read,
+        Access::Control => read | AccessFs::WriteFile | AccessFs::IoctlDev,
         Access::Write => {
             read | AccessFs::WriteFile
                 | AccessFs::Truncate

@@ -89,7 +89,9 @@ mod tests {
             assert!(words[2].parse::<u64>().is_ok(), "{line}");
             assert!(words.len() > 3, "no reason: {line}");
         }
-        let roles = [Role::Gateway, Role::Worker, Role::Loader, Role::Opener, Role::Supervisor];
+        let workers = [Role::Worker, Role::WorkerGpu];
+        let roles = [Role::Gateway, Role::Loader, Role::Opener, Role::Supervisor];
+        let roles = [&workers[..], &roles].concat();
         let counted: usize = roles.iter().map(|&role| Limits::of(role).lines().count()).sum();
         assert_eq!(counted, lines().count());
     }

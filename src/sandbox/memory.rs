@@ -7,14 +7,17 @@
 //! become data although there is too much of that, where their number is near its own bound. What is over
 //! the bounds is refused, and a process that is refused memory ends and is started again.
 //!
+//! A driver holds memory that nobody here has counted, and addresses by the terabyte. So the bounds of a worker with
+//! layers on a card are what the process holds when it is sealed, and what may come.
+//!
 //! Where swap is to see none of it, a process locks its memory before it has a text: what it holds, and each
 //! page that it takes later. Locked is what a page holds from when it is first touched, so that nothing is
 //! taken ahead of its use; the kernel counts all addresses, so the limit on locked memory is that on those.
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::{AtStep, Error, Step};
-use crate::sys::memory::{heap_len, lock_all};
+use super::{AtStep, Error, Role, Step};
+use crate::sys::memory::{heap_len, lock_all, would_fit};
 
 /// Stack of a thread, with what the C library keeps beside it, in bytes.
 const STACK_LEN_BYTES: u64 = 3 << 20;
@@ -37,17 +40,19 @@ pub struct Memory {
 }
 
 /// Bounds the memory of this process.
-pub(super) fn bound(memory: Memory) -> Result<(), Error> {
+pub(super) fn bound(memory: Memory, role: Role) -> Result<(), Error> {
     let Memory { mapped_len_bytes, more_len_bytes, written_len_bytes, .. } = memory;
     let threads = memory.threads as u64;
-    let data = heap_len()
-        .saturating_add(threads.saturating_mul(STACK_LEN_BYTES))
-        .saturating_add(more_len_bytes)
-        .saturating_add(SLACK_LEN_BYTES);
-    let addresses = data
-        .saturating_add(mapped_len_bytes)
-        .saturating_add(threads.saturating_mul(ARENA_LEN_BYTES))
-        .saturating_add(SLACK_LEN_BYTES);
+    let more = more_len_bytes.saturating_add(SLACK_LEN_BYTES);
+    let arenas = threads.saturating_mul(ARENA_LEN_BYTES).saturating_add(SLACK_LEN_BYTES);
+    let (data, addresses) = if role == Role::WorkerGpu {
+        let (data, addresses) = (held(Resource::RLIMIT_DATA)?, held(Resource::RLIMIT_AS)?);
+        (data.saturating_add(more), addresses.saturating_add(more).saturating_add(arenas))
+    } else {
+        let stacks = threads.saturating_mul(STACK_LEN_BYTES);
+        let data = heap_len().saturating_add(stacks).saturating_add(more);
+        (data, data.saturating_add(mapped_len_bytes).saturating_add(arenas))
+    };
     if let Some(len) = written_len_bytes {
         lower(Resource::RLIMIT_FSIZE, len)?;
     }
@@ -65,6 +70,20 @@ pub(super) fn bound(memory: Memory) -> Result<(), Error> {
 /// Locks this process's memory, now and from here on.
 pub(super) fn lock() -> Result<(), Error> {
     lock_all().at(Step::Lock)
+}
+
+/// Returns how much the kernel counts against a limit: the least limit under which one page more is let through.
+/// There is no file in which this process could read it. Other threads must not take memory meanwhile.
+fn held(resource: Resource) -> Result<u64, Error> {
+    let (soft, hard) = getrlimit(resource).at(Step::Memory)?;
+    let (mut low, mut high) = (0_u64, 1 << 47);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        setrlimit(resource, middle.min(hard), hard).at(Step::Memory)?;
+        if would_fit().at(Step::Memory)? { high = middle } else { low = middle + 1 }
+    }
+    setrlimit(resource, soft, hard).at(Step::Memory)?;
+    Ok(low)
 }
 
 /// Sets a limit, unless a lower one is set already.

@@ -19,6 +19,7 @@ mod identity;
 mod landlock;
 mod limits;
 mod memory;
+mod root;
 mod seccomp;
 
 use std::fmt;
@@ -34,6 +35,7 @@ pub use self::identity::{Ids, assume, reset_signals};
 pub use self::landlock::{Access, Allow, LANDLOCK_ABI_FLOOR};
 pub use self::limits::Limits;
 pub use self::memory::Memory;
+pub use self::root::{Placed, enter_empty, enter_with};
 pub use self::seccomp::Thread;
 use crate::ipc::Channel;
 use crate::sys::process;
@@ -48,6 +50,8 @@ pub enum Role {
     Gateway,
     /// Runs the engine.
     Worker,
+    /// Runs the engine, with layers on a card: NVIDIA's driver is in the process.
+    WorkerGpu,
     /// Packs a model.
     Loader,
     /// Decrypts a model.
@@ -56,6 +60,8 @@ pub enum Role {
     Supervisor,
     /// Starts children; never a child itself.
     Spawner,
+    /// Starts workers that use a card; never a child itself.
+    SpawnerGpu,
 }
 
 impl Role {
@@ -65,10 +71,12 @@ impl Role {
         match self {
             Self::Gateway => "gateway",
             Self::Worker => "worker",
+            Self::WorkerGpu => "worker-gpu",
             Self::Loader => "loader",
             Self::Opener => "opener",
             Self::Supervisor => "supervisor",
             Self::Spawner => "spawner",
+            Self::SpawnerGpu => "spawner-gpu",
         }
     }
 }
@@ -255,7 +263,7 @@ pub fn begin(role: Role, control: &Channel) -> Result<Begun, Error> {
     if ends[0].revents() != Some(PollFlags::empty()) {
         return Err(Error::Step { step: Step::ParentCheck, errno: Errno::EPIPE });
     }
-    let facts = landlock::restrict(&[])?;
+    let facts = landlock::restrict(&landlock::kept_by(role))?;
     Ok(Begun { role, facts })
 }
 
@@ -269,14 +277,15 @@ pub fn begin_supervisor(allowed: &[Allow<'_>]) -> Result<Begun, Error> {
     Ok(Begun { role: Role::Supervisor, facts })
 }
 
-/// Puts the spawner's filter on it, which each of its children inherits and narrows: what it lets through is
-/// what the spawner does, what a child does before it is sealed, and what their own filters let through.
+/// Puts the filter of a spawner (`Spawner`, `SpawnerGpu`) on it, which each of its children inherits and narrows:
+/// what it lets through is what the spawner does, what a child does before it is sealed, and what their own
+/// filters let through.
 ///
 /// # Errors
 ///
 /// What the kernel says.
-pub fn confine_spawner() -> Result<(), Error> {
-    seccomp::install(Role::Spawner)
+pub fn confine_spawner(role: Role) -> Result<(), Error> {
+    seccomp::install(role)
 }
 
 impl Begun {
@@ -286,7 +295,7 @@ impl Begun {
     ///
     /// The first step that failed.
     pub fn seal(self, memory: Memory) -> Result<Sandboxed, Error> {
-        memory::bound(memory)?;
+        memory::bound(memory, self.role)?;
         self.close()
     }
 
@@ -324,7 +333,7 @@ impl Sandboxed {
     ///
     /// What the kernel says; `EINVAL` for a thread of another process.
     pub fn narrow(&self, thread: Thread) -> Result<(), Error> {
-        if thread.role() != self.role {
+        if !thread.is_of(self.role) {
             return Err(Error::Step { step: Step::ThreadSeccomp, errno: Errno::EINVAL });
         }
         seccomp::narrow(thread)
@@ -346,8 +355,8 @@ pub fn thread_filter(thread: Thread) -> &'static [u8] {
 /// The compiled policy of every role, for its digest in the audit log.
 #[must_use]
 pub fn policy_bytes() -> Vec<u8> {
-    let children = [Role::Gateway, Role::Worker, Role::Loader, Role::Opener];
-    let roles = children.into_iter().chain([Role::Supervisor, Role::Spawner]);
+    let children = [Role::Gateway, Role::Worker, Role::WorkerGpu, Role::Loader, Role::Opener];
+    let roles = children.into_iter().chain([Role::Supervisor, Role::Spawner, Role::SpawnerGpu]);
     let filters = roles.map(filter).chain(Thread::ALL.into_iter().map(thread_filter));
     filters.chain([limits::POLICY.as_bytes()]).flatten().copied().collect()
 }

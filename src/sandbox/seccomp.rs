@@ -24,6 +24,8 @@ pub enum Thread {
     WorkerText,
     /// The worker's thread that reads and writes its channels.
     WorkerLink,
+    /// The main thread of a worker with layers on a card: the scheduler, and every call of the driver.
+    WorkerGpuEngine,
     /// The loader's main thread.
     LoaderMain,
     /// The loader's threads that pack.
@@ -38,11 +40,12 @@ pub enum Thread {
 
 impl Thread {
     /// All kinds.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::WorkerEngine,
         Self::WorkerCompute,
         Self::WorkerText,
         Self::WorkerLink,
+        Self::WorkerGpuEngine,
         Self::LoaderMain,
         Self::LoaderCompute,
         Self::OpenerMain,
@@ -57,17 +60,26 @@ impl Thread {
             Self::WorkerEngine | Self::WorkerCompute | Self::WorkerText | Self::WorkerLink => {
                 Role::Worker
             }
+            Self::WorkerGpuEngine => Role::WorkerGpu,
             Self::LoaderMain | Self::LoaderCompute => Role::Loader,
             Self::OpenerMain | Self::OpenerDecrypt => Role::Opener,
             Self::SupervisorServing => Role::Supervisor,
         }
     }
 
+    /// Whether a process of `role` has such threads: a worker with layers on a card has those of a worker, but
+    /// for the one that calls the driver.
+    #[must_use]
+    pub fn is_of(self, role: Role) -> bool {
+        let is_shared = matches!(self, Self::WorkerCompute | Self::WorkerText | Self::WorkerLink);
+        self.role() == role || (is_shared && role == Role::WorkerGpu)
+    }
+
     /// The name of its filter, behind that of its process.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::WorkerEngine => "engine",
+            Self::WorkerEngine | Self::WorkerGpuEngine => "engine",
             Self::WorkerCompute | Self::LoaderCompute => "compute",
             Self::WorkerText => "text",
             Self::WorkerLink => "link",
@@ -83,6 +95,7 @@ pub(super) fn install(role: Role) -> Result<(), Error> {
     let threads: Option<&[u8]> = match role {
         Role::Supervisor => Some(compiled!("supervisor_threads")),
         Role::Spawner => Some(compiled!("spawner_threads")),
+        Role::SpawnerGpu => Some(compiled!("spawner-gpu_threads")),
         _ => None,
     };
     // First, since it answers a call that the next one lets through.
@@ -101,10 +114,12 @@ pub(super) fn program(role: Role) -> &'static [u8] {
     match role {
         Role::Gateway => compiled!("gateway"),
         Role::Worker => compiled!("worker"),
+        Role::WorkerGpu => compiled!("worker-gpu"),
         Role::Loader => compiled!("loader"),
         Role::Opener => compiled!("opener"),
         Role::Supervisor => compiled!("supervisor"),
         Role::Spawner => compiled!("spawner"),
+        Role::SpawnerGpu => compiled!("spawner-gpu"),
     }
 }
 
@@ -114,6 +129,7 @@ pub(super) fn thread_program(thread: Thread) -> &'static [u8] {
         Thread::WorkerCompute => compiled!("worker.compute"),
         Thread::WorkerText => compiled!("worker.text"),
         Thread::WorkerLink => compiled!("worker.link"),
+        Thread::WorkerGpuEngine => compiled!("worker-gpu.engine"),
         Thread::LoaderMain => compiled!("loader.main"),
         Thread::LoaderCompute => compiled!("loader.compute"),
         Thread::OpenerMain => compiled!("opener.main"),

@@ -4,21 +4,21 @@
 //! namespace and none of the host's, and gives those up before it becomes its program.
 
 use std::convert::Infallible;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::AtFlags;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{chdir, execveat, pivot_root, read, sethostname, setsid, write};
+use nix::unistd::{execveat, read, sethostname, setsid, write};
 
 use super::message::{Failed, Stage};
 use crate::ipc::Message;
-use crate::sandbox::{self, Ids, Limits, Role, Step, assume, reset_signals};
+use crate::sandbox::{self, Ids, Limits, Placed, Role, Step, assume, reset_signals};
 use crate::sys::fork::ExitStatus;
 use crate::sys::numa::{self, Node};
 use crate::sys::process::{close_on_exec_from, duplicate_from, place_descriptor};
@@ -28,9 +28,9 @@ use crate::sys::processors;
 const DESCRIPTOR_FIRST: RawFd = 3;
 /// Where sources are moved out of the way of their targets; above every target.
 const DESCRIPTOR_ASIDE: RawFd = 64;
-/// A folder that is there wherever the spawner runs; the empty root is mounted over it, in the
-/// child's own view, and then becomes the root.
-const MOUNT_POINT: &str = "/proc";
+/// What the driver of a card is told: where its libraries are, to load all code at once, to keep none on a disk.
+const DRIVER_ENVIRONMENT: [&CStr; 3] =
+    [c"LD_LIBRARY_PATH=/lib", c"CUDA_MODULE_LOADING=EAGER", c"CUDA_CACHE_DISABLE=1"];
 
 /// What a child needs to become its program.
 pub(super) struct Setup<'a> {
@@ -44,6 +44,8 @@ pub(super) struct Setup<'a> {
     /// Where it runs and takes its memory; everywhere if none is named.
     pub(super) node: Option<&'a Node>,
     pub(super) program: BorrowedFd<'a>,
+    /// What its root holds.
+    pub(super) root: &'a [Placed],
     pub(super) null: BorrowedFd<'a>,
     /// Brings one byte when the ids are mapped; hangs up when the spawner is gone.
     pub(super) go: BorrowedFd<'a>,
@@ -98,7 +100,7 @@ fn become_program(setup: &Setup<'_>) -> Result<Infallible, Failed> {
     if let Some(node) = setup.node {
         keep_to(node).at(Stage::Node)?;
     }
-    enter_empty_root()?;
+    enter_root(setup)?;
     sethostname("cloister").at(Stage::HostName)?;
     let (program, go) = place_descriptors(setup).at(Stage::Descriptors)?;
     let limits = Limits::of(setup.role);
@@ -109,8 +111,8 @@ fn become_program(setup: &Setup<'_>) -> Result<Infallible, Failed> {
     let name = CString::new(format!("cloister-{role}")).map_err(|_| Errno::EINVAL);
     let argument = CString::new(role).map_err(|_| Errno::EINVAL);
     let arguments = [name.at(Stage::Exec)?, argument.at(Stage::Exec)?];
-    let environment: [CString; 0] = [];
-    execveat(program, c"", &arguments, &environment, AtFlags::AT_EMPTY_PATH).at(Stage::Exec)
+    let environment: &[&CStr] = if setup.root.is_empty() { &[] } else { &DRIVER_ENVIRONMENT };
+    execveat(program, c"", &arguments, environment, AtFlags::AT_EMPTY_PATH).at(Stage::Exec)
 }
 
 /// Runs beside one memory node and takes all memory from it, the program's too.
@@ -119,22 +121,14 @@ fn keep_to(node: &Node) -> Result<(), Errno> {
     numa::bind_memory(node.number)
 }
 
-/// Makes an empty, read-only folder the root, and lets go of the host's.
-fn enter_empty_root() -> Result<(), Failed> {
+/// Leaves the host's root for one of its own.
+fn enter_root(setup: &Setup<'_>) -> Result<(), Failed> {
     let (none, private) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
     mount(none, "/", none, private, none).at(Stage::Mounts)?;
-    let flags = MsFlags::MS_RDONLY
-        | MsFlags::MS_NOSUID
-        | MsFlags::MS_NODEV
-        | MsFlags::MS_NOEXEC
-        | MsFlags::MS_NOATIME;
-    let options = Some("size=4k,nr_inodes=1,mode=555");
-    mount(Some("empty"), MOUNT_POINT, Some("tmpfs"), flags, options).at(Stage::Root)?;
-    chdir(MOUNT_POINT).at(Stage::Root)?;
-    // Both the same: the old root is stacked on the new one, and taken off again.
-    pivot_root(".", ".").at(Stage::Root)?;
-    umount2(".", MntFlags::MNT_DETACH).at(Stage::Root)?;
-    chdir("/").at(Stage::Root)
+    match setup.root {
+        [] => sandbox::enter_empty().at(Stage::Root),
+        placed => sandbox::enter_with(placed, setup.ids).at(Stage::Files),
+    }
 }
 
 /// Puts `/dev/null` at 0, 1 and 2 and the program's descriptors from 3 on; all others close on exec.

@@ -14,7 +14,7 @@ use super::message::{Exit, Failed, Stage};
 use super::serve::{Hands, Start};
 use super::{Opened, Profile};
 use crate::ipc::Message;
-use crate::sandbox::Ids;
+use crate::sandbox::{Ids, Placed};
 use crate::sys::fork::fork_into;
 use crate::sys::process;
 
@@ -24,6 +24,7 @@ pub(super) struct Kernel<'a> {
     pub(super) programs: &'a [Opened],
     pub(super) null: &'a File,
     pub(super) locks_memory: bool,
+    pub(super) root: &'a [Placed],
 }
 
 impl Hands for Kernel<'_> {
@@ -44,6 +45,7 @@ impl Hands for Kernel<'_> {
             locks_memory: self.locks_memory,
             node: start.node,
             program: program.file.as_fd(),
+            root: self.root,
             null: self.null.as_fd(),
             go: go_reader.as_fd(),
             report: report_writer.as_fd(),

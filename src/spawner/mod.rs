@@ -8,6 +8,9 @@
 //! Its filter lets through what its two commands need, and, since a child inherits it, what a child does until
 //! it narrows it.
 //!
+//! Workers whose model has layers on a card have a spawner of their own, one for each card, with the wider filter that
+//! the driver needs before they are sealed: that of all other children stays as it is.
+//!
 //! Every child gets its own user, mount, process, network, IPC, host-name and cgroup namespaces.
 //! The user namespace maps the child's own id alone, so that no other user, root above all, exists
 //! inside it; the empty root is built with the namespace's powers, not with root's.
@@ -32,7 +35,7 @@ use self::hands::Kernel;
 use self::serve::{Offer, Spawner};
 pub use crate::ipc::spawner as message;
 use crate::ipc::{self, Channel};
-use crate::sandbox::{Ids, Role, confine_spawner};
+use crate::sandbox::{Ids, Placed, Role, confine_spawner};
 use crate::sys::fork::{ExitStatus, fork_into};
 use crate::sys::{numa, process};
 
@@ -124,6 +127,8 @@ pub struct Config {
     pub programs: Vec<Program>,
     /// Whether children lock their memory: the limit on that is left to them.
     pub locks_memory: bool,
+    /// What the children's root holds; nothing, but for those that use a card.
+    pub root: Vec<Placed>,
 }
 
 /// The running spawner.
@@ -218,11 +223,12 @@ pub fn start(config: &Config) -> Result<Started, Error> {
     let (ours, theirs) = Channel::pair().map_err(Error::Channel)?;
     let mut keep: Vec<BorrowedFd<'_>> = vec![null.as_fd(), theirs.as_fd()];
     keep.extend(programs.iter().map(|program| program.file.as_fd()));
-    let spawner = || match confine(profile) {
+    let role = if config.root.is_empty() { Role::Spawner } else { Role::SpawnerGpu };
+    let spawner = || match confine(profile, role) {
         Ok(()) => {
             let offers = programs.iter().map(|program| program.offer).collect();
-            let locks_memory = config.locks_memory;
-            let kernel = Kernel { profile, programs: &programs, null: &null, locks_memory };
+            let (locks_memory, root) = (config.locks_memory, config.root.as_slice());
+            let kernel = Kernel { profile, programs: &programs, null: &null, locks_memory, root };
             Spawner::new(kernel, (profile, offers), numa::nodes(), &theirs).run();
             ExitStatus::SUCCESS
         }
@@ -250,7 +256,7 @@ fn open(program: &Program, profile: Profile) -> Result<Opened, Error> {
 }
 
 /// Gives up what the spawner does not need.
-fn confine(profile: Profile) -> Result<(), Errno> {
+fn confine(profile: Profile, role: Role) -> Result<(), Errno> {
     setsid()?;
     SIGNALS_IGNORED.into_iter().try_for_each(process::ignore_signal)?;
     prctl::set_name(c"spawner")?;
@@ -261,5 +267,5 @@ fn confine(profile: Profile) -> Result<(), Errno> {
         prctl::set_dumpable(false)?;
     }
     prctl::set_no_new_privs()?;
-    confine_spawner().map_err(|_| Errno::EPERM)
+    confine_spawner(role).map_err(|_| Errno::EPERM)
 }

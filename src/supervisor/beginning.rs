@@ -104,6 +104,8 @@ fn weak_settings<'a>(
         (WeakSetting::Swap, missing.iter().any(|sentence| sentence == swap::MISSING)),
         (WeakSetting::GuessTokens, config.worker.guess_tokens > 0),
     ];
+    let with_card = config.models.iter().filter(|model| model.gpu_layers.is_some());
+    weak.extend(with_card.map(|model| (WeakSetting::GpuLayers, Some(model.name.as_str()))));
     weak.extend(others.into_iter().filter(|(_, is_so)| *is_so).map(|(setting, _)| (setting, None)));
     weak
 }

@@ -60,6 +60,8 @@ pub(super) enum Effect {
     ModelReady(ModelIndex),
     /// A worker serves: bring it and the gateway together.
     WorkerReady(WorkerIndex),
+    /// No card computes what was asked of a worker, and why, by its word.
+    NoCard(WorkerIndex, String),
     /// A worker is to be ended, and why.
     WorkerStuck(WorkerIndex, &'static str),
     /// A worker is to be replaced, and why.
@@ -441,6 +443,12 @@ impl Dispatch {
             WorkerReport::End(report) => self.end(index, &report, ledger, now)?,
             WorkerReport::Unused { request } => self.unused(index, request, ledger, now)?,
             WorkerReport::Alive => alive(&mut worker.pulse, kind, now)?,
+            WorkerReport::NoCard { why } => {
+                if !is_plain(&why) {
+                    return Err(Fault::Value(kind));
+                }
+                self.effects.push(Effect::NoCard(index, why));
+            }
             WorkerReport::Panicked { file, line } => {
                 if !is_plain(&file) {
                     return Err(Fault::Value(kind));

@@ -52,6 +52,8 @@ pub(super) enum Error {
     Model(String, ModelFault),
     /// The memory node that was asked for.
     Node(Misplaced),
+    /// A model's layers cannot go to a card: the configuration, the model, why.
+    Card(PathBuf, String, String),
     /// Memory could be swapped out, which the configuration refuses.
     Swap,
     /// Memory cannot be locked: no more than so many bytes of it.
@@ -150,6 +152,9 @@ impl fmt::Display for Error {
             Self::Channel(error) => write!(f, "channel: {error}"),
             Self::Model(name, fault) => {
                 write!(f, "model {name} is refused: {fault}; every check: cloister model explain")
+            }
+            Self::Card(file, model, why) => {
+                write!(f, "{}: model.gpu_layers of model {model}: {why}", file.display())
             }
             Self::Node(misplaced) => write!(f, "worker.numa_node: {misplaced}"),
             Self::Swap => write!(f, "sandbox.swap = \"refuse\": {}", super::swap::MISSING),

@@ -3,7 +3,8 @@
 //! The start, in this order:
 //!
 //! 1. Read the configuration, and what the service manager says.
-//! 2. Fork the spawner, while there is one thread and no key in memory.
+//! 2. Find the drivers of cards, if a model asks for one; fork the spawners, while there is one thread and no key in
+//!    memory.
 //! 3. Bind the listeners and the control socket; read keys; open models, read their signatures.
 //! 4. Give up every power: own user, no capabilities, landlock, seccomp, no dump.
 //! 5. Open the audit log; record the start and what the last run left open.
@@ -13,6 +14,7 @@
 mod beginning;
 mod build;
 mod cache_domains;
+mod cards;
 mod children;
 mod clock;
 mod closer;
@@ -52,6 +54,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use self::cards::Cards;
 use self::config::{Config, Swap};
 use self::error::Error;
 use self::manager::Manager;
@@ -83,10 +86,11 @@ fn run(arguments: &[OsString]) -> Result<(), Error> {
     if config.sandbox.swap == Swap::Lock {
         swap::let_all_lock()?;
     }
-    // 2. Fork the spawner, while there is one thread and no key in memory.
-    let nursery = Nursery::start(&config)?;
+    // 2. Fork the spawners, while there is one thread and no key in memory.
+    let cards = Cards::find(&config)?;
+    let nursery = Nursery::start(&config, &cards)?;
     // 3. Bind, read, open.
-    let opened = start::open_all(&config, manager)?;
+    let opened = start::open_all(&config, manager, cards)?;
     // 4. Give up every power.
     let sandboxed = start::give_up_powers(&config)?;
     // 5. to 7. From here on nothing is reached but the own folders and the children.

@@ -1,12 +1,16 @@
-//! The supervisor's side of the spawner: start, kill, and word of every end.
+//! The supervisor's side of the spawners: start, kill, and word of every end.
+//!
+//! One starts all children but the workers that use a card; those of each card have another, which lets them do what
+//! its driver needs.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
+use super::cards::{Cards, WORKER_GPU};
 use super::config::{Config, Profile, Swap};
 use super::error::Error;
 use super::opening::{Wake, wait};
@@ -23,6 +27,8 @@ const END_DEADLINE: Duration = Duration::from_secs(5);
 const GATEWAY_DESCRIPTORS_COUNT: u64 = 64;
 /// Descriptors of a worker, loader or opener: channels, image, segments, threads' event counters.
 const CHILD_DESCRIPTORS_COUNT: u64 = 64;
+/// Descriptors of a worker that uses a card: the driver opens its devices many times.
+const CARD_DESCRIPTORS_COUNT: u64 = 512;
 
 /// A started child.
 #[derive(Debug)]
@@ -33,17 +39,27 @@ pub(super) struct Child {
     pub(super) channel: Channel,
 }
 
-/// The spawner, as seen from here.
-pub(super) struct Nursery {
+/// A spawner, as seen from here.
+struct Line {
+    /// The card of its workers; none for that of all other children.
+    card: Option<u16>,
     channel: Channel,
     pidfd: OwnedFd,
+}
+
+/// The spawners, as seen from here.
+pub(super) struct Nursery {
+    /// The first is that of all children but those that use a card.
+    lines: Vec<Line>,
+    /// Which of them started a child, if not the first.
+    on_cards: BTreeMap<ChildId, usize>,
     next: ChildId,
     ends: VecDeque<(ChildId, Exit)>,
 }
 
 impl Nursery {
-    /// Forks the spawner; before any key is read and any thread is made.
-    pub(super) fn start(config: &Config) -> Result<Self, Error> {
+    /// Forks the spawners; before any key is read and any thread is made.
+    pub(super) fn start(config: &Config, cards: &Cards) -> Result<Self, Error> {
         let own = std::env::current_exe()
             .map_err(|source| Error::Folder("/proc/self/exe".into(), source))?;
         let beside = |name: &str| own.with_file_name(name);
@@ -64,13 +80,24 @@ impl Nursery {
             program(Role::Gateway, gateway, users.gateway, 1, gateway_nofile),
             program(Role::Worker, worker.clone(), users.worker_first, workers_count, few),
             program(Role::Loader, worker, users.loader, 1, few),
-            program(Role::Opener, own, users.opener, 1, few),
+            program(Role::Opener, own.clone(), users.opener, 1, few),
         ];
         let profile = spawner_profile(config.profile);
         let locks_memory = config.sandbox.swap == Swap::Lock;
-        let started = spawner::start(&spawner::Config { profile, programs, locks_memory });
-        let spawner::Started { channel, pidfd } = started.map_err(Error::Spawner)?;
-        Ok(Self { channel, pidfd, next: 1, ends: VecDeque::new() })
+        let start = |card, programs, root| {
+            let asked = spawner::Config { profile, programs, locks_memory, root };
+            let started = spawner::start(&asked).map_err(Error::Spawner)?;
+            let spawner::Started { channel, pidfd } = started;
+            Ok(Line { card, channel, pidfd })
+        };
+        let mut lines = vec![start(None, programs, Vec::new())?];
+        for (card, root) in cards.roots() {
+            let (path, uid) = (beside(WORKER_GPU), users.worker_first);
+            let many = CARD_DESCRIPTORS_COUNT;
+            let worker = program(Role::WorkerGpu, path, uid, workers_count, many);
+            lines.push(start(Some(*card), vec![worker], root.clone())?);
+        }
+        Ok(Self { lines, on_cards: BTreeMap::new(), next: 1, ends: VecDeque::new() })
     }
 
     /// Starts a child and waits until its program runs; it keeps to `node`, if one is named.
@@ -82,21 +109,45 @@ impl Nursery {
         node: Option<u16>,
         signals: Option<BorrowedFd<'_>>,
     ) -> Result<Child, Error> {
+        self.order(0, (role, index, node), signals)
+    }
+
+    /// Starts a worker that uses a card.
+    pub(super) fn spawn_on(
+        &mut self,
+        card: u16,
+        index: u16,
+        node: Option<u16>,
+    ) -> Result<Child, Error> {
+        let at = self.lines.iter().position(|line| line.card == Some(card));
+        let at = at.ok_or(Error::NotReady("spawner of the card"))?;
+        let child = self.order(at, (Role::WorkerGpu, index, node), None)?;
+        self.on_cards.insert(child.id, at);
+        Ok(child)
+    }
+
+    fn order(
+        &mut self,
+        at: usize,
+        (role, index, node): (Role, u16, Option<u16>),
+        signals: Option<BorrowedFd<'_>>,
+    ) -> Result<Child, Error> {
         let (ours, theirs) = Channel::pair().map_err(Error::Channel)?;
         let id = self.next;
         self.next += 1;
         let order = ToSpawner::Spawn { child: id, role, index, descriptors: 1, node };
-        self.channel.try_send(&order, &[theirs.as_fd()]).map_err(Error::Channel)?;
+        let spawner = &self.lines[at].channel;
+        spawner.try_send(&order, &[theirs.as_fd()]).map_err(Error::Channel)?;
         drop(theirs);
         let deadline = Instant::now() + SPAWN_DEADLINE;
         loop {
-            match wait(self.channel.as_fd(), PollFlags::POLLIN, signals, deadline) {
+            match wait(spawner.as_fd(), PollFlags::POLLIN, signals, deadline) {
                 Ok(Wake::Ready) => {}
                 Ok(Wake::Stop) => return Err(Error::Stopped),
                 Ok(Wake::Late) => return Err(Error::NotReady("spawner")),
                 Err(errno) => return Err(Error::System("wait for the spawner", errno)),
             }
-            match self.channel.try_recv().map_err(Error::Channel)? {
+            match spawner.try_recv().map_err(Error::Channel)? {
                 (FromSpawner::Spawned { child }, mut pidfds) if child == id => {
                     let pid = pidfds.pop().and_then(|pidfd| pid_of(&pidfd));
                     return Ok(Child { id, pid, channel: ours });
@@ -112,10 +163,12 @@ impl Nursery {
 
     /// Kills a child; its end will follow.
     pub(super) fn kill(&self, id: ChildId) -> Result<(), Error> {
-        self.channel.try_send(&ToSpawner::Kill { child: id }, &[]).map_err(Error::Channel)
+        let at = self.on_cards.get(&id).copied().unwrap_or_default();
+        let kill = ToSpawner::Kill { child: id };
+        self.lines[at].channel.try_send(&kill, &[]).map_err(Error::Channel)
     }
 
-    /// Kills children and waits for their ends; `None` for one whose end does not come in time.
+    /// Kills children that use no card and waits for their ends; `None` for one whose end does not come in time.
     pub(super) fn end<const N: usize>(
         &mut self,
         ids: [ChildId; N],
@@ -133,7 +186,7 @@ impl Nursery {
             if !exits.contains(&None) {
                 return Ok(exits);
             }
-            match wait(self.channel.as_fd(), PollFlags::POLLIN, None, deadline) {
+            match wait(self.lines[0].channel.as_fd(), PollFlags::POLLIN, None, deadline) {
                 Ok(Wake::Ready) => {}
                 Ok(_) => return Ok(exits),
                 Err(errno) => return Err(Error::System("wait for the spawner", errno)),
@@ -143,19 +196,27 @@ impl Nursery {
 
     /// The children that ended since the last call.
     pub(super) fn ends(&mut self) -> Result<Vec<(ChildId, Exit)>, Error> {
-        loop {
-            match self.channel.try_recv() {
-                Ok((FromSpawner::Exited { child, exit }, _)) => self.ends.push_back((child, exit)),
-                Ok(_) => return Err(Error::NotReady("spawner")),
-                Err(ipc::Error::WouldBlock) => return Ok(self.ends.drain(..).collect()),
-                Err(error) => return Err(Error::Channel(error)),
+        for line in &self.lines {
+            loop {
+                match line.channel.try_recv() {
+                    Ok((FromSpawner::Exited { child, exit }, _)) => {
+                        self.ends.push_back((child, exit));
+                    }
+                    Ok(_) => return Err(Error::NotReady("spawner")),
+                    Err(ipc::Error::WouldBlock) => break,
+                    Err(error) => return Err(Error::Channel(error)),
+                }
             }
         }
+        for (child, _) in &self.ends {
+            self.on_cards.remove(child);
+        }
+        Ok(self.ends.drain(..).collect())
     }
 
-    /// What to poll: the channel, and the spawner's own end.
-    pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
-        [self.channel.as_fd(), self.pidfd.as_fd()]
+    /// What to poll: of each spawner the channel, and its own end.
+    pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.lines.iter().flat_map(|line| [line.channel.as_fd(), line.pidfd.as_fd()])
     }
 }
 

@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 
+use super::cards::Cards;
 use super::clock::Clocks;
 use super::compute::Place;
 use super::config::Config;
@@ -71,6 +72,8 @@ pub(super) struct Supervisor {
     pub(super) workers: Vec<WorkerSeat>,
     /// Where each model is computed.
     pub(super) places: Vec<Place>,
+    /// Which models use a card.
+    pub(super) cards: Cards,
     pub(super) manager: Manager,
     /// Protections that are missing, in sentences.
     pub(super) missing: Vec<String>,
@@ -130,7 +133,8 @@ impl Supervisor {
     /// Waits for anything to read, for room in a full channel, or for a tick.
     fn sleep(&self) -> Result<(), Error> {
         let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        fds.extend(self.nursery.descriptors().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let spawners = self.nursery.descriptors();
+        fds.extend(spawners.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         fds.extend(self.control.descriptors().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         let readers = self.readers.iter().flat_map(ReadersSocket::descriptors);
         fds.extend(readers.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
@@ -238,8 +242,12 @@ impl Supervisor {
                     }
                 }
                 Effect::GatewayReady => self.introduce_all()?,
-                Effect::ModelReady(index) => self.show_model(index)?,
+                Effect::ModelReady(index) => {
+                    self.say_plan(index);
+                    self.show_model(index)?;
+                }
                 Effect::WorkerReady(index) => self.worker_ready(index)?,
+                Effect::NoCard(index, why) => self.no_card(index, why)?,
                 Effect::WorkerStuck(index, why) => {
                     self.doom_worker(index, Doom::Fault(why.to_owned()))?;
                 }

@@ -12,6 +12,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use ring::digest::{SHA256, digest};
 use zeroize::Zeroizing;
 
+use super::cards::Cards;
 use super::compute::{self, Place};
 use super::config::{Config, Model, Profile, Swap};
 use super::control::BoundSocket;
@@ -72,6 +73,7 @@ pub(super) struct OpenedAll {
     programs: ProgramFacts,
     /// Of each model.
     places: Vec<Place>,
+    cards: Cards,
     manager: Manager,
     /// Protections that are missing, in sentences.
     missing: Vec<String>,
@@ -80,7 +82,11 @@ pub(super) struct OpenedAll {
 }
 
 /// Binds the sockets, reads the keys, opens the models.
-pub(super) fn open_all(config: &Config, mut manager: Manager) -> Result<OpenedAll, Error> {
+pub(super) fn open_all(
+    config: &Config,
+    mut manager: Manager,
+    cards: Cards,
+) -> Result<OpenedAll, Error> {
     if config.sandbox.swap == Swap::Refuse && swap::is_possible() {
         return Err(Error::Swap);
     }
@@ -111,9 +117,10 @@ pub(super) fn open_all(config: &Config, mut manager: Manager) -> Result<OpenedAl
         keys,
         models,
         trust,
-        programs: build::programs()?,
+        programs: build::programs(cards.is_used())?,
         places,
-        missing: missing_protections(config),
+        missing: missing_protections(config, &cards),
+        cards,
         manager,
         has_terminal: std::io::stderr().is_terminal(),
     })
@@ -174,6 +181,7 @@ pub(super) fn begin(
         trust,
         programs,
         places,
+        cards,
         manager,
         missing,
         has_terminal,
@@ -222,6 +230,7 @@ pub(super) fn begin(
         models: served,
         intake,
         places,
+        cards,
         manager,
         missing,
         started: now().instant,

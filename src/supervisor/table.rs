@@ -52,6 +52,7 @@ pub(super) enum Kind {
     WorkerBroken,
     WorkerAlive,
     KeysMalformed,
+    NoCard,
 }
 
 const fn line(message: Kind, when: &'static [Phase], often: Often) -> Line {
@@ -72,6 +73,7 @@ const TABLE: &[Line] = &[
     line(Kind::WorkerBroken, SERVING, Often::Any),
     line(Kind::KeysMalformed, SERVING, Often::Any),
     line(Kind::WorkerReady, STARTING, Often::Once),
+    line(Kind::NoCard, STARTING, Often::Once),
     line(Kind::NoTicket, SERVING, Often::Any),
     line(Kind::End, SERVING, Often::OncePerRequest),
     line(Kind::Unused, SERVING, Often::OncePerRequest),
@@ -166,6 +168,7 @@ pub(super) fn worker_kind(message: &WorkerReport) -> Kind {
         WorkerReport::NoTicket { .. } => Kind::NoTicket,
         WorkerReport::End(_) => Kind::End,
         WorkerReport::Unused { .. } => Kind::Unused,
+        WorkerReport::NoCard { .. } => Kind::NoCard,
         WorkerReport::Panicked { .. } => Kind::Panicked,
         WorkerReport::Alive => Kind::WorkerAlive,
     }

@@ -182,6 +182,15 @@ impl Supervisor {
         self.introduce(index)
     }
 
+    /// Tells the operator what goes to a card.
+    pub(super) fn say_plan(&self, index: ModelIndex) {
+        let model = usize::from(index.0);
+        if let (Some(card), Some(engine)) = (self.cards.of(model), self.dispatch.engine(index)) {
+            let name = &self.config.models[model].name;
+            super::say(&format!("model {name}: card {card}: {engine}"));
+        }
+    }
+
     pub(super) fn doom_worker(&mut self, index: WorkerIndex, doom: Doom) -> Result<(), Error> {
         let Some(worker) = self.workers.get_mut(usize::from(index.0)) else { return Ok(()) };
         self.dispatch.worker_lost(index);
@@ -237,9 +246,13 @@ impl Supervisor {
     pub(super) fn start_worker(&mut self, at: usize) -> Result<(), Error> {
         let since = Instant::now();
         let worker = &mut self.workers[at];
-        let model = usize::from(worker.model.0);
-        let (model, place) = (&self.models[model], &self.places[model]);
-        let child = self.nursery.spawn(Role::Worker, worker.index.0, place.node, None)?;
+        let model_at = usize::from(worker.model.0);
+        let (model, place) = (&self.models[model_at], &self.places[model_at]);
+        let card = self.cards.of(model_at);
+        let child = match card {
+            Some(card) => self.nursery.spawn_on(card, worker.index.0, place.node)?,
+            None => self.nursery.spawn(Role::Worker, worker.index.0, place.node, None)?,
+        };
         worker.seat.sit(child, since);
         self.dispatch.worker_started(worker.index);
         let (near, far) = data_pair().map_err(Error::Channel)?;
@@ -264,6 +277,7 @@ impl Supervisor {
                 Lifetime::Request => limits.body_len_max_bytes.into(),
             },
             one_request,
+            gpu_layers: card.and(self.config.models[model_at].gpu_layers),
         };
         let Some(image) = &model.image else { return Ok(()) };
         let image = image.try_clone();

@@ -1,6 +1,7 @@
 //! Memory that is shared by sealed memfds only, and that no core dump shows.
 
 use std::cmp::Ordering;
+use std::num::NonZeroUsize;
 use std::ops::{Deref, DerefMut, Range};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
@@ -10,7 +11,7 @@ use memmap2::{Mmap, MmapOptions};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MlockAllFlags, mlockall};
+use nix::sys::mman::{MapFlags, MlockAllFlags, ProtFlags, mlockall, mmap_anonymous, munmap};
 use nix::sys::stat::fstat;
 use nix::unistd::ftruncate;
 
@@ -326,6 +327,26 @@ pub fn heap_len() -> u64 {
     // SAFETY: the call takes nothing and fills a structure of integers.
     let info = unsafe { libc::mallinfo2() };
     (info.arena as u64).saturating_add(info.hblkhd as u64)
+}
+
+/// Returns whether this process would be given one page more of private memory now; it keeps none.
+///
+/// # Errors
+///
+/// What the kernel says, other than that there is no more.
+pub fn would_fit() -> Result<bool, Errno> {
+    let len = NonZeroUsize::MIN;
+    let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new mapping at a place that the kernel chooses touches nothing of this program.
+    let mapped = unsafe { mmap_anonymous(None, len, protection, MapFlags::MAP_PRIVATE) };
+    match mapped {
+        Ok(start) => {
+            // SAFETY: the page was just mapped, and nobody else knows of it.
+            unsafe { munmap(start, len.get()) }.map(|()| true)
+        }
+        Err(Errno::ENOMEM) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// The length of a memfd that nobody can change any more.

@@ -2,8 +2,11 @@
 //!
 //! It serves what has a ticket of the supervisor and nothing else. No text that it sees goes
 //! anywhere but to the gateway: the supervisor gets digests and counts, a panic tells file and
-//! line. The same binary, started as `loader`, packs a model (see `crate::loader`).
+//! line. The same binary, started as `loader`, packs a model (see `crate::loader`). A worker whose model has
+//! layers on a card is a binary of its own, with NVIDIA's driver in its process (`card`).
 
+#[cfg(feature = "cuda")]
+mod card;
 mod guesses;
 mod link;
 mod prefixes;
@@ -18,7 +21,7 @@ mod text;
 mod tickets;
 mod turns;
 
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::sync::{Arc, Barrier};
@@ -36,7 +39,7 @@ use self::text::Text;
 use crate::engine::{Engine, Model, Options};
 use crate::ipc::message::{ToWorkerControl, WorkerConfig, WorkerReport};
 use crate::ipc::{Channel, DataChannel};
-use crate::sandbox::{self, Memory, Role, Sandboxed, Thread};
+use crate::sandbox::{self, Begun, Memory, Role, Sandboxed, Thread};
 use crate::sys::memory::SealedMemory;
 use crate::sys::process::{exit_now, inherited_descriptor};
 use crate::sys::processors::run_on;
@@ -77,27 +80,59 @@ enum Failed {
     Seal = 17,
     /// The supervisor is gone.
     Ready = 18,
+    /// No card computes what was asked for, or it failed.
+    #[cfg(feature = "cuda")]
+    Card = 20,
 }
 
 /// Runs the program.
 pub fn main() -> ExitCode {
     match std::env::args().nth(1).as_deref() {
         Some("loader") => crate::loader::main(),
-        Some("worker") => match serve() {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(failed) => ExitCode::from(failed as u8),
-        },
+        Some("worker") => code(serve(Role::Worker)),
         _ => ExitCode::from(2),
     }
 }
 
-/// Starts in the order of the design; after step 5 the worker can reach its channels and its
-/// own memory, and nothing else.
-fn serve() -> Result<(), Failed> {
+/// Runs the program of a worker that uses a card. It ends without what the driver's library would do at an end, which
+/// no filter knows of; what it took of the card is given back by then.
+#[cfg(feature = "cuda")]
+pub fn gpu_main() -> ! {
+    match std::env::args().nth(1).as_deref() {
+        Some("worker-gpu") => match serve(Role::WorkerGpu) {
+            Ok(()) => exit_now(0),
+            Err(failed) => exit_now(failed as i32),
+        },
+        _ => exit_now(2),
+    }
+}
+
+fn code(ended: Result<(), Failed>) -> ExitCode {
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failed) => ExitCode::from(failed as u8),
+    }
+}
+
+/// What a worker serves with, beside its engine.
+struct Start<'a> {
+    begun: Begun,
+    control: &'a Arc<Channel>,
+    /// To the gateway.
+    data: OwnedFd,
+    config: &'a WorkerConfig,
+    text: &'a Text,
+    image_len: usize,
+    processors: Arc<[u16]>,
+}
+
+/// Starts in the order of the design; after step 5 the worker can reach its channels, its own memory and
+/// the card that it has, if any, and nothing else.
+fn serve(role: Role) -> Result<(), Failed> {
     // 1. The control channel; landlock, before there is a second thread.
     let control = inherited_descriptor(CONTROL_DESCRIPTOR).map_err(|_| Failed::Control)?;
     let control = Arc::new(Channel::new(control));
-    let begun = sandbox::begin(Role::Worker, &control).map_err(|_| Failed::Begin)?;
+    let begun = sandbox::begin(role, &control).map_err(|_| Failed::Begin)?;
     report_panics_to(&control);
     // 2. Configuration, image and data channel.
     let (message, mut descriptors) = control.recv().map_err(|_| Failed::Config)?;
@@ -116,11 +151,27 @@ fn serve() -> Result<(), Failed> {
         text::Error::Template => Failed::Template,
     })?;
     let options = options(&config, &model);
-    let context_len_tokens = u32::try_from(options.context_len).map_err(|_| Failed::Config)?;
     let processors: Arc<[u16]> = Arc::from(config.processors.as_slice());
-    let engine = Engine::on(pool(options.threads, Arc::clone(&processors)), &model, options);
-    let engine = engine.map_err(|_| Failed::Engine)?;
-    let ready = WorkerReport::Ready { context_len_tokens, engine: describe(&options, &text) };
+    let (config, text, image_len) = (&config, &text, image.len());
+    let control = &control;
+    let start = Start { begun, control, data, config, text, image_len, processors };
+    match (role, config.gpu_layers) {
+        (Role::Worker, None) => {
+            let engine = Engine::on(start.pool(options.threads), &model, options);
+            serve_with(start, engine.map_err(|_| Failed::Engine)?, "")
+        }
+        #[cfg(feature = "cuda")]
+        (Role::WorkerGpu, Some(asked)) => card::serve(start, &model, options, asked),
+        _ => Err(Failed::Config),
+    }
+}
+
+/// Makes the other threads, gives up every power and serves. `plan` is what the worker says of the card.
+fn serve_with(start: Start<'_>, engine: Engine<'_>, plan: &str) -> Result<(), Failed> {
+    let Start { begun, control, data, config, text, image_len, processors } = start;
+    let options = *engine.options();
+    let context_len_tokens = u32::try_from(options.context_len).map_err(|_| Failed::Config)?;
+    let ready = WorkerReport::Ready { context_len_tokens, engine: describe(&options, text, plan) };
     // A thread that starts under the filter would die of what the C library does first.
     let running = &Barrier::new(3);
     thread::scope(|scope| {
@@ -131,8 +182,7 @@ fn serve() -> Result<(), Failed> {
         let (text_go, text_wait) = mpsc::channel::<Arc<Sandboxed>>();
         let engine_sender = heard_sender.clone();
         let [engine_mouth, text_mouth] = mouth;
-        let text = &text;
-        start(scope, "text", move || {
+        self::start(scope, "text", move || {
             running.wait();
             if let Ok(sandboxed) = text_wait.recv() {
                 narrow(&sandboxed, Thread::WorkerText);
@@ -140,7 +190,7 @@ fn serve() -> Result<(), Failed> {
             }
         });
         let link = Link {
-            control: Arc::clone(&control),
+            control: Arc::clone(control),
             data: DataChannel::new(data),
             said,
             woken,
@@ -149,7 +199,7 @@ fn serve() -> Result<(), Failed> {
             one_request: config.one_request,
         };
         // The link ends the other threads by dropping its ends.
-        start(scope, "link", move || {
+        self::start(scope, "link", move || {
             running.wait();
             if let Ok(sandboxed) = link_wait.recv() {
                 narrow(&sandboxed, Thread::WorkerLink);
@@ -160,10 +210,10 @@ fn serve() -> Result<(), Failed> {
         // After the threads that do not compute have started, which may run anywhere.
         keep_to(processors.first());
         // 4. Give up every power, on every thread.
-        let memory = memory(&config, options.threads, image.len());
+        let memory = memory(config, options.threads, image_len);
         let sandboxed = Arc::new(begun.seal(memory).map_err(|_| Failed::Seal)?);
         engine.on_each_thread(&|| narrow(&sandboxed, Thread::WorkerCompute));
-        narrow(&sandboxed, Thread::WorkerEngine);
+        narrow(&sandboxed, engine_thread(sandboxed.role));
         // 5. Serve.
         control.send(&ready, &[]).map_err(|_| Failed::Ready)?;
         text_go.send(Arc::clone(&sandboxed)).map_err(|_| Failed::Ready)?;
@@ -173,6 +223,14 @@ fn serve() -> Result<(), Failed> {
         Scheduler::new(engine, text, engine_mouth, (keep, guess_max)).run(&heard);
         Ok(())
     })
+}
+
+/// The kind of this process's first thread.
+fn engine_thread(role: Role) -> Thread {
+    match role {
+        Role::WorkerGpu => Thread::WorkerGpuEngine,
+        _ => Thread::WorkerEngine,
+    }
 }
 
 /// Starts a thread. Where the system gives none, the process ends: others wait for it.
@@ -193,9 +251,12 @@ fn narrow(sandboxed: &Sandboxed, thread: Thread) {
     }
 }
 
-/// The compute threads, each on a processor of its own if there is one; this thread is the first.
-fn pool(threads: usize, processors: Arc<[u16]>) -> Pool {
-    Pool::starting(threads, move |index| keep_to(processors.get(index)))
+impl Start<'_> {
+    /// The compute threads, each on a processor of its own if there is one; this thread is the first.
+    fn pool(&self, threads: usize) -> Pool {
+        let processors = Arc::clone(&self.processors);
+        Pool::starting(threads, move |index| keep_to(processors.get(index)))
+    }
 }
 
 /// Lets this thread run on one processor alone. Where the system refuses, it runs on any.
@@ -206,7 +267,7 @@ fn keep_to(processor: Option<&u16>) {
 }
 
 /// Two mouths, what is said into them, and the pipe that wakes the listener.
-fn mouths() -> nix::Result<(Arc<link::Sayings>, std::os::fd::OwnedFd, [Mouth; 2])> {
+fn mouths() -> nix::Result<(Arc<link::Sayings>, OwnedFd, [Mouth; 2])> {
     let (woken, wake) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
     let said = Arc::<link::Sayings>::default();
     let wake = Arc::new(wake);
@@ -222,7 +283,8 @@ fn memory(config: &WorkerConfig, threads: usize, image_len: usize) -> Memory {
         threads: threads + OTHER_THREADS_COUNT,
         mapped_len_bytes: image_len as u64,
         more_len_bytes: texts.saturating_add(WORK_LEN_BYTES),
-        written_len_bytes: None,
+        // Only the driver of a card may have written a file, at its start, and no more from here on.
+        written_len_bytes: config.gpu_layers.map(|_| 0),
     }
 }
 
@@ -261,7 +323,7 @@ fn options(config: &WorkerConfig, model: &Model<'_>) -> Options {
 }
 
 /// What the worker says of itself in `status`.
-fn describe(options: &Options, text: &Text) -> String {
+fn describe(options: &Options, text: &Text, plan: &str) -> String {
     let activations = match options.precision {
         Precision::F32 => "f32 activations",
         Precision::Int8 => "int8 activations",
@@ -269,7 +331,8 @@ fn describe(options: &Options, text: &Text) -> String {
     let template =
         if text.has_no_template() { "; the model has no chat template: plain roles" } else { "" };
     let Options { isa, threads, kv, .. } = options;
-    format!("{}, {threads} threads, {activations}, {} cache{template}", isa.name(), kv.name())
+    let plan = if plan.is_empty() { String::new() } else { format!("; {plan}") };
+    format!("{}, {threads} threads, {activations}, {} cache{plan}{template}", isa.name(), kv.name())
 }
 
 /// A panic tells the supervisor where, never what.

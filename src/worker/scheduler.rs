@@ -21,6 +21,7 @@ use crate::engine::{
     TextStreamEnd,
 };
 use crate::ipc::message::{Failure, Finish, FromWorker, Outcome, RequestId, WorkerReport};
+use crate::sys::process::exit_now;
 use crate::sys::random::random_u64;
 
 /// Most requests that wait for a place in the KV cache.
@@ -256,7 +257,11 @@ impl<'m> Scheduler<'m> {
         if self.batch.is_empty() {
             return;
         }
-        if self.engine.forward_choosing(&self.batch, &self.choices).is_err() {
+        if let Err(error) = self.engine.forward_choosing(&self.batch, &self.choices) {
+            if error.is_final() {
+                // What it held is given to nobody unerased; another worker opens the card anew.
+                exit_now(super::Failed::Engine as i32);
+            }
             for at in (0..self.running.len()).rev() {
                 self.fail(at);
             }

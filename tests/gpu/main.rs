@@ -7,6 +7,7 @@
 mod bench;
 mod engine;
 mod golden;
+mod library;
 mod plan;
 mod program;
 mod selection;

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::support;
 
+mod card;
 mod children;
 mod erasure;
 mod full_disk;

@@ -10,6 +10,8 @@ use cloister::sandbox::{Role, Thread};
 
 use super::support::{self, skip};
 
+mod card;
+
 pub(crate) const ROLES: [&str; 4] = ["gateway", "worker", "loader", "opener"];
 
 /// The first landlock ABI that knows of TCP.
@@ -237,7 +239,8 @@ fn every_attack_works_outside() {
 #[test]
 fn every_thread_has_no_power_left() {
     for &user in users() {
-        for (role, uid) in ROLES.into_iter().zip((61_200..).step_by(10)) {
+        let roles = ROLES.into_iter().chain([card::ROLE]);
+        for (role, uid) in roles.zip((61_200..).step_by(10)) {
             let (uid, gid) = match user {
                 User::Root => (uid + 1, uid),
                 User::Plain => plain_ids(),
@@ -286,7 +289,8 @@ fn look_from_outside(user: User, role: &str, seen: &str) {
         assert_eq!(descriptors[..3], null, "{role}");
         assert!(descriptors[3].starts_with("3 socket:"), "{descriptors:?}");
         assert_eq!(descriptors.len(), 4);
-        assert_eq!(lines("environment "), ["Some(0)"], "{role}");
+        let len = if role == card::ROLE { card::ENVIRONMENT_LEN } else { 0 };
+        assert_eq!(lines("environment "), [format!("Some({len})")], "{role}");
     } else {
         // A process that cannot be dumped hides these from its own user.
         assert!(descriptors[0].starts_with("hidden"), "{descriptors:?}");
@@ -377,11 +381,15 @@ fn the_filters_have_grown_by_nothing_unseen() {
         ("opener.decrypt", 20),
         ("opener.main", 29),
         ("spawner", 80),
+        ("spawner-gpu", 92),
+        ("spawner-gpu_threads", 2),
         ("spawner_threads", 1),
         ("supervisor", 54),
         ("supervisor.serving", 47),
         ("supervisor_threads", 1),
         ("worker", 27),
+        ("worker-gpu", 30),
+        ("worker-gpu.engine", 27),
         ("worker.compute", 16),
         ("worker.engine", 23),
         ("worker.link", 25),
@@ -392,14 +400,21 @@ fn the_filters_have_grown_by_nothing_unseen() {
 
 #[test]
 fn every_filter_does_what_its_policy_says() {
-    let threads = Thread::ALL.map(|thread| (thread.role(), Some(thread)));
-    let children = [Role::Gateway, Role::Worker, Role::Loader, Role::Opener];
-    let roles = children.into_iter().chain([Role::Supervisor, Role::Spawner]);
+    let children = [Role::Gateway, Role::Worker, Role::WorkerGpu, Role::Loader, Role::Opener];
+    let spawners = [Role::Spawner, Role::SpawnerGpu];
+    let roles = children.into_iter().chain([Role::Supervisor]).chain(spawners);
+    let threads = Thread::ALL.into_iter();
+    let threads = threads.flat_map(|thread| {
+        let of = children.into_iter().chain([Role::Supervisor]);
+        of.filter(move |role| thread.is_of(*role)).map(move |role| (role, Some(thread)))
+    });
     for (role, thread) in roles.map(|role| (role, None)).chain(threads) {
-        let kind = thread.map(Thread::name);
-        let is_its = |filter: &&Filter| {
-            let of_thread = filter.thread.is_none() || filter.thread.as_deref() == kind;
-            filter.process == role.name() && of_thread
+        let is_its = |filter: &&Filter| match (&filter.thread, thread) {
+            (None, _) => filter.process == role.name(),
+            (Some(kind), Some(thread)) => {
+                filter.process == thread.role().name() && kind == thread.name()
+            }
+            (Some(_), None) => false,
         };
         let all = policy::filters().unwrap();
         let rules: Vec<&Rule> =
@@ -425,10 +440,16 @@ fn a_thread_may_do_less_than_its_process() {
         filter.rules.iter().map(|rule| rule.syscall.clone()).collect()
     };
     for of_thread in filters.iter().filter(|filter| filter.thread.is_some()) {
-        let is_process =
-            |filter: &&Filter| filter.process == of_thread.process && filter.thread.is_none();
-        let process = calls(filters.iter().find(is_process).unwrap());
-        assert!(process.is_superset(&calls(of_thread)), "{}", of_thread.name());
+        // A worker with a card has the threads of a worker, but for the one that calls the driver.
+        let is_shared = of_thread.process == "worker" && of_thread.name() != "worker.engine";
+        let is_process = |filter: &&Filter| {
+            let is_its = filter.process == of_thread.process;
+            filter.thread.is_none() && (is_its || (is_shared && filter.process == card::ROLE))
+        };
+        for process in filters.iter().filter(is_process) {
+            let (process, name) = (calls(process), of_thread.name());
+            assert!(process.is_superset(&calls(of_thread)), "{name}");
+        }
         assert!(!calls(of_thread).contains("seccomp"), "{}", of_thread.name());
     }
 }

@@ -103,6 +103,9 @@ fn the_units_hold_nothing_that_systemd_ignores() {
         fs::copy(root().join("systemd").join(unit), folder.path(&format!("{system}/{unit}")))
             .unwrap();
     }
+    let drop_ins = folder.path(&format!("{system}/cloister.service.d"));
+    fs::create_dir_all(&drop_ins).unwrap();
+    fs::copy(root().join("systemd/cloister-gpu.conf"), format!("{drop_ins}/gpu.conf")).unwrap();
     let mut verify = Command::new("systemd-analyze");
     verify.args(["verify", "--man=no"]).args(units);
     let done = run(verify.arg(format!("--root={}", folder.0.display())));

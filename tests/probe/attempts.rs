@@ -24,6 +24,9 @@ const FAST_OPEN: MsgFlags = MsgFlags::from_bits_retain(0x2000_0000);
 /// Tries what `attempt` names (`name` or `name:argument`) and says how it went.
 pub(crate) fn run(attempt: &str) -> String {
     let (name, argument) = attempt.split_once(':').unwrap_or((attempt, ""));
+    if name == "tell-root" {
+        return tell_root();
+    }
     match by_name(name, argument) {
         Ok(()) => "ok".to_owned(),
         Err(errno) => format!("{errno:?}"),
@@ -35,12 +38,15 @@ fn by_name(name: &str, argument: &str) -> Result<(), Errno> {
     match name {
         "nothing" => Ok(()),
         "open-file" => open(argument, OFlag::O_RDONLY, Mode::empty()).map(drop),
+        "write-file" => open(argument, OFlag::O_WRONLY, Mode::empty()).map(drop),
         "make-file" => {
             let flags = OFlag::O_WRONLY | OFlag::O_CREAT;
             open("/made-by-the-probe", flags, Mode::S_IRWXU).map(drop)?;
             nix::unistd::unlink("/made-by-the-probe")
         }
         "list-root" => list_root(),
+        // Of standard input, which is `/dev/null`: it knows of none.
+        "ioctl" => call(libc::SYS_ioctl, [0, i64::from_str_radix(argument, 16).unwrap(), 0, 0]),
         "inet-socket" => family(AddressFamily::Inet),
         "inet-connect" => inet_connect(),
         "inet-bind" => inet_bind(),
@@ -291,6 +297,24 @@ fn list_root() -> Result<(), Errno> {
         Ok(mut entries) => entries.next().map_or(Err(Errno::ENOENT), |_| Ok(())),
         Err(error) => from_io(error),
     }
+}
+
+/// Names all that the root holds, folders within folders.
+fn tell_root() -> String {
+    let mut found = Vec::new();
+    let mut folders = vec![std::path::PathBuf::from("/")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            // What the kernel says of the process itself is named, and not gone through.
+            match path.is_dir() && path != std::path::Path::new("/proc/self") {
+                true => folders.push(path),
+                false => found.push(path.display().to_string()),
+            }
+        }
+    }
+    found.sort();
+    found.join(" ")
 }
 
 fn fork() -> Result<(), Errno> {

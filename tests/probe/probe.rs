@@ -35,7 +35,7 @@ use std::{env, fs, thread};
 
 use cloister::ipc::message::FromLoader;
 use cloister::ipc::{Channel, Error};
-use cloister::sandbox::{self, Ids, Memory, Role, Thread};
+use cloister::sandbox::{self, Ids, Memory, Placed, Role, Thread};
 use cloister::spawner::message::{FromSpawner, ToSpawner};
 use cloister::spawner::{self, Config, Profile, Program, Started};
 use cloister::sys::process::{inherited_descriptor, pidfd_send_signal};
@@ -51,7 +51,9 @@ const MEMORY: Memory =
     Memory { threads: 3, mapped_len_bytes: 0, more_len_bytes: 16 << 20, written_len_bytes: None };
 /// Past the last system call of this year's kernels.
 const CALL_NUMBER_MAX: u32 = 480;
-const ROLES: [Role; 4] = [Role::Gateway, Role::Worker, Role::Loader, Role::Opener];
+const ROLES: [Role; 5] = [Role::Gateway, Role::Worker, Role::Loader, Role::Opener, Role::WorkerGpu];
+/// What the root of a worker with a card holds here: a library, a device that is everywhere, a text.
+const PLACED: [&str; 3] = ["/lib/library", "/dev/null", "/proc/driver/nvidia/params"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().collect();
@@ -59,17 +61,16 @@ fn main() -> ExitCode {
     match words[..] {
         [name, role] if name == format!("cloister-{role}") => child(role_of(role)),
         [_, "jail", role, walls, attempt] => {
-            println!("{}", Jail::build().attempt(role_of(role), walls, attempt));
+            println!("{}", Jail::build(role_of(role)).attempt(role_of(role), walls, attempt));
         }
         [_, "free", attempt] => println!("{}", free(attempt)),
         [_, "sweep", role] => sweep(role_of(role)),
         [_, "rules", role, ref thread @ ..] => {
-            let role = ROLES
-                .into_iter()
-                .chain([Role::Supervisor, Role::Spawner])
-                .find(|it| it.name() == role);
-            let named = |it: &Thread| Some(it.role()) == role && thread == [it.name()];
-            rules::check(role.unwrap(), Thread::ALL.into_iter().find(named));
+            let others = [Role::Supervisor, Role::Spawner, Role::SpawnerGpu];
+            let mut roles = ROLES.into_iter().chain(others);
+            let role = roles.find(|it| it.name() == role).unwrap();
+            let named = |it: &Thread| it.is_of(role) && thread == [it.name()];
+            rules::check(role, Thread::ALL.into_iter().find(named));
         }
         [_, "programs", count] => programs::check(count.parse().unwrap()),
         [_, "look", role] => look(role_of(role)),
@@ -118,7 +119,10 @@ fn child(role: Role) {
     }
     running.wait();
     let walls = receive(&control).unwrap();
-    let sandboxed = (walls == "full").then(|| begun.seal(MEMORY).unwrap());
+    // The driver of a card may have written files until here.
+    let written_len_bytes = (role == Role::WorkerGpu).then_some(0);
+    let memory = Memory { written_len_bytes, ..MEMORY };
+    let sandboxed = (walls == "full").then(|| begun.seal(memory).unwrap());
     let abi = sandboxed.as_ref().map_or(0, |sandboxed| sandboxed.landlock_abi);
     let found = format!("death signal {death_signal}, root of {entries} entries");
     let ready = format!("landlock {abi}, {found}");
@@ -132,6 +136,16 @@ fn child(role: Role) {
 struct Jail {
     started: Started,
     folder: Folder,
+}
+
+fn placed(library: &std::path::Path) -> Vec<Placed> {
+    let [at, device, text] = PLACED.map(PathBuf::from);
+    let (from, said) = (library.to_owned(), b"ModifyDeviceFiles: 0\n".to_vec());
+    vec![
+        Placed::Library { from, at },
+        Placed::Device(device),
+        Placed::Text { at: text, text: said },
+    ]
 }
 
 /// A child of the spawner.
@@ -176,16 +190,22 @@ impl Drop for Folder {
 }
 
 impl Jail {
-    fn build() -> Self {
+    /// The spawner of such a child.
+    fn build(of: Role) -> Self {
         let path = env::current_exe().unwrap();
         let program = |(index, role): (usize, Role)| {
             let uid = FIRST_UID + 10 * u32::try_from(index).unwrap();
             let ids = Ids { uid, gid: uid };
             Program { role, path: path.clone(), ids, count: 2, nofile: NOFILE }
         };
-        let programs = ROLES.into_iter().enumerate().map(program).collect();
+        let has_card = |role: Role| role == Role::WorkerGpu;
+        let offered = ROLES.into_iter().enumerate();
+        let offered = offered.filter(|(_, role)| has_card(*role) == has_card(of));
+        let programs = offered.map(program).collect();
+        let root = if has_card(of) { placed(&path) } else { Vec::new() };
         let profile = Profile::of_caller();
-        let started = spawner::start(&Config { profile, programs, locks_memory: false }).unwrap();
+        let started =
+            spawner::start(&Config { profile, programs, locks_memory: false, root }).unwrap();
         Self { started, folder: Folder::make() }
     }
 
@@ -248,7 +268,7 @@ fn free(attempt: &str) -> String {
 
 /// Prints the number of every system call that does not kill a sealed child at once.
 fn sweep(role: Role) {
-    let jail = Jail::build();
+    let jail = Jail::build(role);
     // `exit` ends one thread, and the others would keep the child for ever.
     for number in (0..=CALL_NUMBER_MAX).filter(|&number| i64::from(number) != libc::SYS_exit) {
         let outcome = jail.attempt(role, "full", &format!("call:{number}"));
@@ -260,7 +280,7 @@ fn sweep(role: Role) {
 
 /// Prints what the kernel says of every thread of a sealed child, and its descriptors.
 fn look(role: Role) {
-    let jail = Jail::build();
+    let jail = Jail::build(role);
     let inmate = jail.admit(role, "full");
     let process = format!("/proc/{}", inmate.pid);
     println!("ready {}", inmate.ready);
@@ -294,7 +314,7 @@ fn look(role: Role) {
 
 /// Kills the spawner and waits for the child's end.
 fn orphan(role: Role) {
-    let jail = Jail::build();
+    let jail = Jail::build(role);
     let inmate = jail.admit(role, "full");
     pidfd_send_signal(jail.started.pidfd.as_fd(), 9).unwrap();
     println!("control {:?}", receive(&inmate.control));

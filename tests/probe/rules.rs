@@ -46,10 +46,12 @@ struct Stack {
 
 impl Stack {
     fn new(role: Role, thread: Option<Thread>) -> Self {
-        let kind = thread.map(Thread::name);
-        let is_its = |filter: &Filter| {
-            filter.process == role.name()
-                && (filter.thread.is_none() || filter.thread.as_deref() == kind)
+        let is_its = |filter: &Filter| match (&filter.thread, thread) {
+            (None, _) => filter.process == role.name(),
+            (Some(kind), Some(thread)) => {
+                filter.process == thread.role().name() && kind == thread.name()
+            }
+            (Some(_), None) => false,
         };
         let policies: Vec<Filter> = filters().unwrap().into_iter().filter(is_its).collect();
         let compiled: Vec<_> =
@@ -185,6 +187,7 @@ syscalls! {
     accept4 SYS_accept4,
     brk SYS_brk,
     clock_gettime SYS_clock_gettime,
+    access SYS_access,
     clock_nanosleep SYS_clock_nanosleep,
     clone SYS_clone,
     clone3 SYS_clone3,
@@ -206,9 +209,13 @@ syscalls! {
     futex SYS_futex,
     getcwd SYS_getcwd,
     getdents64 SYS_getdents64,
+    get_mempolicy SYS_get_mempolicy,
+    getegid SYS_getegid,
     geteuid SYS_geteuid,
+    getgid SYS_getgid,
     getpeername SYS_getpeername,
     getpid SYS_getpid,
+    getppid SYS_getppid,
     getrandom SYS_getrandom,
     getsockname SYS_getsockname,
     getsockopt SYS_getsockopt,
@@ -218,6 +225,8 @@ syscalls! {
     kill SYS_kill,
     lseek SYS_lseek,
     madvise SYS_madvise,
+    mbind SYS_mbind,
+    membarrier SYS_membarrier,
     memfd_create SYS_memfd_create,
     mkdir SYS_mkdir,
     mmap SYS_mmap,
@@ -242,6 +251,8 @@ syscalls! {
     rt_sigaction SYS_rt_sigaction,
     rt_sigprocmask SYS_rt_sigprocmask,
     rt_sigreturn SYS_rt_sigreturn,
+    sched_get_priority_max SYS_sched_get_priority_max,
+    sched_get_priority_min SYS_sched_get_priority_min,
     sched_getaffinity SYS_sched_getaffinity,
     sched_yield SYS_sched_yield,
     seccomp SYS_seccomp,
@@ -251,9 +262,11 @@ syscalls! {
     setsockopt SYS_setsockopt,
     shutdown SYS_shutdown,
     sigaltstack SYS_sigaltstack,
+    socket SYS_socket,
     socketpair SYS_socketpair,
     statfs SYS_statfs,
     statx SYS_statx,
+    sysinfo SYS_sysinfo,
     tgkill SYS_tgkill,
     timerfd_settime SYS_timerfd_settime,
     uname SYS_uname,
@@ -268,6 +281,7 @@ syscalls! {
     epoll_create1 SYS_epoll_create1,
     eventfd2 SYS_eventfd2,
     execveat SYS_execveat,
+    landlock_add_rule SYS_landlock_add_rule,
     landlock_create_ruleset SYS_landlock_create_ruleset,
     mlockall SYS_mlockall,
     mount SYS_mount,

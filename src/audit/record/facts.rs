@@ -58,6 +58,9 @@ pub struct ProgramFacts {
     pub gateway: String,
     /// `cloister-worker`.
     pub worker: String,
+    /// `cloister-worker-gpu`, where a model uses a card.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub worker_gpu: Option<String>,
 }
 
 /// Facts of a start after a run that did not stop in order.

@@ -67,7 +67,8 @@ pub(crate) fn all() -> Vec<Event> {
 }
 
 fn starts() -> Vec<Event> {
-    let programs = ProgramFacts { supervisor: sha256(), gateway: sha256(), worker: sha256() };
+    let (supervisor, gateway, worker) = (sha256(), sha256(), sha256());
+    let programs = ProgramFacts { supervisor, gateway, worker, worker_gpu: Some(sha256()) };
     let start = |profile: &str| StartFacts {
         version: env!("CARGO_PKG_VERSION").into(),
         profile: profile.into(),

@@ -110,6 +110,8 @@ pub enum WeakSetting {
     Swap,
     /// The timing of an answer shows where it repeats itself.
     GuessTokens,
+    /// A card computes layers of a model: its driver is in the worker's process.
+    GpuLayers,
 }
 
 /// Whose rules say for how long records are kept.

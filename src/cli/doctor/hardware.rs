@@ -69,13 +69,37 @@ fn tpm(host: &Host) -> Finding {
         .advise("systemd-creds binds keys to a file of this host instead of a chip")
 }
 
+/// Where the driver tells of its cards.
+const CARDS: &str = "/proc/driver/nvidia/gpus";
+
 fn gpu(host: &Host) -> Finding {
-    let count = host.list("/proc/driver/nvidia/gpus").len();
-    let version = host.read("/proc/driver/nvidia/version").unwrap_or_default();
-    let driver = version.lines().next().unwrap_or_default();
-    if count == 0 {
+    let cards = host.list(CARDS);
+    if cards.is_empty() {
         return Finding::good("gpu", "none; models run on the processors");
     }
-    Finding::new("gpu", Weight::Note, format!("{count}: {driver}"))
-        .advise("not used: models run on the processors")
+    let version = host.read("/proc/driver/nvidia/version").unwrap_or_default();
+    let driver = version.lines().next().unwrap_or_default();
+    let mut devices = vec!["/dev/nvidiactl".to_owned(), "/dev/nvidia-uvm".to_owned()];
+    let mut found = Vec::new();
+    for card in &cards {
+        let told = host.read(&format!("{CARDS}/{card}/information")).unwrap_or_default();
+        let field = |name: &str| {
+            let line = told.lines().find_map(|line| line.strip_prefix(name));
+            line.map_or("unknown", |line| line.trim_start_matches(':').trim())
+        };
+        let device = format!("/dev/nvidia{}", field("Device Minor"));
+        found.push(format!("{device} {}", field("Model")));
+        devices.push(device);
+    }
+    found.extend_from_slice(&host.cards);
+    let found = format!("{}; {driver}", found.join(", "));
+    let missing: Vec<_> = devices.into_iter().filter(|device| !host.has(device)).collect();
+    if missing.is_empty() {
+        return Finding::new("gpu", Weight::Note, found).advise(
+            "for models with gpu_layers alone, by cloister-worker-gpu; their jail is weaker (SECURITY.md)",
+        );
+    }
+    let found = format!("{found}; not there: {}", missing.join(", "));
+    Finding::new("gpu", Weight::Warning, found)
+        .advise("gpu_layers takes them: nvidia-modprobe -u -c 0 (and -c of each further card)")
 }

@@ -18,6 +18,8 @@ pub(super) struct Host {
     pub(super) landlock: Result<u32, Errno>,
     /// Whether the clock is held to a source.
     pub(super) clock_is_synchronized: bool,
+    /// What the driver tells of memory of cards, in a program that loads it.
+    pub(super) cards: Vec<String>,
 }
 
 impl Host {
@@ -27,13 +29,15 @@ impl Host {
             root: PathBuf::from("/"),
             landlock: landlock_abi(),
             clock_is_synchronized: clock::is_synchronized(),
+            cards: cards(),
         }
     }
 
     /// A machine whose files are copies below `root`, and which is otherwise as it should be.
     #[cfg(test)]
     pub(super) fn copied(root: &std::path::Path) -> Self {
-        Self { root: root.to_owned(), landlock: Ok(7), clock_is_synchronized: true }
+        let cards = Vec::new();
+        Self { root: root.to_owned(), landlock: Ok(7), clock_is_synchronized: true, cards }
     }
 
     /// A path of the machine's, as this process sees it.
@@ -68,4 +72,26 @@ impl Host {
     pub(super) fn has(&self, path: &str) -> bool {
         self.path(path).exists()
     }
+}
+
+/// The memory of each card that its driver finds, or why it finds none.
+#[cfg(feature = "cuda")]
+fn cards() -> Vec<String> {
+    use kernels::cuda::{Card, CudaError, Device, Driver};
+    let describe = |driver: &Driver, device: &Device| -> Result<String, CudaError> {
+        let free = Card::open(driver, device)?.free_memory()?;
+        let (free, memory) = (free >> 20, device.memory >> 20);
+        Ok(format!("{}: {free} of {memory} MiB free", device.name))
+    };
+    let all = || -> Result<Vec<String>, CudaError> {
+        let driver = Driver::load()?;
+        driver.devices()?.iter().map(|device| describe(&driver, device)).collect()
+    };
+    all().unwrap_or_else(|error| vec![error.to_string()])
+}
+
+/// This program loads no driver.
+#[cfg(not(feature = "cuda"))]
+fn cards() -> Vec<String> {
+    Vec::new()
 }

@@ -39,6 +39,20 @@ impl Drop for Machine {
     }
 }
 
+/// What the driver tells of a card whose device files are missing.
+const CARD: &[(&str, &str)] = &[(
+    "/proc/driver/nvidia/gpus/0000:01:00.0/information",
+    "Model: \t A card\nDevice Minor: \t 0\n",
+)];
+/// The same with them.
+const CARD_AND_DEVICES: &[(&str, &str)] = &[
+    CARD[0],
+    ("/proc/driver/nvidia/version", "NVRM version: 580.95\nGCC version:\n"),
+    ("/dev/nvidiactl", ""),
+    ("/dev/nvidia-uvm", ""),
+    ("/dev/nvidia0", ""),
+];
+
 /// A machine without a fault or a warning.
 const SOUND: &[(&str, &str)] = &[
     ("/proc/sys/kernel/osrelease", "6.12.9-amd64\n"),
@@ -151,7 +165,8 @@ fn each_weakness_is_found_and_says_what_to_do() {
         ("page merging", &[("/sys/kernel/mm/ksm/run", "1")], Weight::Note, "no part"),
         ("zeroing on free", &[("/proc/cmdline", "quiet")], Weight::Note, "init_on_free"),
         ("shared cores", &[("/sys/devices/system/cpu/smt/active", "1")], Weight::Note, "nosmt"),
-        ("gpu", &[("/proc/driver/nvidia/gpus/0/information", "")], Weight::Note, "processors"),
+        ("gpu", CARD, Weight::Warning, "nvidia-modprobe"),
+        ("gpu", CARD_AND_DEVICES, Weight::Note, "gpu_layers"),
     ];
     for (i, (check, files, weight, advice)) in cases.iter().enumerate() {
         let files: Vec<_> = SOUND.iter().chain(*files).copied().collect();
@@ -161,6 +176,18 @@ fn each_weakness_is_found_and_says_what_to_do() {
         assert_eq!(finding.weight, *weight, "{finding:?}");
         assert!(finding.advice.contains(advice), "{finding:?}");
     }
+}
+
+#[test]
+fn a_card_is_told_with_its_driver_and_what_is_not_there() {
+    let found = |name: &str, files: &[(&str, &str)]| {
+        let machine = Machine::new(name, files);
+        by_name(&machine.examine(), "gpu").found.clone()
+    };
+    let whole = found("card", CARD_AND_DEVICES);
+    assert_eq!(whole, "/dev/nvidia0 A card; NVRM version: 580.95");
+    let bare = found("bare-card", CARD);
+    assert!(bare.ends_with("not there: /dev/nvidiactl, /dev/nvidia-uvm, /dev/nvidia0"), "{bare}");
 }
 
 #[test]

@@ -27,6 +27,11 @@ pub enum WorkerReport {
     },
     /// The answer to `AreYouThere`, through every thread.
     Alive,
+    /// No card computes what was asked for; the worker ends. Before it serves, so that it has seen no text.
+    NoCard {
+        /// Why, and what to do.
+        why: String,
+    },
     /// A panic: file and line, never its text.
     Panicked {
         /// Source file.
@@ -121,6 +126,19 @@ pub struct WorkerConfig {
     pub texts_len_max_bytes: u64,
     /// It serves one request and ends.
     pub one_request: bool,
+    /// Layers that a card computes; none for a worker that has none.
+    pub gpu_layers: Option<GpuLayers>,
+}
+
+/// How many layers of a model go to a card: the last ones, and then the output too.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GpuLayers {
+    /// As many as fit.
+    Auto,
+    /// All of them.
+    All,
+    /// So many.
+    Count(u16),
 }
 
 /// How a worker keeps keys and values.

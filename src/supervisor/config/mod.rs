@@ -12,7 +12,7 @@ use std::{fmt, fs};
 use serde::Deserialize;
 
 use crate::audit::{Mode, Retention};
-use crate::ipc::message::KvFormat;
+use crate::ipc::message::{GpuLayers, KvFormat};
 use crate::sandbox::LANDLOCK_ABI_FLOOR;
 
 mod error;
@@ -149,6 +149,8 @@ pub struct Config {
     pub control_socket: PathBuf,
     /// How workers compute.
     pub worker: Worker,
+    /// The folder of NVIDIA's libraries, where it is not one that is looked into anyway.
+    pub gpu_driver: Option<PathBuf>,
     /// What is asked of the kernel.
     pub sandbox: Sandbox,
     /// The user ids of the parts; used by profile `full` only.
@@ -223,6 +225,10 @@ pub struct Model {
     pub signature: PathBuf,
     /// Whether it is served although no signature holds: an override that is recorded.
     pub allow_unsigned: bool,
+    /// Layers that a card computes; none if no card is used.
+    pub gpu_layers: Option<GpuLayers>,
+    /// Which card: the number of its device file.
+    pub gpu_device: u16,
 }
 
 impl Model {

@@ -119,6 +119,27 @@ fn models_are_checked() {
 }
 
 #[test]
+fn layers_go_to_a_card_by_number_all_or_as_many_as_fit() {
+    let layers = |text: &str| {
+        let config = parse(&format!("{SMALLEST}{text}\n")).unwrap();
+        (config.models[0].gpu_layers, config.models[0].gpu_device)
+    };
+    assert_eq!(layers(""), (None, 0));
+    assert_eq!(layers("gpu_layers = 0\ngpu_device = 3"), (None, 3));
+    assert_eq!(layers("gpu_layers = -1"), (Some(GpuLayers::All), 0));
+    assert_eq!(layers("gpu_layers = 33"), (Some(GpuLayers::Count(33)), 0));
+    assert_eq!(layers("gpu_layers = \"auto\"").0, Some(GpuLayers::Auto));
+    let asked = "a number of layers, -1 for all of them, or \"auto\"";
+    for wrong in ["-2", "\"all\"", "65536", "true"] {
+        refuses(&format!("{SMALLEST}gpu_layers = {wrong}\n"), 3, "gpu_layers", asked);
+    }
+    let device = format!("{SMALLEST}gpu_device = 256\n");
+    refuses(&device, 3, "model.gpu_device", "from 0 to 255");
+    let driver = parse(&format!("{SMALLEST}[gpu]\ndriver = \"lib\"\n")).unwrap().gpu_driver;
+    assert_eq!(driver.as_deref(), Some(Path::new("/c/lib")));
+}
+
+#[test]
 fn addresses_that_others_reach_need_tls() {
     let at = |listen: &str| format!("[server]\nlisten = [\"{listen}\"]\n{SMALLEST}");
     refuses(&at("0.0.0.0:8443"), 2, "server.listen", "needs TLS");

@@ -1,11 +1,13 @@
 //! From the file's text to checked values, knowing on which line each stood.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use ring::digest::{SHA256, digest};
 use serde::Deserialize;
+use serde::de::{Unexpected, Visitor};
 use toml::Spanned;
 
 use super::{
@@ -17,11 +19,13 @@ use crate::audit::Mode;
 use crate::audit::principal_keys::hex;
 use crate::audit::record::RetentionPreset;
 use crate::audit::retention::{RETENTION_FLOOR_S, Retention, parse_time_s};
-use crate::ipc::message::NAME_LEN_MAX_BYTES;
+use crate::ipc::message::{GpuLayers, NAME_LEN_MAX_BYTES};
 use crate::sandbox::LANDLOCK_ABI_FLOOR;
 
 /// Longest request body that fits a data frame after it was written anew as JSON, in bytes.
 const BODY_LEN_MAX_BYTES: u32 = 8 << 20;
+/// Highest number of a card's device file.
+const GPU_DEVICE_MAX: u32 = 255;
 /// A landlock ABI that no kernel has yet.
 const LANDLOCK_ABI_MAX: u32 = 64;
 /// Prefix of a path that names a systemd credential.
@@ -39,6 +43,7 @@ struct FileText {
     tokens: TokensText,
     control: ControlText,
     worker: Option<Spanned<Worker>>,
+    gpu: GpuText,
     sandbox: Option<Spanned<Sandbox>>,
     users: Option<Spanned<Users>>,
 }
@@ -58,6 +63,49 @@ struct ModelText {
     signature: Option<String>,
     #[serde(default)]
     allow_unsigned: bool,
+    gpu_layers: Option<LayersText>,
+    gpu_device: Option<Spanned<u32>>,
+}
+
+/// Layers on a card; none for 0.
+struct LayersText(Option<GpuLayers>);
+
+impl<'de> Deserialize<'de> for LayersText {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl Visitor<'_> for Either {
+            type Value = LayersText;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(
+                    "a number of layers, -1 for all of them, or \"auto\" for as many as fit",
+                )
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<LayersText, E> {
+                match (value, u16::try_from(value)) {
+                    (0, _) => Ok(LayersText(None)),
+                    (-1, _) => Ok(LayersText(Some(GpuLayers::All))),
+                    (_, Ok(count)) => Ok(LayersText(Some(GpuLayers::Count(count)))),
+                    _ => Err(E::invalid_value(Unexpected::Signed(value), &self)),
+                }
+            }
+
+            fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<LayersText, E> {
+                match value {
+                    "auto" => Ok(LayersText(Some(GpuLayers::Auto))),
+                    _ => Err(E::invalid_value(Unexpected::Str(value), &self)),
+                }
+            }
+        }
+        from.deserialize_any(Either)
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct GpuText {
+    driver: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -159,6 +207,7 @@ impl Config {
             tokens_file: reader.path(tokens_file),
             control_socket: reader.path(socket),
             worker,
+            gpu_driver: raw.gpu.driver.as_deref().map(|path| reader.path(path)),
             sandbox: reader.sandbox(raw.sandbox)?,
             users: reader.users(raw.users, workers_len)?,
             models,
@@ -312,12 +361,20 @@ impl TextReader<'_> {
         if name.is_empty() || name.len() > NAME_LEN_MAX_BYTES || !name.chars().all(is_plain) {
             return Err(self.error(Some(span), "model.name", Fault::ModelName));
         }
+        let device = asked.gpu_device.as_ref();
+        let gpu_device = device.map_or(0, |device| *device.get_ref());
+        if gpu_device > GPU_DEVICE_MAX {
+            let fault = Fault::Range(0..=GPU_DEVICE_MAX);
+            return Err(self.error(device.map(Spanned::span), "model.gpu_device", fault));
+        }
         let default_signature = format!("{plain}.sig");
         Ok(Model {
             name: name.to_owned(),
             file: self.path(file),
             signature: self.path(asked.signature.as_ref().unwrap_or(&default_signature)),
             allow_unsigned: asked.allow_unsigned,
+            gpu_layers: asked.gpu_layers.as_ref().and_then(|layers| layers.0),
+            gpu_device: u16::try_from(gpu_device).unwrap_or(u16::MAX),
         })
     }
 

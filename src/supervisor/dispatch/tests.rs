@@ -74,7 +74,12 @@ fn start_facts() -> StartFacts {
         config_digest: digest(),
         policy_digest: digest(),
         build_digest: digest(),
-        programs: ProgramFacts { supervisor: digest(), gateway: digest(), worker: digest() },
+        programs: ProgramFacts {
+            supervisor: digest(),
+            gateway: digest(),
+            worker: digest(),
+            worker_gpu: None,
+        },
         landlock_abi: 1,
         retention: None,
         tpm_counter: None,
@@ -517,6 +522,8 @@ fn forged_messages_kill() {
         let report = it.worker(WORKER, WorkerReport::End(report));
         assert_eq!(report, Err(Fault::Value(Kind::End)));
     }
+    let no_card = WorkerReport::NoCard { why: "line\nfeed".into() };
+    assert_eq!(it.worker(WORKER, no_card), Err(Fault::Moment(Kind::NoCard)), "while it serves");
     let panic = WorkerReport::Panicked { file: "line\nfeed".into(), line: 3 };
     assert_eq!(it.worker(WORKER, panic), Err(Fault::Value(Kind::Panicked)));
 }

@@ -124,6 +124,7 @@ const SETTINGS: Rows = &[
     ("evaluation_profile", "all parts run as one user, without root"),
     ("swap", "memory may be written to a swap device"),
     ("guess_tokens", "an answer's timing shows where it repeats itself"),
+    ("gpu_layers", "a card computes layers; its driver is in the worker's process"),
 ];
 
 const EVENTS: Rows = &[

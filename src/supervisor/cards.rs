@@ -1,0 +1,255 @@
+//! Which models use a card, and what of the host the driver of a card needs to see.
+//!
+//! Looked for once, before the spawners are forked; nothing is loaded here: the driver runs in the worker alone,
+//! which says itself what it finds. What a worker's root holds is this list and no more. A model that asks for
+//! `"auto"` goes to the processors where there is no driver, and stays there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::config::{Config, Model};
+use super::error::Error;
+use super::seat::Doom;
+use super::serve::Supervisor;
+use crate::audit::Event;
+use crate::audit::record::ModelRefusedFacts;
+use crate::ipc::message::{GpuLayers, WorkerIndex};
+use crate::sandbox::Placed;
+
+/// The worker that is linked dynamically and loads the driver; it lies beside the supervisor.
+pub(super) const WORKER_GPU: &str = "cloister-worker-gpu";
+/// What a card takes away, said at start and in `status`.
+pub(super) const MISSING: &str = "a worker without a driver: NVIDIA's driver runs in the worker of a model with layers on \
+                                  a card, and the card reads and writes memory by itself; what of the jail is wider for \
+                                  that stands in SECURITY.md.";
+
+/// The program that the kernel starts before a dynamically linked one.
+#[cfg(target_arch = "x86_64")]
+const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
+#[cfg(target_arch = "aarch64")]
+const LOADER: &str = "/lib/ld-linux-aarch64.so.1";
+/// Where libraries lie; the first that has one is taken.
+#[cfg(target_arch = "x86_64")]
+const FOLDERS: [&str; 5] =
+    ["/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/lib64", "/usr/local/nvidia/lib64", "/usr/lib"];
+#[cfg(target_arch = "aarch64")]
+const FOLDERS: [&str; 5] =
+    ["/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/lib64", "/usr/local/nvidia/lib64", "/usr/lib"];
+/// The driver.
+const DRIVER: &str = "libcuda.so.1";
+/// The libraries of libc, which the worker and the driver are linked to; newer releases lack some.
+const LIBC: [&str; 6] =
+    ["libc.so.6", "libm.so.6", "libgcc_s.so.1", "libdl.so.2", "libpthread.so.0", "librt.so.1"];
+/// The beginnings of what else the driver loads, for a card that is newer than the kernels: their compiler.
+const COMPILERS: [&str; 2] = ["libnvidia-ptxjitcompiler.so.1", "libnvidia-gpucomp.so."];
+/// The devices of the driver itself; the last is not there on every machine.
+const DEVICES: [&str; 3] = ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools"];
+/// What the driver reads of itself.
+const TEXTS: [&str; 3] = ["params", "version", "registry"];
+const TEXTS_FOLDER: &str = "/proc/driver/nvidia";
+/// Longest of these texts, in bytes.
+const TEXT_LEN_MAX_BYTES: usize = 16 << 10;
+
+/// Which models use a card.
+pub(super) struct Cards {
+    of_models: Vec<Option<u16>>,
+    /// Each card that is used, with what its workers' root holds.
+    roots: Vec<(u16, Vec<Placed>)>,
+}
+
+impl Cards {
+    /// Looks for the driver, if a model asks for a card.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Card`] where layers are asked for by number, and the worker or the driver is not installed.
+    pub(super) fn find(config: &Config) -> Result<Self, Error> {
+        let mut cards = Self { of_models: Vec::new(), roots: Vec::new() };
+        for model in &config.models {
+            let card = match (model.gpu_layers, find_files(config)) {
+                (None, _) => None,
+                (Some(_), Ok(files)) => Some((model.gpu_device, files)),
+                (Some(GpuLayers::Auto), Err(why)) => {
+                    say_none(model, &why);
+                    None
+                }
+                (Some(_), Err(why)) => return Err(fault(config, model, why)),
+            };
+            cards.of_models.push(card.as_ref().map(|(card, _)| *card));
+            if let Some((card, files)) = card
+                && cards.roots.iter().all(|(other, _)| *other != card)
+            {
+                cards.roots.push((card, root(card, files)));
+            }
+        }
+        Ok(cards)
+    }
+
+    /// The card of a model.
+    pub(super) fn of(&self, model: usize) -> Option<u16> {
+        self.of_models.get(model).copied().flatten()
+    }
+
+    /// Whether any model uses one.
+    pub(super) fn is_used(&self) -> bool {
+        self.of_models.iter().any(Option::is_some)
+    }
+
+    /// Each card that is used, with what its workers' root holds.
+    pub(super) fn roots(&self) -> &[(u16, Vec<Placed>)] {
+        &self.roots
+    }
+}
+
+fn fault(config: &Config, model: &Model, why: String) -> Error {
+    Error::Card(config.file.clone(), model.name.clone(), why)
+}
+
+fn say_none(model: &Model, why: &str) {
+    super::say(&format!("model {}: no layer on a card: {why}", model.name));
+}
+
+/// The libraries of worker and driver, or what is not installed and what to do.
+fn find_files(config: &Config) -> Result<Vec<Placed>, String> {
+    let own = std::env::current_exe().map_err(|error| format!("/proc/self/exe: {error}"))?;
+    let worker = own.with_file_name(WORKER_GPU);
+    if !worker.is_file() {
+        return Err(format!(
+            "{} is not installed; build and install it (README.md), or set gpu_layers = 0",
+            worker.display()
+        ));
+    }
+    let folders: Vec<PathBuf> =
+        config.gpu_driver.iter().cloned().chain(FOLDERS.map(PathBuf::from)).collect();
+    let first = |name: &str| folders.iter().map(|folder| folder.join(name)).find(|it| it.is_file());
+    let driver = first(DRIVER).ok_or_else(|| {
+        let folders: Vec<String> = folders.iter().map(|it| it.display().to_string()).collect();
+        format!(
+            "no CUDA driver: {DRIVER} is in none of {}; install NVIDIA's driver (580 or later), name its folder in \
+             gpu.driver, or set gpu_layers = 0",
+            folders.join(", ")
+        )
+    })?;
+    let compilers = compilers(driver.parent().unwrap_or(Path::new("/")));
+    let libraries = LIBC.into_iter().filter_map(first).chain([driver]).chain(compilers);
+    let mut placed: Vec<Placed> = libraries.filter_map(|path| library(&path, None)).collect();
+    placed.extend(library(Path::new(LOADER), Some(LOADER)));
+    Ok(placed)
+}
+
+/// The libraries of the driver's folder that compile kernels.
+fn compilers(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let is_one = |name: &str| COMPILERS.iter().any(|start| name.starts_with(start));
+    let named = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_one));
+    named.map(|entry| entry.path()).collect()
+}
+
+/// A library in the one folder of libraries, or at `at`.
+fn library(path: &Path, at: Option<&str>) -> Option<Placed> {
+    let at = match at {
+        Some(at) => PathBuf::from(at),
+        None => Path::new("/lib").join(path.file_name()?),
+    };
+    Some(Placed::Library { from: fs::canonicalize(path).ok()?, at })
+}
+
+/// What the root of a card's workers holds: libraries, the devices that are there, the driver's texts.
+fn root(card: u16, mut placed: Vec<Placed>) -> Vec<Placed> {
+    let devices = DEVICES.map(PathBuf::from).into_iter();
+    let devices = devices.chain([PathBuf::from(format!("/dev/nvidia{card}"))]);
+    placed.extend(devices.filter(|path| path.exists()).map(Placed::Device));
+    for name in TEXTS {
+        let at = Path::new(TEXTS_FOLDER).join(name);
+        if let Ok(mut text) = fs::read(&at) {
+            text.truncate(TEXT_LEN_MAX_BYTES);
+            placed.push(Placed::Text { at, text: without_device_files(&text) });
+        }
+    }
+    placed
+}
+
+/// The driver's parameters, but that it makes no device files: it would have a program of the host do that.
+fn without_device_files(text: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(text);
+    text.replace("ModifyDeviceFiles: 1", "ModifyDeviceFiles: 0").into_bytes()
+}
+
+impl Supervisor {
+    /// No card computes what a model asks for, by the word of a worker that has not served. With `"auto"` the model
+    /// goes to the processors; with a number the start is refused, or that worker has died.
+    pub(super) fn no_card(&mut self, index: WorkerIndex, why: String) -> Result<(), Error> {
+        let Some(worker) = self.workers.get(usize::from(index.0)) else { return Ok(()) };
+        let at = usize::from(worker.model.0);
+        let model = &self.config.models[at];
+        if model.gpu_layers == Some(GpuLayers::Auto) {
+            if self.cards.of_models[at].take().is_some() {
+                say_none(model, &why);
+            }
+            if !self.cards.is_used() {
+                self.missing.retain(|missing| missing != MISSING);
+            }
+            return self.doom_worker(index, Doom::Replaced("found no card for its layers"));
+        }
+        if self.is_announced {
+            super::say(&format!("model {}: {why}", model.name));
+            return self.doom_worker(index, Doom::Fault("found no card for its layers".to_owned()));
+        }
+        let error = fault(&self.config, model, why);
+        let check = "no card computes the layers that it is to have there".to_owned();
+        let observed = ModelRefusedFacts { model: model.name.clone(), check };
+        self.ledger.append(Event::ModelRefused { observed, declared: None });
+        self.ledger.append(Event::Stop {});
+        let folder = self.config.audit_folder.clone();
+        self.ledger.commit().map_err(|error| Error::Audit(folder, error))?;
+        Err(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn find(gpu_layers: &str) -> Result<Cards, Error> {
+        let text = format!("[[model]]\nfile = \"m.gguf\"\ngpu_layers = {gpu_layers}\n");
+        Cards::find(&Config::parse(Path::new("/c/cloister.toml"), &text, true, None).unwrap())
+    }
+
+    #[test]
+    fn a_number_without_the_worker_is_refused_by_file_field_and_fix_and_auto_goes_on() {
+        // Beside the test program there is no worker.
+        let refused = find("-1").err().unwrap().to_string();
+        assert!(
+            refused.starts_with("/c/cloister.toml: model.gpu_layers of model m: "),
+            "{refused}"
+        );
+        assert!(refused.contains(WORKER_GPU) && refused.contains("gpu_layers = 0"), "{refused}");
+        for without in ["\"auto\"", "0"] {
+            let cards = find(without).unwrap();
+            assert!(!cards.is_used() && cards.of(0).is_none() && cards.roots().is_empty());
+        }
+    }
+
+    #[test]
+    fn the_driver_is_told_to_make_no_device_files() {
+        let text = b"Mobile: 4294967295\nModifyDeviceFiles: 1\nDeviceFileMode: 438\n";
+        let told = b"Mobile: 4294967295\nModifyDeviceFiles: 0\nDeviceFileMode: 438\n";
+        assert_eq!(without_device_files(text), told);
+    }
+
+    #[test]
+    fn a_root_holds_the_loader_libc_and_what_is_there_of_the_driver() {
+        let libc = library(Path::new(LOADER), Some(LOADER)).into_iter().collect();
+        let placed = root(0, libc);
+        let Placed::Library { from, at } = &placed[0] else { panic!("{placed:?}") };
+        assert_eq!(at, Path::new(LOADER));
+        assert_eq!(*from, fs::canonicalize(from).unwrap(), "no symbolic link is left");
+        for placed in &placed[1..] {
+            let path = match placed {
+                Placed::Device(path) | Placed::Text { at: path, .. } => path,
+                Placed::Library { .. } => panic!("{placed:?}"),
+            };
+            assert!(path.exists() && path.to_str().unwrap().contains("nvidia"), "{placed:?}");
+        }
+    }
+}
