@@ -20,6 +20,7 @@ pub(crate) struct Ahead<'a, T = u8> {
 /// Which cache a line is asked into.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Cache {
+    #[cfg(target_arch = "x86_64")]
     First,
     Second,
 }
@@ -99,14 +100,6 @@ fn fetch<T>(line: &[T], cache: Cache) {
     #[cfg(target_arch = "aarch64")]
     match cache {
         // SAFETY: a prefetch reads nothing and faults nowhere.
-        Cache::First => unsafe {
-            core::arch::asm!(
-                "prfm pldl1keep, [{line}]",
-                line = in(reg) line.as_ptr(),
-                options(nostack, preserves_flags, readonly),
-            );
-        },
-        // SAFETY: as above.
         Cache::Second => unsafe {
             core::arch::asm!(
                 "prfm pldl2keep, [{line}]",
