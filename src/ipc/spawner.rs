@@ -217,6 +217,7 @@ variants!(Step {
     16 Memory,
     17 LandlockUdp,
     18 Lock,
+    19 Heaps,
 });
 
 impl Message for ToSpawner {

@@ -38,6 +38,7 @@ pub use self::memory::Memory;
 pub use self::root::{Placed, enter_empty, enter_with};
 pub use self::seccomp::Thread;
 use crate::ipc::Channel;
+use crate::sys::memory::keep_heaps;
 use crate::sys::process;
 
 /// The code that a process ends with after a panic.
@@ -90,6 +91,8 @@ impl fmt::Display for Role {
 /// A step of giving up powers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
+    /// The C library's heaps, which are not to shrink.
+    Heaps,
     /// The parent-death signal.
     ParentDeathSignal,
     /// Is the parent still there?
@@ -133,6 +136,7 @@ impl Step {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Heaps => "heaps that keep what they have grown to",
             Self::ParentDeathSignal => "parent-death signal",
             Self::ParentCheck => "check of the parent",
             Self::LandlockAbi => "landlock version",
@@ -255,6 +259,7 @@ pub struct Sandboxed {
 ///
 /// The first step that failed.
 pub fn begin(role: Role, control: &Channel) -> Result<Begun, Error> {
+    keep_heaps().at(Step::Heaps)?;
     prctl::set_pdeathsig(Signal::SIGKILL).at(Step::ParentDeathSignal)?;
     // The spawner set the signal too and looked for itself; in a process namespace of its own the
     // child cannot see its parent. A supervisor that is gone has closed the channel.
@@ -273,6 +278,7 @@ pub fn begin(role: Role, control: &Channel) -> Result<Begun, Error> {
 ///
 /// The first step that failed, or the first path that cannot be opened.
 pub fn begin_supervisor(allowed: &[Allow<'_>]) -> Result<Begun, Error> {
+    keep_heaps().at(Step::Heaps)?;
     let facts = landlock::restrict(allowed)?;
     Ok(Begun { role: Role::Supervisor, facts })
 }

@@ -321,6 +321,19 @@ pub fn lock_all() -> Result<(), Errno> {
     mlockall(flags | MlockAllFlags::from_bits_retain(libc::MCL_ONFAULT))
 }
 
+/// Has the C library keep what its heaps have grown to. Before it gives a part of a thread's heap back it
+/// opens a file of `/proc`, which no filter of a sealed process lets through. What is large has a mapping of
+/// its own and goes back all the same.
+///
+/// # Errors
+///
+/// `EINVAL` if the library does not know the setting.
+pub fn keep_heaps() -> Result<(), Errno> {
+    // SAFETY: the call takes two numbers.
+    let is_set = unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX) } == 1;
+    if is_set { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
 /// Returns how many bytes the C library's heap holds, in use or not.
 #[must_use]
 pub fn heap_len() -> u64 {

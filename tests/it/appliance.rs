@@ -22,6 +22,7 @@ mod hostile;
 mod lifetime;
 mod live_memory;
 mod long_log;
+mod long_texts;
 mod memory;
 mod node;
 mod privacy;
