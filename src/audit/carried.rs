@@ -25,6 +25,9 @@ pub(super) struct Carried {
     pub(super) is_stopped: bool,
     /// What the last start recorded of itself.
     pub(super) last_start: Option<StartFacts>,
+    /// The TPM's counter at the last start that recorded one.
+    #[serde(default)]
+    pub(super) tpm_counter: Option<u64>,
     /// The boot, wall and monotonic time of the last record, in seconds.
     pub(super) last_moment: Option<(String, u64, u64)>,
     /// The tree's right edge; the empty one where it is not known.
@@ -39,6 +42,7 @@ impl Default for Carried {
             tombstones: BTreeSet::new(),
             is_stopped: true,
             last_start: None,
+            tpm_counter: None,
             last_moment: None,
             edge: Edge::default(),
         }
@@ -63,7 +67,10 @@ impl Carried {
             Event::Erased { observed } => {
                 self.tombstones.insert(observed.principal);
             }
-            Event::Start { observed } => self.last_start = Some(observed),
+            Event::Start { observed } => {
+                self.tpm_counter = observed.tpm_counter.or(self.tpm_counter);
+                self.last_start = Some(observed);
+            }
             _ => {}
         }
         Ok(self.edge.push(leaf_hash(bytes)))

@@ -40,6 +40,8 @@ pub struct Found {
     pub erased: BTreeSet<String>,
     /// What the last start recorded of itself.
     pub last_start: Option<StartFacts>,
+    /// The TPM's counter at the last start that recorded one.
+    pub last_tpm_counter: Option<u64>,
     /// The boot, wall and monotonic time of the last record, in seconds.
     pub last_moment: Option<(String, u64, u64)>,
 }
@@ -164,6 +166,7 @@ impl Log {
             open_requests: carried.open.iter().cloned().collect(),
             erased: carried.tombstones.clone(),
             last_start: carried.last_start.clone(),
+            last_tpm_counter: carried.tpm_counter,
             last_moment: carried.last_moment.clone(),
         };
         Ok((log, found))

@@ -285,8 +285,9 @@ impl<'a> Walk<'a> {
         let Some(journal) = self.journal.filter(|journal| journal.base == index + 1) else {
             return Ok(());
         };
-        let Carried { open, tombstones, is_stopped, last_start, last_moment, edge: _ } =
+        let Carried { open, tombstones, is_stopped, last_start, tpm_counter, last_moment, edge: _ } =
             &journal.carried;
+        let last_counter = self.report.tpm_counter.as_ref().map(|counter| counter.last);
         let has_all = |known: usize, seen: usize| known == seen || self.report.pruned > 0;
         let moment = (record.boot.as_str(), record.time_s, record.monotonic_s);
         let is_it = self.began.iter().all(|request| open.contains(request))
@@ -296,6 +297,7 @@ impl<'a> Walk<'a> {
             && *is_stopped == matches!(record.event, Event::Stop {})
             && (self.last_start == *last_start
                 || self.last_start.is_none() && self.report.pruned > 0)
+            && (last_counter == *tpm_counter || last_counter.is_none() && self.report.pruned > 0)
             && last_moment.as_ref().map(|(boot, wall, mono)| (boot.as_str(), *wall, *mono))
                 == Some(moment);
         match is_it {

@@ -39,10 +39,9 @@ pub(super) fn open_log(
     Ok((ledger, clocks))
 }
 
-/// Refuses a counter of the TPM that did not rise since the last start.
+/// Refuses a counter of the TPM that did not rise since the last start that recorded one.
 fn must_have_risen(found: &Found, start: &StartFacts) -> Result<(), Error> {
-    let before = found.last_start.as_ref().and_then(|last| last.tpm_counter);
-    match (before, start.tpm_counter) {
+    match (found.last_tpm_counter, start.tpm_counter) {
         (Some(before), Some(counter)) if counter <= before => {
             Err(Error::CounterStands { index: None, before, counter })
         }

@@ -52,4 +52,19 @@ fn a_counter_that_stands_or_falls_is_refused_at_its_start() {
         };
         assert_eq!((at, was, is), (index, before, counter));
     }
+    let error = check("counter-gap", &[Some(5), None, Some(4)]).unwrap_err();
+    assert!(matches!(error, Error::CounterStands { index: Some(4), before: 5, counter: 4 }));
+}
+
+/// A start is held against the last one that had a counter, as who verifies does, or it would write a log that
+/// nobody could verify any more.
+#[test]
+fn a_start_learns_of_the_last_counter_whatever_came_between() {
+    let (folder, key) = (Folder::new("counter-carried"), Key::new());
+    for (counter, known) in [(None, None), (Some(5), None), (None, Some(5)), (None, Some(5))] {
+        let (mut log, found) = Log::open(&folder.0, key.signer()).unwrap();
+        assert_eq!(found.last_tpm_counter, known);
+        log.append(start(counter)).unwrap();
+        log.close().unwrap();
+    }
 }

@@ -295,7 +295,8 @@ fn a_journal_whose_head_lies_about_the_records_before_it_is_named() {
     log.close().unwrap();
     assert_eq!(base_of(&folder.0), 256);
     let journal = fs::read(folder.0.join("journal")).unwrap();
-    let edits: [(&str, Value); 8] = [
+    let edits: [(&str, Value); 9] = [
+        ("tpm_counter", json!(u64::MAX)),
         ("tombstones", json!([])),
         ("tombstones", json!(["ab", "cd"])),
         ("open", json!([])),

@@ -196,6 +196,12 @@ fn nothing_starts_without_a_count_that_rose() {
         must_not_start(&mut appliance, "and the last start recorded 7");
     }
     assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+    let on = "[audit]\ntpm_counter = \"tpm-counter\"\n";
+    appliance.change_config(on, "[audit]\n");
+    run(&mut appliance);
+    appliance.change_config("[audit]\n", on);
+    must_not_start(&mut appliance, "and the last start recorded 7");
     fs::write(&path, "8\n").unwrap();
     run(&mut appliance);
+    assert_eq!(appliance.verify_log()["verdict"], "INTACT");
 }
