@@ -1,11 +1,13 @@
 //! `cloister chat`: talk to a running Cloister, or any other server of the OpenAI API.
 
+use std::fs::File;
 use std::io::{self, BufRead as _, IsTerminal as _, Read as _};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::{Value, json};
+use zeroize::Zeroizing;
 
 use super::http_client::{Client, Error};
 use super::{Outcome, Verdict, print, tell};
@@ -13,6 +15,9 @@ use crate::secret::Secret;
 
 /// Longest prompt that is read from standard input, in bytes.
 const PROMPT_LEN_MAX_BYTES: u64 = 8 << 20;
+
+/// Longest file of an API key, in bytes.
+const KEY_LEN_MAX_BYTES: usize = 1 << 10;
 
 /// Where the key is, when no file is named.
 const KEY_VARIABLE: &str = "CLOISTER_API_KEY";
@@ -113,13 +118,24 @@ fn converse(client: &Client, talk: &mut Talk) -> Outcome {
 
 fn read_key(arguments: &Arguments) -> Result<Option<Secret>, Error> {
     let text = match &arguments.api_key_file {
-        Some(path) => Some(
-            std::fs::read_to_string(path)
-                .map_err(|source| Error::Io { action: "read the API key's file", source })?,
-        ),
-        None => std::env::var(KEY_VARIABLE).ok(),
+        Some(path) => Some(read_key_file(path)?),
+        None => std::env::var(KEY_VARIABLE).ok().map(Zeroizing::new),
     };
     Ok(text.map(|text| Secret::new(text.trim().as_bytes().to_vec())))
+}
+
+/// Reads the key from a file or a pipe.
+fn read_key_file(path: &Path) -> Result<Zeroizing<String>, Error> {
+    let at = |source| Error::Io { action: "read the API key's file", source };
+    // It never grows, so that no copy is left behind.
+    let mut text = Zeroizing::new(String::with_capacity(KEY_LEN_MAX_BYTES + 1));
+    let mut file = File::open(path).map_err(at)?.take(KEY_LEN_MAX_BYTES as u64 + 1);
+    file.read_to_string(&mut text).map_err(at)?;
+    if text.len() > KEY_LEN_MAX_BYTES {
+        let why = format!("{}: longer than {KEY_LEN_MAX_BYTES} bytes", path.display());
+        return Err(at(io::Error::new(io::ErrorKind::InvalidData, why)));
+    }
+    Ok(text)
 }
 
 fn read_prompt() -> Result<String, Error> {

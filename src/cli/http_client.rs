@@ -4,7 +4,7 @@
 //! never sent in the clear over a network.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Read as _};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
 
+use crate::audit::tiles::open_file;
 use crate::secret::Secret;
 
 /// Longest wait for a connection.
@@ -33,6 +34,9 @@ const SILENCE_DEADLINE: Duration = Duration::from_secs(600);
 
 /// Longest answer, or single event of a streamed one, in bytes.
 const ANSWER_LEN_MAX_BYTES: usize = 64 << 20;
+
+/// Longest file of certificates, in bytes: a system's is a quarter of a megabyte.
+const CERTIFICATES_LEN_MAX_BYTES: u64 = 16 << 20;
 
 /// Where distributions keep the certificates that they trust.
 const SYSTEM_CERTIFICATES: &[&str] = &[
@@ -342,7 +346,12 @@ fn tls_config(ca: Option<&Path>) -> Result<Arc<ClientConfig>, Error> {
             .ok_or(Error::Certificates { path: None })?,
     };
     let unreadable = || Error::Certificates { path: Some(path.to_owned()) };
-    let pem = std::fs::read(path).map_err(|_| unreadable())?;
+    let mut pem = Vec::new();
+    let read = open_file(path)
+        .and_then(|file| file.take(CERTIFICATES_LEN_MAX_BYTES + 1).read_to_end(&mut pem));
+    if read.is_err() || pem.len() as u64 > CERTIFICATES_LEN_MAX_BYTES {
+        return Err(unreadable());
+    }
     let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(certificates.map_err(|_| unreadable())?);

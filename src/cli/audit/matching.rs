@@ -5,13 +5,11 @@
 //! that the log says was erased is not tried, should a copy of it have come back.
 
 use std::fs;
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use zeroize::Zeroizing;
 
 use super::super::status::read_config;
 use super::super::{Outcome, Verdict, print, tell};
@@ -24,7 +22,7 @@ use super::source::Log;
 use super::text::time_text;
 use crate::audit::record::KeyedDigest;
 use crate::audit::{Event, PrincipalKeys, Snapshot, WrappingKey};
-use crate::package::files::read_small;
+use crate::package::files::{read_small, read_small_open};
 
 /// Longest file that is looked for, in bytes: a request body is at most half of it.
 const BODY_LEN_MAX_BYTES: u64 = 16 << 20;
@@ -62,7 +60,11 @@ struct Wanted {
 
 /// Runs `cloister audit match`.
 pub(super) fn run(arguments: &Arguments) -> Outcome {
-    let wanted = wanted(&read_body(&arguments.body)?, arguments.plain);
+    let path = &arguments.body;
+    // A pipe is as good as a file here.
+    let body = fs::File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let body = read_small_open(&body, path, "text", BODY_LEN_MAX_BYTES)?;
+    let wanted = wanted(&body, arguments.plain);
     let mut keys = keys(arguments)?;
     let mut snapshot = arguments.log.open(Reading::Match, &arguments.filter)?;
     match erased(&mut snapshot) {
@@ -157,18 +159,6 @@ fn keys(arguments: &Arguments) -> Result<PrincipalKeys, Box<dyn std::error::Erro
     let key = WrappingKey::parse(&read_small(&path, "wrapping key", KEY_LEN_MAX_BYTES)?)
         .map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(PrincipalKeys::look(&folder, key)?)
-}
-
-/// Reads the text, which may come from a pipe.
-fn read_body(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
-    let fault = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let mut bytes = Zeroizing::new(Vec::new());
-    let file = fs::File::open(path).map_err(|error| fault(&error))?;
-    file.take(BODY_LEN_MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|error| fault(&error))?;
-    if bytes.len() as u64 > BODY_LEN_MAX_BYTES {
-        return Err(fault(&format!("longer than {BODY_LEN_MAX_BYTES} bytes")));
-    }
-    Ok(bytes)
 }
 
 /// The texts of a request body, as the worker hashes them; otherwise the file, with and without the

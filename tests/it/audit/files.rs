@@ -49,3 +49,23 @@ fn a_pipe_or_an_endless_file_is_refused_wherever_a_small_file_is_read() {
         }
     }
 }
+
+#[test]
+fn a_pipe_or_an_endless_file_is_no_list_of_certificates_and_no_api_key() {
+    let site = Site::of_story("certificates");
+    let (pipe, long, key) = (site.path("pipe"), site.path("long"), site.path("api.key"));
+    nix::unistd::mkfifo(pipe.as_str(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    File::create(&long).unwrap().set_len(SPARSE_LEN_BYTES).unwrap();
+    fs::write(&key, "key").unwrap();
+    for bad in [&pipe, &long] {
+        let (url, bad) = ("https://127.0.0.1:9/v1", bad.as_str());
+        let done =
+            within_seconds(&["chat", "--url", url, "--ca", bad, "--api-key-file", &key, "a"]);
+        let told = text(&done.stderr);
+        assert!(done.status.code().is_some_and(|code| code != 0 && code != 124), "{told}");
+        assert!(told.contains(bad), "{told}");
+    }
+    let endless = ["chat", "--url", "http://127.0.0.1:9/v1", "--api-key-file", "/dev/zero", "a"];
+    let told = text(&within_seconds(&endless).stderr);
+    assert!(told.contains("longer than 1024 bytes"), "{told}");
+}
