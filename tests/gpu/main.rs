@@ -11,6 +11,7 @@ mod library;
 mod plan;
 mod program;
 mod selection;
+mod shapes;
 mod stand_in;
 mod steps;
 mod tiny;

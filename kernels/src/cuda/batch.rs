@@ -177,7 +177,7 @@ impl<'c> Batch<'c> {
             let end = first + len;
             let splits = self.bounds.splits(places[end - 1].position);
             if len >= PROMPT_LEN_MIN {
-                let run_len = self.limits.run_len.max(1);
+                let run_len = self.run_len();
                 let run = |first: usize| Span { first, len: run_len.min(end - first), splits };
                 self.runs.extend((first..end).step_by(run_len).map(run));
             } else {
@@ -326,6 +326,11 @@ impl<'c> Batch<'c> {
 
     pub(super) fn runs_len(&self) -> usize {
         self.runs.len()
+    }
+
+    /// Most tokens of a run.
+    pub(super) fn run_len(&self) -> usize {
+        self.limits.run_len.max(1)
     }
 
     pub(super) fn singles(&self) -> &[Span] {

@@ -20,9 +20,6 @@ const COLUMNS: usize = 256;
 pub struct Embedding<'c> {
     /// `[tokens][tile_size]` bytes: the tiles that the tokens' rows are in.
     found: Buffer<'c, u32>,
-    tile_size: usize,
-    /// `2^shift` rows are a tile.
-    shift: u32,
 }
 
 impl<'c> Embedding<'c> {
@@ -32,10 +29,8 @@ impl<'c> Embedding<'c> {
     ///
     /// [`CudaError::OutOfMemory`] with what is free.
     pub fn new(card: &'c Card<'c>, table: &Matrix<'_>, tokens: usize) -> Result<Self, CudaError> {
-        let (tile_size, shift) =
-            tile_of(table.ty(), table.bytes().len(), table.rows(), table.cols());
-        let found = Buffer::new(card, tokens * tile_size / size_of::<u32>())?;
-        Ok(Self { found, tile_size, shift })
+        let (tile_size, _) = tile_of_matrix(table);
+        Ok(Self { found: Buffer::new(card, tokens * tile_size / size_of::<u32>())? })
     }
 
     /// Returns the bytes that it takes.
@@ -72,7 +67,7 @@ impl<'c> Embedding<'c> {
         out: &mut Buffer<'_, f32>,
     ) -> Result<(), CudaError> {
         let (n, cols) = (batch.rows(), table.cols());
-        let (tile_size, table_size) = (self.tile_size, table.bytes().len());
+        let ((tile_size, shift), table_size) = (tile_of_matrix(table), table.bytes().len());
         out.has(n * cols);
         self.found.has(n * tile_size / size_of::<u32>());
         let pieces = n * tile_size / 16;
@@ -81,7 +76,7 @@ impl<'c> Embedding<'c> {
         unsafe {
             card.launch("zero", [dim(pieces.div_ceil(256)), 1, 1], 256, 0, &[&found, &size(pieces)])
         }?;
-        let (tokens, shift) = (batch.tokens(), self.shift.to_ne_bytes());
+        let (tokens, shift) = (batch.tokens(), shift.to_ne_bytes());
         let parts = table_size.div_ceil(tile_size).min(TABLE_PARTS_MAX);
         let grid = [dim(tile_size.div_ceil(SCAN_LEN)), dim(parts), dim(n.div_ceil(SCAN_TOKENS))];
         let (bytes, tile) = (table.bytes().pointer(), size(tile_size));
@@ -96,7 +91,11 @@ impl<'c> Embedding<'c> {
     }
 }
 
-/// Bytes of a tile of an embedding table, and the shift that tells the tile of a row.
+fn tile_of_matrix(table: &Matrix<'_>) -> (usize, u32) {
+    tile_of(table.ty(), table.bytes().len(), table.rows(), table.cols())
+}
+
+/// Bytes of a tile of an embedding table, and the shift that tells the tile of a row: `2^shift` rows are a tile.
 fn tile_of(ty: crate::TensorType, len: usize, rows: usize, cols: usize) -> (usize, u32) {
     if reads_bytes(ty) || ty.block_len() == 1 {
         return (len / rows.div_ceil(16).max(1), 4);

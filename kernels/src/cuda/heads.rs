@@ -5,10 +5,12 @@ use super::buffer::{Buffer, Struct, dim, int, maybe};
 use super::cache::{Cache, PageType};
 use super::shape::{SPLIT_LEN, splits_of_window};
 use super::{Card, CudaError};
-use crate::ops::{AttentionShape, RopePairs};
+use crate::ops::{AttentionShape, KV_BLOCK_LEN, RopePairs};
 
 /// The longest head of the kernels.
 pub const HEAD_DIM_MAX: usize = 256;
+/// Values of a head that the kernels read together.
+const HEAD_BLOCK_LEN: usize = 16;
 /// Heads up to this length have runs of eight rows, longer ones of four.
 const LONG_HEAD: usize = 128;
 /// Bytes for parts of texts, unless one token's parts need more.
@@ -220,8 +222,14 @@ impl<'c> Heads<'c> {
         let held = cache.shape();
         assert_eq!(held.n_kv_heads, shape.n_kv_heads, "the cache is of these heads");
         assert_eq!(held.head_dim, shape.head_dim, "the cache is of these heads");
-        assert!(shape.head_dim <= HEAD_DIM_MAX && shape.head_dim.is_multiple_of(16), "short heads");
+        let block_len = match held.pages {
+            PageType::F32 | PageType::F16 => HEAD_BLOCK_LEN,
+            PageType::Q8_0 => KV_BLOCK_LEN,
+        };
+        assert!(shape.head_dim <= HEAD_DIM_MAX, "short heads");
+        assert!(shape.head_dim.is_multiple_of(block_len), "heads of whole blocks");
         assert!(shape.n_heads.is_multiple_of(shape.n_kv_heads), "heads come in whole groups");
+        assert!(batch.run_len() <= Self::run_len(shape), "runs are as short as a warp's rows");
         assert_eq!(batch.tables_len(), held.tables_len, "places lie in the page lists");
         let (q_len, kv_len) = (shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim);
         self.q.has(batch.rows() * q_len);
