@@ -126,7 +126,8 @@ pub(crate) trait Kernel: Copy + Sync {
     fn unpack_int(self, tile: &IntTile<'_>, chunk: &mut IntChunk, index: usize);
 
     /// Adds the first blocks of `chunk` times `panel` to `sums: [panel.width]`; a step of `ahead` with
-    /// each block.
+    /// each block, or as many before each part of the work, more rather than fewer. The plain version asks
+    /// for nothing.
     fn multiply_int(
         self,
         form: IntForm,
@@ -141,7 +142,8 @@ pub(crate) trait Kernel: Copy + Sync {
     const DIRECT_TOKENS: usize;
 
     /// Computes whole tiles for the tokens of one panel, straight from the packed bytes; a step
-    /// of `ahead` with each block of all tiles, or of its part with each block of a tile.
+    /// of `ahead` with each block of all tiles, or of its part with each block of a tile. The plain version
+    /// asks for nothing.
     fn multiply_direct(
         self,
         tiles: &[IntTile<'_>],

@@ -2,7 +2,10 @@
 //! within a derived distance of the exact product.
 
 use crate::formats::dequantize;
-use crate::packed::Form;
+use crate::gemm::{IntChunk, Kernel, UNIT_ROWS, UNIT_TILES};
+use crate::packed::{BLOCK_LEN, Form, IntForm};
+use crate::prefetch::Ahead;
+use crate::quantize::PANEL_TOKENS;
 use crate::{
     Activations, Isa, Packed, Pool, Precision, Product, TensorType, gemm, pack, packed_size,
 };
@@ -334,4 +337,58 @@ fn a_wrong_shape_is_a_programming_error() {
     let mut scratch = Activations::new(64, 1);
     let x = [0.0; 32];
     gemm(&Pool::new(1), Isa::Reference, Precision::Int8, &mut scratch, &x, 1, &mut [product]);
+}
+
+/// Multiplies so many blocks of zeros once; returns whether all that comes after them was asked for.
+fn asks_for_all<K: Kernel>(
+    kernel: K,
+    form: IntForm,
+    (tiles, width, blocks): (usize, usize, usize),
+) -> bool {
+    let (chunk, cols) = (IntChunk::zeroed(), blocks * BLOCK_LEN);
+    let activations = Activations::new(cols, width);
+    let panel = activations.panel(form, width, cols, 0);
+    // A line for each block.
+    let bytes = vec![0_u8; blocks * 64];
+    let mut ahead = Ahead::new(&bytes, blocks);
+    let mut sums = vec![[0.0; UNIT_ROWS]; width];
+    kernel.multiply_int(form, tiles, &chunk, &panel, &mut ahead, &mut sums);
+    ahead.is_done()
+}
+
+#[test]
+fn every_set_but_the_plain_one_asks_for_all_that_comes_after_any_number_of_blocks() {
+    let forms = TensorType::all().filter_map(|ty| match Form::of(ty) {
+        Form::Int(form) => Some((ty, form)),
+        _ => None,
+    });
+    for (ty, form) in forms {
+        for blocks in [1, 3, 7, 8, 14] {
+            for (tiles, width) in (1..=UNIT_TILES)
+                .flat_map(|tiles| (1..=PANEL_TOKENS).map(move |width| (tiles, width)))
+            {
+                let shape = (tiles, width, blocks);
+                for isa in Isa::available() {
+                    let is_done = match isa {
+                        Isa::Reference => continue,
+                        #[cfg(target_arch = "x86_64")]
+                        Isa::Avx2(proof) => asks_for_all(proof, form, shape),
+                        #[cfg(target_arch = "x86_64")]
+                        Isa::AvxVnni(proof) => asks_for_all(proof, form, shape),
+                        #[cfg(target_arch = "x86_64")]
+                        Isa::Avx512(proof) => asks_for_all(proof, form, shape),
+                        #[cfg(target_arch = "aarch64")]
+                        Isa::Neon(proof) => asks_for_all(proof, form, shape),
+                        #[cfg(target_arch = "aarch64")]
+                        Isa::Dotprod(proof) => asks_for_all(proof, form, shape),
+                    };
+                    let name = isa.name();
+                    assert!(
+                        is_done,
+                        "{name}, {ty:?}: {blocks} blocks, {tiles} tiles, {width} tokens"
+                    );
+                }
+            }
+        }
+    }
 }

@@ -81,6 +81,12 @@ impl<'a, T> Ahead<'a, T> {
         }
         self.items = rest;
     }
+
+    /// Returns whether everything was asked for.
+    #[cfg(test)]
+    pub(crate) fn is_done(&self) -> bool {
+        self.items.is_empty()
+    }
 }
 
 /// Asks for a line.
@@ -122,7 +128,7 @@ mod tests {
             let bytes = vec![0; len];
             let mut ahead = Ahead::new(&bytes, steps);
             (0..steps.max(1)).for_each(|_| ahead.step());
-            assert!(ahead.items.is_empty(), "{len} bytes in {steps} steps");
+            assert!(ahead.is_done(), "{len} bytes in {steps} steps");
         }
     }
 
@@ -135,7 +141,7 @@ mod tests {
                 for mut part in Ahead::new(&bytes, steps).parts(n) {
                     asked += part.items.len();
                     (0..steps).for_each(|_| part.step());
-                    assert!(part.items.is_empty(), "{len} bytes in {n} times {steps} steps");
+                    assert!(part.is_done(), "{len} bytes in {n} times {steps} steps");
                 }
                 assert_eq!(asked, len);
             }

@@ -172,7 +172,7 @@ fn panel_times_unit<
     let blocks = Blocks::<WIDTH, SUBS>::of(panel);
     let sums: &mut [Sums; WIDTH] = sums.first_chunk_mut().expect("each token has its sums");
     for tile in 0..tiles {
-        ahead.steps(blocks.scales.len() / tiles);
+        ahead.steps(blocks.scales.len().div_ceil(tiles));
         tokens_times_tile::<WIDTH, 0, A, BITS, SUBS, MIN>(chunk, tile, &blocks, sums);
         if B > 0 {
             tokens_times_tile::<WIDTH, A, B, BITS, SUBS, MIN>(chunk, tile, &blocks, sums);

@@ -105,7 +105,7 @@ fn panel_times_unit<const WIDTH: usize, const SUBS: usize, const MIN: bool>(
     let blocks = Blocks::<WIDTH, SUBS>::of(panel);
     let sums: &mut [Sums; WIDTH] = sums.first_chunk_mut().expect("each token has its sums");
     for tile in 0..tiles {
-        ahead.steps(blocks.scales.len() / tiles);
+        ahead.steps(blocks.scales.len().div_ceil(tiles));
         panel_times_tile::<WIDTH, SUBS, MIN>(chunk, tile, &blocks, sums);
     }
 }

@@ -38,7 +38,7 @@ macro_rules! kernel {
                 sums: &mut [Sums],
             ) {
                 for half in 0..tiles * 2 {
-                    ahead.steps(panel.scales.len() / panel.width / (tiles * 2));
+                    ahead.steps((panel.scales.len() / panel.width).div_ceil(tiles * 2));
                     let part = HalfTile {
                         bytes: &chunk.bytes[half / 2],
                         scales: &chunk.scales[half / 2],
