@@ -443,6 +443,7 @@ impl Dispatch {
             WorkerReport::End(report) => self.end(index, &report, ledger, now)?,
             WorkerReport::Unused { request } => self.unused(index, request, ledger, now)?,
             WorkerReport::Alive => alive(&mut worker.pulse, kind, now)?,
+            WorkerReport::NoCard { .. } if !worker.has_card => return Err(Fault::Moment(kind)),
             WorkerReport::NoCard { why } => {
                 if !is_plain(&why) {
                     return Err(Fault::Value(kind));

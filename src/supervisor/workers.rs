@@ -254,7 +254,7 @@ impl Supervisor {
             None => self.nursery.spawn(Role::Worker, worker.index.0, place.node, None)?,
         };
         worker.seat.sit(child, since);
-        self.dispatch.worker_started(worker.index);
+        self.dispatch.worker_started(worker.index, card.is_some());
         let (near, far) = data_pair().map_err(Error::Channel)?;
         worker.data = Some(near);
         let (asked, limits) = (self.config.worker, self.config.limits);

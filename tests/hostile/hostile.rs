@@ -4,7 +4,7 @@
 //! not even close its own sandbox: what holds it is what the others check.
 //!
 //! - The gateway takes orders from whoever connects to its listener: a line of JSON, answered by one.
-//! - The worker takes them from the prompts that the real gateway brings.
+//! - The worker takes them from the prompts that the real gateway brings, and one from its configuration.
 //! - The loader takes them from the model file that it is to load, and is the real one for a real model.
 //! - The opener takes them from the model file that it is to open. It is the supervisor's own program in another
 //!   role, and so the supervisor is the real one.

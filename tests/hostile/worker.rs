@@ -13,6 +13,8 @@ use super::{attack_control, break_filter, either};
 
 /// What it says it can hold.
 const CONTEXT_LEN_TOKENS: u32 = 512;
+/// Asked for this context, it says at its start that it has found no card.
+const CONTEXT_WITHOUT_CARD: u32 = 1313;
 
 struct Worker<'a> {
     control: &'a Channel,
@@ -20,7 +22,11 @@ struct Worker<'a> {
 }
 
 pub(super) fn run(control: &Channel) {
-    let (ToWorkerControl::Config(_), mut fds) = control.recv().unwrap() else { panic!() };
+    let (ToWorkerControl::Config(config), mut fds) = control.recv().unwrap() else { panic!() };
+    if config.context_len_tokens == CONTEXT_WITHOUT_CARD {
+        let why = "no CUDA driver: it was taken over".to_owned();
+        control.send(&WorkerReport::NoCard { why }, &[]).unwrap();
+    }
     control.send(&ready(), &[]).unwrap();
     let mut worker = Worker { control, data: DataChannel::new(fds.pop().unwrap()) };
     loop {

@@ -62,6 +62,8 @@ pub(super) struct Worker {
     pub(super) duty: Duty,
     /// Refusals of requests without a ticket that it may still report.
     pub(super) no_tickets_left: usize,
+    /// Whether it was started to use a card, so that it may say that it found none.
+    pub(super) has_card: bool,
     /// No other will follow it.
     is_given_up: bool,
 }
@@ -76,6 +78,7 @@ impl Worker {
             panic: None,
             duty: first_duty(lifetime),
             no_tickets_left: 0,
+            has_card: false,
             is_given_up: false,
         }
     }
@@ -261,14 +264,15 @@ impl Dispatch {
         self.worker(index).is_some_and(|worker| worker.place.phase == Phase::Serving)
     }
 
-    /// A fresh worker was started.
-    pub(in crate::supervisor) fn worker_started(&mut self, index: WorkerIndex) {
+    /// A fresh worker was started, to use a card or not.
+    pub(in crate::supervisor) fn worker_started(&mut self, index: WorkerIndex, has_card: bool) {
         let duty = first_duty(self.lifetime);
         if let Some(worker) = self.workers.get_mut(usize::from(index.0)) {
             worker.place = Place::starting();
             worker.panic = None;
             worker.duty = duty;
             worker.no_tickets_left = NO_TICKETS_COUNT_MAX;
+            worker.has_card = has_card;
         }
     }
 

@@ -89,8 +89,8 @@ fn start_facts() -> StartFacts {
 /// An appliance whose gateway and workers serve.
 fn serving(name: &str) -> Appliance {
     let mut it = appliance(name);
-    it.dispatch.worker_started(WORKER);
-    it.dispatch.worker_started(OTHER);
+    it.dispatch.worker_started(WORKER, false);
+    it.dispatch.worker_started(OTHER, false);
     it.worker(WORKER, ready()).unwrap();
     it.worker(OTHER, ready()).unwrap();
     it.dispatch.gateway_started();
@@ -470,9 +470,25 @@ fn messages_at_the_wrong_moment_kill() {
     let abandoned = FromGateway::Abandoned { request: RequestId([0; 16]) };
     assert_eq!(it.gateway(abandoned), Err(Fault::Moment(Kind::Abandoned)));
     assert_eq!(it.worker(WORKER, ready()), Err(Fault::Moment(Kind::WorkerReady)));
-    it.dispatch.worker_started(WORKER);
+    it.dispatch.worker_started(WORKER, false);
     let report = WorkerReport::End(end(RequestId([0; 16])));
     assert_eq!(it.worker(WORKER, report), Err(Fault::Moment(Kind::End)));
+}
+
+#[test]
+fn no_card_is_found_by_a_worker_alone_that_was_started_to_use_one() {
+    let no_card = |why: &str| WorkerReport::NoCard { why: why.into() };
+    let mut it = appliance("no-card");
+    it.dispatch.worker_started(WORKER, false);
+    it.dispatch.worker_started(OTHER, true);
+    assert_eq!(it.worker(WORKER, no_card("none")), Err(Fault::Moment(Kind::NoCard)));
+    assert!(it.dispatch.take_effects().is_empty());
+    it.worker(OTHER, no_card("none")).unwrap();
+    let effects = it.dispatch.take_effects();
+    assert!(matches!(&effects[..], [Effect::NoCard(OTHER, why)] if why == "none"), "{effects:?}");
+    assert_eq!(it.worker(OTHER, no_card("none")), Err(Fault::Repeated(Kind::NoCard)));
+    it.dispatch.worker_started(OTHER, true);
+    assert_eq!(it.worker(OTHER, no_card("line\nfeed")), Err(Fault::Value(Kind::NoCard)));
 }
 
 #[test]
@@ -558,7 +574,7 @@ fn a_gone_worker_leaves_end_missing_and_the_gateway_hears_of_it() {
     assert!(matches!(effects[..], [Effect::Gateway(ToGateway::ModelDown { model: MODEL })]));
     assert!(journal(&it.folder).contains("worker_gone"));
     assert_eq!(it.dispatch.open_count(), 0);
-    it.dispatch.worker_started(WORKER);
+    it.dispatch.worker_started(WORKER, false);
     it.worker(WORKER, ready()).unwrap();
     it.turn();
     it.begun();
@@ -769,7 +785,7 @@ fn a_worker_cannot_go_on_reporting_requests_without_a_ticket() {
     // The next in its place may again, and each has a number of its own.
     it.worker(OTHER, report(0)).unwrap();
     it.dispatch.worker_gone(WORKER, false, &mut it.ledger);
-    it.dispatch.worker_started(WORKER);
+    it.dispatch.worker_started(WORKER, false);
     it.worker(WORKER, ready()).unwrap();
     it.worker(WORKER, report(0)).unwrap();
 }
@@ -811,7 +827,7 @@ fn a_child_that_does_not_answer_is_given_up_and_one_that_was_not_asked_dies() {
     it.worker(WORKER, WorkerReport::Alive).unwrap();
     assert!(!feel(&mut it, 1).iter().any(is_lost));
     it.dispatch.worker_gone(WORKER, false, &mut it.ledger);
-    it.dispatch.worker_started(WORKER);
+    it.dispatch.worker_started(WORKER, false);
     it.worker(WORKER, ready()).unwrap();
     let fresh = feel(&mut it, 0);
     let is_asked =

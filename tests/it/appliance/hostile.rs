@@ -322,6 +322,23 @@ fn a_worker_that_breaks_the_protocol_ends_on_the_record_and_another_serves() {
 }
 
 #[test]
+fn a_worker_that_has_no_card_to_find_ends_nobody_but_itself_by_saying_so() {
+    let mut appliance = taken_over(As::Oneself, "cloister-worker");
+    appliance.change_config("context = 2048\n", "context = 1313\n");
+    give_to(&appliance.folder, appliance.user);
+    appliance.start_again();
+    for count in 0..2 {
+        let cause = cause(&appliance, "worker", count);
+        assert_eq!(cause, "broke protocol: NoCard at the wrong moment");
+    }
+    assert!(is_running(appliance.child.id().cast_signed()), "{}", appliance.told());
+    appliance.stop();
+    assert!(appliance.records("model_refused").is_empty());
+    assert!(!appliance.told().contains("gpu_layers"), "{}", appliance.told());
+    assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+}
+
+#[test]
 fn a_worker_cannot_answer_for_another_request_or_after_the_end() {
     let mut appliance = taken_over(As::Oneself, "cloister-worker");
     begin_again(&mut appliance);

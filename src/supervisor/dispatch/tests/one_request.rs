@@ -26,7 +26,7 @@ fn serving_one_each(name: &str) -> Appliance {
 
 /// A worker is started in a place, and ready.
 fn fresh(it: &mut Appliance, place: WorkerIndex) {
-    it.dispatch.worker_started(place);
+    it.dispatch.worker_started(place, false);
     it.worker(place, ready()).unwrap();
 }
 
