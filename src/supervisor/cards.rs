@@ -177,7 +177,7 @@ fn without_device_files(text: &[u8]) -> Vec<u8> {
 
 impl Supervisor {
     /// No card computes what a model asks for, by the word of a worker that has not served. With `"auto"` the model
-    /// goes to the processors; with a number the start is refused, or that worker has died.
+    /// goes to the processors; with a number the start is refused, by a stop like any other, or that worker has died.
     pub(super) fn no_card(&mut self, index: WorkerIndex, why: String) -> Result<(), Error> {
         let Some(worker) = self.workers.get(usize::from(index.0)) else { return Ok(()) };
         let at = usize::from(worker.model.0);
@@ -191,18 +191,16 @@ impl Supervisor {
             }
             return self.doom_worker(index, Doom::Replaced("found no card for its layers"));
         }
-        if self.is_announced {
+        if self.is_announced || self.stop.is_some() {
             super::say(&format!("model {}: {why}", model.name));
-            return self.doom_worker(index, Doom::Fault("found no card for its layers".to_owned()));
+        } else {
+            let check = "no card computes the layers that it is to have there".to_owned();
+            let observed = ModelRefusedFacts { model: model.name.clone(), check };
+            self.ledger.append(Event::ModelRefused { observed, declared: None });
+            self.refused = Some(fault(&self.config, model, why));
+            self.begin_stop();
         }
-        let error = fault(&self.config, model, why);
-        let check = "no card computes the layers that it is to have there".to_owned();
-        let observed = ModelRefusedFacts { model: model.name.clone(), check };
-        self.ledger.append(Event::ModelRefused { observed, declared: None });
-        self.ledger.append(Event::Stop {});
-        let folder = self.config.audit_folder.clone();
-        self.ledger.commit().map_err(|error| Error::Audit(folder, error))?;
-        Err(error)
+        self.doom_worker(index, Doom::Fault("found no card for its layers".to_owned()))
     }
 }
 

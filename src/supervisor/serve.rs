@@ -79,6 +79,8 @@ pub(super) struct Supervisor {
     pub(super) missing: Vec<String>,
     pub(super) started: Instant,
     pub(super) stop: Option<Stop>,
+    /// Why the start is refused, once a stop is complete.
+    pub(super) refused: Option<Error>,
     pub(super) is_announced: bool,
     /// The state that the service manager knows.
     pub(super) told_state: &'static str,
@@ -328,7 +330,7 @@ impl Supervisor {
         let _ = std::fs::remove_file(&self.config.control_socket);
         self.readers.iter().for_each(ReadersSocket::remove);
         super::say("stopped");
-        Ok(())
+        self.refused.map_or(Ok(()), Err)
     }
 
     fn start_gateway(&mut self) -> Result<(), Error> {

@@ -235,6 +235,7 @@ pub(super) fn begin(
         missing,
         started: now().instant,
         stop: None,
+        refused: None,
         is_announced: false,
         told_state: "",
         log_retry: None,
