@@ -53,8 +53,8 @@ pub(super) struct Facts {
     pub(super) scopes: bool,
 }
 
-/// What a child keeps: nothing, but for the driver of a card its libraries and texts, its devices, and the names of
-/// its own threads.
+/// What a child keeps: nothing, but for the driver of a card its libraries and texts, its devices, and what the
+/// kernel says of the process itself, which it reads, and until it is sealed writes below its own `/proc/self/task`.
 pub(super) fn kept_by(role: Role) -> Vec<Allow<'static>> {
     let allow = |path, access| Allow { path: Path::new(path), access };
     let kept = match role {

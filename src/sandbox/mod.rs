@@ -2,8 +2,8 @@
 //!
 //! The spawner has a filter too, which every child inherits: what follows narrows it.
 //!
-//! A child of the spawner already has its own namespaces, user, empty root, empty capability sets
-//! and limits when it starts (`spawner/child.rs`). It goes on in this order:
+//! A child of the spawner already has its own namespaces, user, root (empty, or with what the driver of a card
+//! needs), empty capability sets and limits when it starts (`spawner/child.rs`). It goes on in this order:
 //!
 //! 1. `begin`: parent-death signal, and the parent is still there;
 //! 2. `begin`: landlock, while there is one thread, since it binds the calling thread alone;

@@ -13,7 +13,7 @@
 //!
 //! Every child gets its own user, mount, process, network, IPC, host-name and cgroup namespaces.
 //! The user namespace maps the child's own id alone, so that no other user, root above all, exists
-//! inside it; the empty root is built with the namespace's powers, not with root's.
+//! inside it; its root is built with the namespace's powers, not with root's.
 
 mod child;
 mod hands;
@@ -70,8 +70,8 @@ const MISSING: &[Missing] = &[
     },
     Missing {
         name: "supplementary groups",
-        sentence: "The user's supplementary groups stay with the children; their empty root \
-                   leaves nothing that a group could open.",
+        sentence: "The user's supplementary groups stay with the children; their root holds \
+                   nothing that a group could open, but for the devices of a card.",
     },
     Missing {
         name: "files of the supervisor",

@@ -35,7 +35,7 @@ fn what_is_there_is_read_and_nothing_is_changed() {
             assert_eq!(begun(user, &format!("open-file:{there}")), "ok\n", "{user:?} {there}");
         }
         assert_eq!(begun(user, "write-file:/dev/null"), "ok\n", "{user:?}");
-        // The names of its own threads, and nothing else of itself.
+        // Of itself, below its own threads alone.
         assert_eq!(begun(user, "write-file:/proc/self/task/1/comm"), "ok\n", "{user:?}");
         assert_eq!(begun(user, "write-file:/proc/self/coredump_filter"), "EACCES\n", "{user:?}");
         for kept in ["/lib/library", "/proc/driver/nvidia/params"] {
