@@ -186,33 +186,36 @@ impl Supervisor {
         super::say("certificate reloaded");
     }
 
-    /// Reads the token table and the lists by their names, each as far as the supervisor's own user may.
+    /// Reads the token table and the lists by their names, each as far as the supervisor's own user may. One
+    /// record says that something was taken, one that something was not.
     pub(super) fn reload_from_file(&mut self) {
         self.tell_reload(true);
         let owner = owner_uid(self.config.profile);
-        match TokenTable::read(&self.config.tokens_file, owner).map_err(Refusal::Tokens) {
-            Ok(table) => {
-                self.take(Files { table: Some(table), ..Files::default() });
-                self.record_reload(None, None);
-            }
-            Err(refusal) => self.refuse_by_name(&refusal),
+        let table = TokenTable::read(&self.config.tokens_file, owner).map_err(Refusal::Tokens);
+        let lists = self.intake.has_lists().then(|| self.read_lists_by_name()).transpose();
+        let mut refused = Vec::new();
+        let mut files = Files::default();
+        match table {
+            Ok(table) => files.table = Some(table),
+            Err(refusal) => refused.push(refusal.to_string()),
         }
-        if self.intake.has_lists() {
-            match self.read_lists_by_name() {
-                Ok(lists) => {
-                    self.take(Files { lists: Some(lists), ..Files::default() });
-                    self.record_reload(None, None);
-                    self.withdraw_forbidden();
-                }
-                Err(refusal) => self.refuse_by_name(&refusal),
+        match lists {
+            Ok(lists) => files.lists = lists,
+            Err(refusal) => refused.push(refusal.to_string()),
+        }
+        if !refused.is_empty() {
+            let refused = refused.join("; ");
+            super::say(&format!("not reloaded: {refused}; as root, use: cloister reload"));
+            self.record_reload(None, Some(refused));
+        }
+        if files.table.is_some() || files.lists.is_some() {
+            let has_lists = self.take(files);
+            self.record_reload(None, None);
+            if has_lists {
+                self.withdraw_forbidden();
             }
         }
         self.tell_reload(false);
-    }
-
-    fn refuse_by_name(&mut self, refusal: &Refusal) {
-        super::say(&format!("not reloaded: {refusal}; as root, use: cloister reload"));
-        self.record_reload(None, Some(refusal.to_string()));
     }
 
     fn read_lists_by_name(&self) -> Result<DigestLists, Refusal> {
