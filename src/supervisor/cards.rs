@@ -64,25 +64,28 @@ impl Cards {
     ///
     /// [`Error::Card`] where layers are asked for by number, and the worker or the driver is not installed.
     pub(super) fn find(config: &Config) -> Result<Self, Error> {
-        let mut cards = Self { of_models: Vec::new(), roots: Vec::new() };
-        for model in &config.models {
-            let card = match (model.gpu_layers, find_files(config)) {
-                (None, _) => None,
-                (Some(_), Ok(files)) => Some((model.gpu_device, files)),
-                (Some(GpuLayers::Auto), Err(why)) => {
-                    say_none(model, &why);
-                    None
-                }
-                (Some(_), Err(why)) => return Err(fault(config, model, why)),
-            };
-            cards.of_models.push(card.as_ref().map(|(card, _)| *card));
-            if let Some((card, files)) = card
-                && cards.roots.iter().all(|(other, _)| *other != card)
-            {
-                cards.roots.push((card, root(card, files)));
+        let mut cards = Self { of_models: vec![None; config.models.len()], roots: Vec::new() };
+        let models = config.models.iter().enumerate();
+        let mut asking = models.filter(|(_, model)| model.gpu_layers.is_some()).peekable();
+        if asking.peek().is_none() {
+            return Ok(cards);
+        }
+        let files = find_files(config);
+        for (at, model) in asking {
+            match (&files, model.gpu_layers) {
+                (Ok(files), _) => cards.give(at, model.gpu_device, files),
+                (Err(why), Some(GpuLayers::Auto)) => say_none(model, why),
+                (Err(why), _) => return Err(fault(config, model, why.clone())),
             }
         }
         Ok(cards)
+    }
+
+    fn give(&mut self, model: usize, card: u16, files: &[Placed]) {
+        self.of_models[model] = Some(card);
+        if self.roots.iter().all(|(other, _)| *other != card) {
+            self.roots.push((card, root(card, files.to_vec())));
+        }
     }
 
     /// The card of a model.
