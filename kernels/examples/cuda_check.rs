@@ -8,7 +8,7 @@
 use std::error::Error;
 use std::process::ExitCode;
 
-use kernels::cuda::{Card, CudaError, Driver, Memory, Pinned};
+use kernels::cuda::{Buffer, Card, CudaError, Driver, Forms, Input, Memory, Pinned, quantize};
 
 type Outcome = Result<(), Box<dyn Error>>;
 
@@ -31,6 +31,8 @@ const CHECKS: &[(&str, Check)] = &[
     ("pinned_memory_that_is_dropped_waits_for_its_copies", early),
     ("pinned_memory_that_is_dropped_while_a_graph_is_recorded_waits_for_its_copies", late),
     ("memory_that_another_card_pinned_is_refused", foreign),
+    ("a_launch_on_a_buffer_of_another_card_is_refused", stranger),
+    ("two_cards_compute_side_by_side", side_by_side),
     ("a_card_that_is_dropped_waits_for_its_launches", unfinished),
     ("copies_of_pinned_memory_are_in_the_order_of_the_stream", order),
     ("a_timer_tells_the_time_between_its_marks", time),
@@ -255,6 +257,46 @@ fn foreign(card: &Card<'_>) -> Outcome {
         // SAFETY: as above.
         let read = unsafe { on_card.start_read(0, memory, 0..60) };
         same("a read", &read.err(), &wanted)?;
+    }
+    Ok(())
+}
+
+/// Nobody would wait for it, and on another card its address means nothing.
+fn stranger(card: &Card<'_>) -> Outcome {
+    let driver = Driver::load()?;
+    let devices = driver.devices()?;
+    let other = Card::open(&driver, devices.last().ok_or(CudaError::NoDevice)?)?;
+    let (x, mut input) = (Buffer::of(&other, &[1.0; 32])?, Input::new(card, 1, 32)?);
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut ask = |card| quantize(card, (1, 32), &x, (&mut input, Forms::of(&[])));
+    let work = std::panic::AssertUnwindSafe(|| ask(card));
+    same("a panic", &std::panic::catch_unwind(work).is_err(), &true)?;
+    ask(&other)?;
+    other.finish()?;
+    let _ = std::panic::take_hook();
+    Ok(())
+}
+
+/// The last card of the machine beside the first, which may be the same; each has its own memory, kernels,
+/// graphs and order.
+fn side_by_side(card: &Card<'_>) -> Outcome {
+    let driver = Driver::load()?;
+    let devices = driver.devices()?;
+    let other = Card::open(&driver, devices.last().ok_or(CudaError::NoDevice)?)?;
+    let mut both = [Pages::new(card)?, Pages::new(&other)?];
+    let mut wanted = [[false; PAGES]; 2];
+    for page in 0..PAGES {
+        let list = u32::try_from(page)?.to_le_bytes();
+        both[0].list.write(0, &list)?;
+        both[1].list.write(0, &list)?;
+        let graph = both[page % 2].card.record(|| both[page % 2].zero())?;
+        // SAFETY: nothing of it is touched before its card has finished.
+        unsafe { graph.launch()? };
+        both[(page + 1) % 2].zero()?;
+        let early = page % 3;
+        wanted.iter_mut().for_each(|wanted| wanted[page] = true);
+        same("one", &both[early % 2].zeros()?, &wanted[0])?;
+        same("the other", &both[(early + 1) % 2].zeros()?, &wanted[1])?;
     }
     Ok(())
 }

@@ -4,11 +4,12 @@
 // be recorded (to wait, to allocate, to give back) is refused and makes the capture invalid.
 //
 // It is strict where a card is quiet: memory, of the card and pinned, starts as 0xFF, must be zero when it
-// is given back, and not while work waits; nothing may be left when the context goes.
+// is given back, and not while work waits; nothing may be left when the context goes; a stream, a kernel and
+// what it is told of are those of the card that is worked on.
 //
 // What it plays is told by the environment:
 //   STANDIN_VERSION   the driver's version               STANDIN_DEVICES      how many cards
-//   STANDIN_MEMORY    bytes of the card                  STANDIN_CAPABILITY   ten times the capability
+//   STANDIN_MEMORY    bytes of each card                 STANDIN_CAPABILITY   ten times the capability
 //   STANDIN_PINNED    bytes of the host that it may pin
 //   STANDIN_KERNELS   how many kernels run before one fails, and with it the card
 //   STANDIN_LAUNCHES  a file that gets each kernel's name when it runs, `graph` when a graph is launched
@@ -42,9 +43,6 @@ size_t setting(const char* name, size_t otherwise) {
     return value ? strtoull(value, nullptr, 10) : otherwise;
 }
 
-// How often the context was retained.
-int retained = 0;
-
 // Whether a kernel has failed: nothing runs any more, and nothing can be zeroed.
 bool has_failed = false;
 
@@ -56,15 +54,25 @@ bool runs() {
     return !has_failed;
 }
 
-// What is allocated: address and size.
-std::map<Address, size_t> allocations;
-size_t used = 0;
+using Work = std::function<void()>;
+enum class Capture { None, On, Invalid };
+
+// A card: what is allocated and pinned, address and size, and its one stream, whose handle it is too: what
+// waits, and what a capture has recorded.
+struct Context {
+    int retained = 0;
+    std::map<Address, size_t> allocations, pinned;
+    size_t used = 0, used_pinned = 0;
+    std::deque<Work> waiting;
+    std::vector<Work> recorded;
+    Capture capture = Capture::None;
+    std::set<Handle> graphs, executables, events;
+};
+std::map<int, Context> contexts;
+// The one that is worked on.
+Context* current = nullptr;
 
 size_t capacity() { return setting("STANDIN_MEMORY", size_t(1) << 30); }
-
-// What is pinned.
-std::map<Address, size_t> pinned;
-size_t used_pinned = 0;
 
 // Whether so many bytes lie in one allocation.
 bool is_inside(const std::map<Address, size_t>& all, Address address, size_t size) {
@@ -73,7 +81,10 @@ bool is_inside(const std::map<Address, size_t>& all, Address address, size_t siz
     auto found = std::prev(after);
     return address + size <= found->first + found->second;
 }
-bool is_inside(Address address, size_t size) { return is_inside(allocations, address, size); }
+bool is_inside(Address address, size_t size) { return is_inside(current->allocations, address, size); }
+bool is_pinned(const void* address, size_t size) {
+    return is_inside(current->pinned, Address(address), size);
+}
 
 [[noreturn]] void refuse(const char* what) {
     fprintf(stderr, "stand-in: %s\n", what);
@@ -88,15 +99,8 @@ bool is_zero(Address address, size_t size) {
     return true;
 }
 
-// The one stream: what waits, and what a capture has recorded.
-using Work = std::function<void()>;
-enum class Capture { None, On, Invalid };
-std::deque<Work> waiting;
-std::vector<Work> recorded;
-Capture capture = Capture::None;
-Handle const the_stream = &waiting;
-
 void run_waiting() {
+    std::deque<Work>& waiting = current->waiting;
     while (!waiting.empty()) {
         Work work = std::move(waiting.front());
         waiting.pop_front();
@@ -105,25 +109,23 @@ void run_waiting() {
 }
 
 Result ask(Handle stream, Work work) {
-    if (stream != the_stream) return INVALID_HANDLE;
-    if (capture == Capture::Invalid) return CAPTURE_INVALIDATED;
-    if (capture == Capture::On) recorded.push_back(std::move(work));
-    else waiting.push_back(std::move(work));
+    if (stream != current) return INVALID_HANDLE;
+    if (current->capture == Capture::Invalid) return CAPTURE_INVALIDATED;
+    if (current->capture == Capture::On) current->recorded.push_back(std::move(work));
+    else current->waiting.push_back(std::move(work));
     return SUCCESS;
 }
 
 // What a call gets that a capture cannot hold.
 Result outside_capture() {
-    if (capture == Capture::None) return SUCCESS;
-    capture = Capture::Invalid;
+    if (current->capture == Capture::None) return SUCCESS;
+    current->capture = Capture::Invalid;
     return CAPTURE_UNSUPPORTED;
 }
 
 struct Graph { std::vector<Work> works; };
-std::set<Handle> graphs, executables;
 
 struct Event { bool is_asked = false, is_done = false; double at = 0; };
-std::set<Handle> events;
 
 double seconds_now() {
     timespec now;
@@ -132,11 +134,27 @@ double seconds_now() {
 }
 
 struct Function {
+    Context* context;
     const char* name;
     emulated::Entry entry;
     size_t shared_max;
 };
-std::map<std::string, Function> functions;
+std::map<std::pair<Context*, std::string>, Function> functions;
+
+// Refuses arguments that point to memory of another card.
+void check_arguments(const std::vector<std::vector<char>>& arguments) {
+    for (const std::vector<char>& argument : arguments) {
+        for (size_t at = 0; at + 8 <= argument.size(); at += 8) {
+            Address address;
+            memcpy(&address, argument.data() + at, 8);
+            for (const auto& [device, context] : contexts) {
+                if (&context != current && is_inside(context.allocations, address, 1)) {
+                    refuse("a kernel is told of memory of another card");
+                }
+            }
+        }
+    }
+}
 
 void tell_launch(const char* name) {
     const char* path = getenv("STANDIN_LAUNCHES");
@@ -180,68 +198,77 @@ Result cuDeviceTotalMem_v2(size_t* size, int) {
     *size = capacity();
     return SUCCESS;
 }
-Result cuDevicePrimaryCtxRetain(Handle* context, int) {
-    retained++;
-    *context = &allocations;
+Result cuDevicePrimaryCtxRetain(Handle* context, int device) {
+    contexts[device].retained++;
+    *context = &contexts[device];
     return SUCCESS;
 }
-Result cuDevicePrimaryCtxRelease_v2(int) {
-    if (--retained > 0) return SUCCESS;
-    if (!allocations.empty()) refuse("memory is left when the context goes");
-    if (!pinned.empty()) refuse("pinned memory is left when the context goes");
-    if (!graphs.empty() || !executables.empty()) refuse("a graph is left when the context goes");
-    if (!events.empty()) refuse("an event is left when the context goes");
-    if (!waiting.empty()) refuse("work waits when the context goes");
+Result cuDevicePrimaryCtxRelease_v2(int device) {
+    Context& gone = contexts[device];
+    if (--gone.retained > 0) return SUCCESS;
+    if (!gone.allocations.empty()) refuse("memory is left when the context goes");
+    if (!gone.pinned.empty()) refuse("pinned memory is left when the context goes");
+    if (!gone.graphs.empty() || !gone.executables.empty()) refuse("a graph is left when the context goes");
+    if (!gone.events.empty()) refuse("an event is left when the context goes");
+    if (!gone.waiting.empty()) refuse("work waits when the context goes");
+    if (current == &gone) current = nullptr;
     return SUCCESS;
 }
-Result cuCtxSetCurrent(Handle context) { return context ? SUCCESS : INVALID_VALUE; }
+Result cuCtxSetCurrent(Handle context) {
+    for (auto& [device, known] : contexts) {
+        if (context != &known || known.retained == 0) continue;
+        current = &known;
+        return SUCCESS;
+    }
+    return INVALID_VALUE;
+}
 Result cuMemGetInfo_v2(size_t* free, size_t* total) {
     *total = capacity();
-    *free = *total - used;
+    *free = *total - current->used;
     return SUCCESS;
 }
 Result cuMemAlloc_v2(Address* address, size_t size) {
     if (Result refused = outside_capture()) return refused;
     if (size == 0) return INVALID_VALUE;
-    if (used + size > capacity()) return OUT_OF_MEMORY;
+    if (current->used + size > capacity()) return OUT_OF_MEMORY;
     void* memory = aligned_alloc(256, (size + 255) / 256 * 256);
     if (!memory) return OUT_OF_MEMORY;
     memset(memory, 0xFF, size);
     *address = Address(memory);
-    allocations[*address] = size;
-    used += size;
+    current->allocations[*address] = size;
+    current->used += size;
     return SUCCESS;
 }
 Result cuMemFree_v2(Address address) {
     if (Result refused = outside_capture()) return refused;
-    auto found = allocations.find(address);
-    if (found == allocations.end()) return INVALID_VALUE;
-    if (!waiting.empty()) refuse("memory is given back while work waits");
+    auto found = current->allocations.find(address);
+    if (found == current->allocations.end()) return INVALID_VALUE;
+    if (!current->waiting.empty()) refuse("memory is given back while work waits");
     if (!has_failed && !is_zero(address, found->second)) refuse("memory that is given back is not zero");
-    used -= found->second;
-    allocations.erase(found);
+    current->used -= found->second;
+    current->allocations.erase(found);
     free(reinterpret_cast<void*>(address));
     return SUCCESS;
 }
 Result cuMemHostAlloc(void** address, size_t size, unsigned flags) {
     if (Result refused = outside_capture()) return refused;
     if (size == 0 || flags != 0) return INVALID_VALUE;
-    if (used_pinned + size > setting("STANDIN_PINNED", size_t(1) << 30)) return OUT_OF_MEMORY;
+    if (current->used_pinned + size > setting("STANDIN_PINNED", size_t(1) << 30)) return OUT_OF_MEMORY;
     *address = aligned_alloc(4096, (size + 4095) / 4096 * 4096);
     if (!*address) return OUT_OF_MEMORY;
     memset(*address, 0xFF, size);
-    pinned[Address(*address)] = size;
-    used_pinned += size;
+    current->pinned[Address(*address)] = size;
+    current->used_pinned += size;
     return SUCCESS;
 }
 Result cuMemFreeHost(void* address) {
     if (Result refused = outside_capture()) return refused;
-    auto found = pinned.find(Address(address));
-    if (found == pinned.end()) return INVALID_VALUE;
-    if (!waiting.empty()) refuse("pinned memory is given back while work waits");
+    auto found = current->pinned.find(Address(address));
+    if (found == current->pinned.end()) return INVALID_VALUE;
+    if (!current->waiting.empty()) refuse("pinned memory is given back while work waits");
     if (!is_zero(found->first, found->second)) refuse("pinned memory that is given back is not zero");
-    used_pinned -= found->second;
-    pinned.erase(found);
+    current->used_pinned -= found->second;
+    current->pinned.erase(found);
     free(address);
     return SUCCESS;
 }
@@ -252,7 +279,7 @@ Result cuMemsetD8Async(Address to, unsigned char byte, size_t size, Handle strea
 // What is not pinned is read before the call returns, but by a graph when it is launched.
 Result cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t size, Handle stream) {
     if (!is_inside(to, size)) return INVALID_VALUE;
-    if (capture == Capture::None && !is_inside(pinned, Address(from), size)) {
+    if (current->capture == Capture::None && !is_pinned(from, size)) {
         const char* bytes = static_cast<const char*>(from);
         std::vector<char> copy(bytes, bytes + size);
         return ask(stream, [=] { memcpy(reinterpret_cast<void*>(to), copy.data(), size); });
@@ -263,51 +290,52 @@ Result cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t size, Handle st
 Result cuMemcpyDtoHAsync_v2(void* to, Address from, size_t size, Handle stream) {
     if (!is_inside(from, size)) return INVALID_VALUE;
     Result asked = ask(stream, [=] { memcpy(to, reinterpret_cast<void*>(from), size); });
-    if (!asked && capture == Capture::None && !is_inside(pinned, Address(to), size)) run_waiting();
+    if (!asked && current->capture == Capture::None && !is_pinned(to, size)) run_waiting();
     return asked;
 }
 Result cuStreamCreate(Handle* stream, unsigned) {
-    *stream = the_stream;
+    *stream = current;
     return SUCCESS;
 }
-Result cuStreamDestroy_v2(Handle) {
-    if (!waiting.empty()) refuse("a stream is destroyed while work waits");
+Result cuStreamDestroy_v2(Handle stream) {
+    if (stream != current) return INVALID_HANDLE;
+    if (!current->waiting.empty()) refuse("a stream is destroyed while work waits");
     return SUCCESS;
 }
 Result cuStreamSynchronize(Handle stream) {
-    if (stream != the_stream) return INVALID_HANDLE;
+    if (stream != current) return INVALID_HANDLE;
     if (Result refused = outside_capture()) return refused;
     run_waiting();
     return has_failed ? LAUNCH_FAILED : SUCCESS;
 }
 Result cuStreamBeginCapture_v2(Handle stream, unsigned mode) {
-    if (stream != the_stream) return INVALID_HANDLE;
-    if (capture != Capture::None || mode != CAPTURE_THREAD_LOCAL) return INVALID_VALUE;
-    capture = Capture::On;
+    if (stream != current) return INVALID_HANDLE;
+    if (current->capture != Capture::None || mode != CAPTURE_THREAD_LOCAL) return INVALID_VALUE;
+    current->capture = Capture::On;
     return SUCCESS;
 }
 Result cuStreamEndCapture(Handle stream, Handle* graph) {
-    if (stream != the_stream) return INVALID_HANDLE;
-    if (capture == Capture::None) return INVALID_VALUE;
-    bool is_valid = capture == Capture::On;
-    capture = Capture::None;
-    *graph = is_valid ? new Graph{recorded} : nullptr;
-    if (is_valid) graphs.insert(*graph);
-    recorded.clear();
+    if (stream != current) return INVALID_HANDLE;
+    if (current->capture == Capture::None) return INVALID_VALUE;
+    bool is_valid = current->capture == Capture::On;
+    current->capture = Capture::None;
+    *graph = is_valid ? new Graph{current->recorded} : nullptr;
+    if (is_valid) current->graphs.insert(*graph);
+    current->recorded.clear();
     return is_valid ? SUCCESS : CAPTURE_INVALIDATED;
 }
 Result cuGraphInstantiateWithFlags(Handle* executable, Handle graph, unsigned long long flags) {
-    if (!graphs.count(graph) || flags != 0) return INVALID_VALUE;
+    if (!current->graphs.count(graph) || flags != 0) return INVALID_VALUE;
     *executable = new Graph(*static_cast<Graph*>(graph));
-    executables.insert(*executable);
+    current->executables.insert(*executable);
     return SUCCESS;
 }
 Result cuGraphUpload(Handle executable, Handle stream) {
-    if (!executables.count(executable) || stream != the_stream) return INVALID_VALUE;
+    if (!current->executables.count(executable) || stream != current) return INVALID_VALUE;
     return outside_capture();
 }
 Result cuGraphLaunch(Handle executable, Handle stream) {
-    if (!executables.count(executable)) return INVALID_VALUE;
+    if (!current->executables.count(executable)) return INVALID_VALUE;
     if (Result asked = ask(stream, [] { tell_launch("graph"); })) return asked;
     for (const Work& work : static_cast<Graph*>(executable)->works) {
         if (Result asked = ask(stream, work)) return asked;
@@ -315,23 +343,23 @@ Result cuGraphLaunch(Handle executable, Handle stream) {
     return SUCCESS;
 }
 Result cuGraphExecDestroy(Handle executable) {
-    if (!executables.erase(executable)) return INVALID_VALUE;
+    if (!current->executables.erase(executable)) return INVALID_VALUE;
     delete static_cast<Graph*>(executable);
     return SUCCESS;
 }
 Result cuGraphDestroy(Handle graph) {
-    if (!graphs.erase(graph)) return INVALID_VALUE;
+    if (!current->graphs.erase(graph)) return INVALID_VALUE;
     delete static_cast<Graph*>(graph);
     return SUCCESS;
 }
 Result cuEventCreate(Handle* event, unsigned flags) {
     if (flags != 0) return INVALID_VALUE;
     *event = new Event;
-    events.insert(*event);
+    current->events.insert(*event);
     return SUCCESS;
 }
 Result cuEventRecord(Handle event, Handle stream) {
-    if (!events.count(event)) return INVALID_HANDLE;
+    if (!current->events.count(event)) return INVALID_HANDLE;
     if (Result refused = outside_capture()) return refused;
     Event* e = static_cast<Event*>(event);
     e->is_asked = true;
@@ -339,14 +367,14 @@ Result cuEventRecord(Handle event, Handle stream) {
     return ask(stream, [=] { e->is_done = true, e->at = seconds_now(); });
 }
 Result cuEventSynchronize(Handle event) {
-    if (!events.count(event)) return INVALID_HANDLE;
+    if (!current->events.count(event)) return INVALID_HANDLE;
     if (Result refused = outside_capture()) return refused;
     Event* e = static_cast<Event*>(event);
     if (e->is_asked && !e->is_done) run_waiting();
     return SUCCESS;
 }
 Result cuEventElapsedTime_v2(float* milliseconds, Handle start, Handle end) {
-    if (!events.count(start) || !events.count(end)) return INVALID_HANDLE;
+    if (!current->events.count(start) || !current->events.count(end)) return INVALID_HANDLE;
     const Event &from = *static_cast<Event*>(start), &to = *static_cast<Event*>(end);
     if (!from.is_asked || !to.is_asked) return INVALID_HANDLE;
     if (!from.is_done || !to.is_done) return NOT_READY;
@@ -354,7 +382,7 @@ Result cuEventElapsedTime_v2(float* milliseconds, Handle start, Handle end) {
     return SUCCESS;
 }
 Result cuEventDestroy_v2(Handle event) {
-    if (!events.erase(event)) return INVALID_HANDLE;
+    if (!current->events.erase(event)) return INVALID_HANDLE;
     // Work that waits may mark it yet.
     run_waiting();
     delete static_cast<Event*>(event);
@@ -364,16 +392,17 @@ Result cuModuleLoadData(Handle* module, const void* image) {
     uint32_t magic;
     memcpy(&magic, image, 4);
     if (magic != IMAGE_MAGIC) return INVALID_IMAGE;
-    *module = &functions;
+    *module = current;
     return SUCCESS;
 }
-Result cuModuleUnload(Handle) { return SUCCESS; }
-Result cuModuleGetFunction(Handle* function, Handle, const char* name) {
+Result cuModuleUnload(Handle module) { return module == current ? SUCCESS : INVALID_HANDLE; }
+Result cuModuleGetFunction(Handle* function, Handle module, const char* name) {
+    if (module != current) return INVALID_HANDLE;
     emulated::Entry entry = emulated::find(name);
     if (!entry.call) return NOT_FOUND;
-    auto& known = functions[name];
-    known = {functions.find(name)->first.c_str(), entry, 48 * 1024};
-    *function = &known;
+    auto known = functions.try_emplace({current, name}).first;
+    known->second = {current, known->first.second.c_str(), entry, 48 * 1024};
+    *function = &known->second;
     return SUCCESS;
 }
 Result cuFuncLoad(Handle) { return SUCCESS; }
@@ -394,12 +423,14 @@ Result cuLaunchKernel(Handle function, unsigned gx, unsigned gy, unsigned gz, un
     Function& f = *static_cast<Function*>(function);
     if (gx * gy * gz == 0 || bx * by * bz == 0 || bx * by * bz > f.entry.threads_max) return INVALID_VALUE;
     if (shared > f.shared_max) return INVALID_VALUE;
+    if (f.context != current) return INVALID_HANDLE;
     // The arguments are copied before the call returns; what they point to is read when the kernel runs.
     std::vector<std::vector<char>> held;
     for (size_t i = 0; i < f.entry.sizes->size(); i++) {
         const char* from = static_cast<const char*>(arguments[i]);
         held.emplace_back(from, from + (*f.entry.sizes)[i]);
     }
+    check_arguments(held);
     return ask(stream, [=, &f]() mutable {
         std::vector<void*> pointers;
         for (std::vector<char>& argument : held) pointers.push_back(argument.data());

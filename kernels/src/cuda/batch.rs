@@ -296,7 +296,7 @@ impl<'c> Batch<'c> {
     }
 
     /// Where a part lies, for a launch of what the batch holds, or is recorded for.
-    fn pointer(&self, part: Part, offset: usize) -> [u8; 8] {
+    fn pointer(&self, card: &Card<'_>, part: Part, offset: usize) -> [u8; 8] {
         match self.card.recorded.get() {
             Some(recorded) => {
                 let own = (self.memory.address(), self.shape);
@@ -304,24 +304,24 @@ impl<'c> Batch<'c> {
             }
             None => assert!(self.is_set, "the batch is set"),
         }
-        self.memory.pointer_at(parts(&self.limits, self.rows)[part as usize].start + offset)
+        self.memory.pointer_at(card, parts(&self.limits, self.rows)[part as usize].start + offset)
     }
 
-    pub(super) fn tokens(&self) -> [u8; 8] {
-        self.pointer(Part::Tokens, 0)
+    pub(super) fn tokens(&self, card: &Card<'_>) -> [u8; 8] {
+        self.pointer(card, Part::Tokens, 0)
     }
 
     /// The place of a token, and of those after it.
-    pub(super) fn places_from(&self, token: usize) -> [u8; 8] {
-        self.pointer(Part::Places, token * 8)
+    pub(super) fn places_from(&self, card: &Card<'_>, token: usize) -> [u8; 8] {
+        self.pointer(card, Part::Places, token * 8)
     }
 
-    pub(super) fn wanted(&self) -> [u8; 8] {
-        self.pointer(Part::Wanted, 0)
+    pub(super) fn wanted(&self, card: &Card<'_>) -> [u8; 8] {
+        self.pointer(card, Part::Wanted, 0)
     }
 
-    pub(super) fn runs(&self) -> [u8; 8] {
-        self.pointer(Part::Runs, 0)
+    pub(super) fn runs(&self, card: &Card<'_>) -> [u8; 8] {
+        self.pointer(card, Part::Runs, 0)
     }
 
     pub(super) fn runs_len(&self) -> usize {
@@ -342,11 +342,11 @@ impl<'c> Batch<'c> {
     }
 
     /// The rotations of global or local layers, and how many pairs of a head turn.
-    pub(super) fn turns(&self, is_local: bool) -> ([u8; 8], usize) {
+    pub(super) fn turns(&self, card: &Card<'_>, is_local: bool) -> ([u8; 8], usize) {
         let [pairs, local_pairs] = self.limits.pairs;
         match is_local && local_pairs > 0 {
-            true => (self.pointer(Part::LocalTurns, 0), local_pairs),
-            false => (self.pointer(Part::Turns, 0), pairs),
+            true => (self.pointer(card, Part::LocalTurns, 0), local_pairs),
+            false => (self.pointer(card, Part::Turns, 0), pairs),
         }
     }
 }

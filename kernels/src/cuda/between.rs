@@ -71,19 +71,20 @@ impl<'c> Embedding<'c> {
         out.has(n * cols);
         self.found.has(n * tile_size / size_of::<u32>());
         let pieces = n * tile_size / 16;
-        let found = self.found.pointer();
+        let found = self.found.pointer(card);
         // SAFETY: the pieces are those of the buffer that was measured.
         unsafe {
             card.launch("zero", [dim(pieces.div_ceil(256)), 1, 1], 256, 0, &[&found, &size(pieces)])
         }?;
-        let (tokens, shift) = (batch.tokens(), shift.to_ne_bytes());
+        let (tokens, shift) = (batch.tokens(card), shift.to_ne_bytes());
         let parts = table_size.div_ceil(tile_size).min(TABLE_PARTS_MAX);
         let grid = [dim(tile_size.div_ceil(SCAN_LEN)), dim(parts), dim(n.div_ceil(SCAN_TOKENS))];
-        let (bytes, tile) = (table.bytes().pointer(), size(tile_size));
+        let (bytes, tile) = (table.bytes().pointer(card), size(tile_size));
         let scan: [&[u8]; 7] = [&bytes, &size(table_size), &tile, &shift, &tokens, &int(n), &found];
         // SAFETY: the table has its size, there is a token and a tile of `found` for each of the batch.
         unsafe { card.launch("embed_scan", grid, 128, 0, &scan) }?;
-        let (ty, out, scale) = (table.ty().id().to_ne_bytes(), out.pointer(), scale.to_ne_bytes());
+        let (ty, out, scale) =
+            (table.ty().id().to_ne_bytes(), out.pointer(card), scale.to_ne_bytes());
         let grid = [dim(cols.div_ceil(COLUMNS)), dim(n), 1];
         let pick: [&[u8]; 8] = [&ty, &found, &tile, &shift, &int(cols), &tokens, &scale, &out];
         // SAFETY: as above; `out` has a row for each token.
@@ -148,17 +149,17 @@ pub fn add_norm(
     };
     let (count, rows) = match rows {
         Rows::All => (batch.rows(), [0; 8]),
-        Rows::Wanted => (batch.wanted_len(), batch.wanted()),
+        Rows::Wanted => (batch.wanted_len(), batch.wanted(card)),
     };
     if count == 0 {
         return Ok(());
     }
-    let out = input.out(forms, count, cols);
+    let out = input.out(card, forms, count, cols);
     let arguments: [&[u8]; 8] = [
-        &x.pointer(),
-        &maybe(delta),
-        &maybe(delta_weight),
-        &weight.pointer(),
+        &x.pointer(card),
+        &maybe(card, delta),
+        &maybe(card, delta_weight),
+        &weight.pointer(card),
         &epsilon.to_ne_bytes(),
         &int(cols),
         &rows,
@@ -184,10 +185,10 @@ pub fn quantize(
     (input, forms): (&mut Input<'_>, Forms),
 ) -> Result<(), CudaError> {
     x.has(tokens * cols);
-    let out = input.out(forms, tokens, cols);
+    let out = input.out(card, forms, tokens, cols);
     let grid = [dim(cols.div_ceil(COLUMNS)), dim(tokens), 1];
     // SAFETY: every buffer was measured.
-    unsafe { card.launch("quantize", grid, 256, 0, &[&x.pointer(), &int(cols), out.bytes()]) }
+    unsafe { card.launch("quantize", grid, 256, 0, &[&x.pointer(card), &int(cols), out.bytes()]) }
 }
 
 /// Writes `activation(gate) * up`, `[tokens][cols]`, to `input`, in the forms that are read.
@@ -207,13 +208,14 @@ pub fn gate(
 ) -> Result<(), CudaError> {
     gates.has(tokens * cols);
     up.has(tokens * cols);
-    let out = input.out(forms, tokens, cols);
+    let out = input.out(card, forms, tokens, cols);
     let kind = int(match kind {
         Gate::Silu => 0,
         Gate::GeluTanh => 1,
     });
     let grid = [dim(cols.div_ceil(COLUMNS)), dim(tokens), 1];
-    let arguments: [&[u8]; 5] = [&gates.pointer(), &up.pointer(), &kind, &int(cols), out.bytes()];
+    let arguments: [&[u8]; 5] =
+        [&gates.pointer(card), &up.pointer(card), &kind, &int(cols), out.bytes()];
     // SAFETY: every buffer was measured.
     unsafe { card.launch("gate", grid, 256, 0, &arguments) }
 }

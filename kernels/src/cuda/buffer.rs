@@ -5,7 +5,7 @@
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::Range;
-use core::slice;
+use core::{ptr, slice};
 
 use super::{Card, CudaError, Memory, Pinned};
 
@@ -148,18 +148,23 @@ impl<'c, T: Item> Buffer<'c, T> {
         self.memory.address()
     }
 
-    /// Where it lies, as an argument.
-    pub(super) fn pointer(&self) -> [u8; 8] {
-        self.memory.address().to_ne_bytes()
+    /// Where it lies, as an argument of a launch on this card.
+    ///
+    /// # Panics
+    ///
+    /// Panics if it lies on another card.
+    pub(super) fn pointer(&self, card: &Card<'_>) -> [u8; 8] {
+        self.pointer_at(card, 0)
     }
 
     /// Where the value at an index lies.
     ///
     /// # Panics
     ///
-    /// Panics if it is beyond the end.
-    pub(super) fn pointer_at(&self, index: usize) -> [u8; 8] {
+    /// Panics if it is beyond the end, or lies on another card.
+    pub(super) fn pointer_at(&self, card: &Card<'_>, index: usize) -> [u8; 8] {
         assert!(index <= self.len, "the value lies in the buffer");
+        assert!(ptr::addr_eq(card, self.memory.card), "the buffer lies on the card that is asked");
         (self.memory.address() + (index * size_of::<T>()) as u64).to_ne_bytes()
     }
 
@@ -254,8 +259,8 @@ fn pin<'c, T: Item>(card: &'c Card<'c>, len: usize) -> Result<Pinned<'c>, CudaEr
 pub(super) const NULL: [u8; 8] = [0; 8];
 
 /// A buffer or none, as an argument.
-pub(super) fn maybe<T: Item>(buffer: Option<&Buffer<'_, T>>) -> [u8; 8] {
-    buffer.map_or(NULL, Buffer::pointer)
+pub(super) fn maybe<T: Item>(card: &Card<'_>, buffer: Option<&Buffer<'_, T>>) -> [u8; 8] {
+    buffer.map_or(NULL, |buffer| buffer.pointer(card))
 }
 
 /// A count, as an argument of 32 bits.

@@ -160,7 +160,7 @@ impl<'c> Cache<'c> {
         let page_scales = shape.page_len() / KV_BLOCK_LEN * 2;
         for pages in pages.chunks(ZEROED_MAX) {
             self.zeroed.write(0, pages)?;
-            let list = self.zeroed.pointer();
+            let list = self.zeroed.pointer(card);
             let zero = |to: [u8; 8], page_size: usize| {
                 let pieces = page_size / PIECE_LEN;
                 let grid = [dim(pieces.div_ceil(256)), dim(pages.len()), dim(shape.n_layers)];
@@ -169,9 +169,9 @@ impl<'c> Cache<'c> {
                 // SAFETY: the buffer has so many layers of so many pages, of which these are some.
                 unsafe { card.launch("zero_pages", grid, 256, 0, &arguments) }
             };
-            zero(self.pages.pointer(), page_size)?;
+            zero(self.pages.pointer(card), page_size)?;
             if let Some(scales) = &self.scales {
-                zero(scales.pointer(), page_scales)?;
+                zero(scales.pointer(card), page_scales)?;
             }
         }
         card.finish()
@@ -181,19 +181,19 @@ impl<'c> Cache<'c> {
         &self.shape
     }
 
-    pub(super) fn tables(&self) -> [u8; 8] {
-        self.tables.pointer()
+    pub(super) fn tables(&self, card: &Card<'_>) -> [u8; 8] {
+        self.tables.pointer(card)
     }
 
     /// The pages and scales of a layer.
-    pub(super) fn layer(&self, layer: usize) -> [[u8; 8]; 2] {
+    pub(super) fn layer(&self, card: &Card<'_>, layer: usize) -> [[u8; 8]; 2] {
         assert!(layer < self.shape.n_layers, "the layer is on the card");
         let pages = self.pages.len() / self.shape.n_layers * layer;
         let scales = |scales: &Buffer<'_, u16>| {
-            scales.pointer_at(scales.len() / self.shape.n_layers * layer)
+            scales.pointer_at(card, scales.len() / self.shape.n_layers * layer)
         };
         let none = super::buffer::NULL;
-        [self.pages.pointer_at(pages), self.scales.as_ref().map_or(none, scales)]
+        [self.pages.pointer_at(card, pages), self.scales.as_ref().map_or(none, scales)]
     }
 
     /// Returns whether every page that is dealt out is zero, for tests.

@@ -8,7 +8,7 @@ use core::fmt;
 use core::ptr;
 use std::ffi::CString;
 
-use super::driver::{Device, Driver, Handle, OUT_OF_MEMORY, check};
+use super::driver::{Device, Driver, Functions, Handle, OUT_OF_MEMORY, check};
 use super::shape::Shape;
 use super::{CudaError, IMAGE, KERNELS, SHARED_MAX, has_large_shared};
 
@@ -18,6 +18,11 @@ const CAPABILITY_MIN: (i32, i32) = (8, 0);
 const NON_BLOCKING: c_uint = 1;
 /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
 const MAX_DYNAMIC_SHARED: c_int = 8;
+
+thread_local! {
+    /// The context that the driver works on in this thread, whichever card of it was used last.
+    static CURRENT: Cell<Handle> = const { Cell::new(ptr::null_mut()) };
+}
 
 /// A kernel that is loaded.
 struct Kernel {
@@ -29,8 +34,9 @@ struct Kernel {
 
 /// A card that is ready to compute. It belongs to the thread that opened it.
 pub struct Card<'d> {
-    pub(super) driver: &'d Driver,
+    driver: &'d Driver,
     device: c_int,
+    context: Handle,
     pub(super) stream: Handle,
     module: Handle,
     kernels: Vec<Kernel>,
@@ -71,6 +77,7 @@ impl<'d> Card<'d> {
         let mut card = Self {
             driver,
             device: device.handle,
+            context,
             stream: ptr::null_mut(),
             module: ptr::null_mut(),
             kernels: Vec::new(),
@@ -80,9 +87,7 @@ impl<'d> Card<'d> {
             recorded: Cell::new(None),
             given_back: Cell::new(0),
         };
-        // SAFETY: the context was just retained.
-        let code = unsafe { (functions.context_set_current)(context) };
-        check("cuCtxSetCurrent", code)?;
+        card.make_current()?;
         // SAFETY: the stream may be written.
         let code = unsafe { (functions.stream_create)(&raw mut card.stream, NON_BLOCKING) };
         check("cuStreamCreate", code)?;
@@ -97,8 +102,27 @@ impl<'d> Card<'d> {
         Ok(card)
     }
 
+    /// The driver's functions, which work on this card from now on.
+    pub(super) fn functions(&self) -> &'d Functions {
+        // Where that fails, the card has failed, and what is called next says so.
+        let _ = self.make_current();
+        &self.driver.functions
+    }
+
+    /// Makes the card the one that the driver works on.
+    fn make_current(&self) -> Result<(), CudaError> {
+        if CURRENT.get() == self.context {
+            return Ok(());
+        }
+        // SAFETY: the context was retained in `open`, and is not released yet.
+        let code = unsafe { (self.driver.functions.context_set_current)(self.context) };
+        check("cuCtxSetCurrent", code)?;
+        CURRENT.set(self.context);
+        Ok(())
+    }
+
     fn load(&self, name: &'static str) -> Result<Kernel, CudaError> {
-        let functions = &self.driver.functions;
+        let functions = self.functions();
         let text = CString::new(name).map_err(|_| CudaError::UnknownKernel)?;
         let mut handle = ptr::null_mut();
         // SAFETY: `handle` may be written, the module is loaded, and the name ends in a zero.
@@ -139,7 +163,7 @@ impl<'d> Card<'d> {
     pub fn free_memory(&self) -> Result<usize, CudaError> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: both numbers may be written.
-        let code = unsafe { (self.driver.functions.mem_get_info)(&raw mut free, &raw mut total) };
+        let code = unsafe { (self.functions().mem_get_info)(&raw mut free, &raw mut total) };
         check("cuMemGetInfo", code)?;
         Ok(free)
     }
@@ -153,7 +177,7 @@ impl<'d> Card<'d> {
         self.refuse_while_recording()?;
         let mut address = 0;
         // SAFETY: `address` may be written.
-        let code = unsafe { (self.driver.functions.mem_alloc)(&raw mut address, size.max(1)) };
+        let code = unsafe { (self.functions().mem_alloc)(&raw mut address, size.max(1)) };
         if code == OUT_OF_MEMORY {
             return Err(CudaError::OutOfMemory { wanted: size, free: self.free_memory()? });
         }
@@ -188,7 +212,7 @@ impl<'d> Card<'d> {
         let mut pointers: Vec<*mut c_void> =
             arguments.iter().map(|argument| argument.as_ptr().cast_mut().cast()).collect();
         let [x, y, z] = grid;
-        let launch = self.driver.functions.launch_kernel;
+        let launch = self.functions().launch_kernel;
         let (handle, stream) = (kernel.handle, self.stream);
         let (pointers, none) = (pointers.as_mut_ptr(), ptr::null_mut());
         // SAFETY: the caller vouches for what the arguments say; there are as many as the kernel
@@ -211,7 +235,7 @@ impl<'d> Card<'d> {
     pub fn finish(&self) -> Result<(), CudaError> {
         self.refuse_while_recording()?;
         // SAFETY: the stream is the card's.
-        let code = unsafe { (self.driver.functions.stream_synchronize)(self.stream) };
+        let code = unsafe { (self.functions().stream_synchronize)(self.stream) };
         check("cuStreamSynchronize", code)
     }
 
@@ -228,7 +252,7 @@ impl Drop for Card<'_> {
     fn drop(&mut self) {
         // Launches may be under way. A card that failed runs nothing any more.
         let _ = self.finish();
-        let functions = &self.driver.functions;
+        let functions = self.functions();
         if !self.module.is_null() {
             // SAFETY: the module was loaded, and nothing of it runs.
             let _ = unsafe { (functions.module_unload)(self.module) };
@@ -239,6 +263,8 @@ impl Drop for Card<'_> {
         }
         // SAFETY: the context was retained once, in `open`.
         let _ = unsafe { (functions.context_release)(self.device) };
+        // Another context may come to lie where this one was.
+        CURRENT.set(ptr::null_mut());
     }
 }
 
@@ -279,7 +305,7 @@ impl Memory<'_> {
     ///
     /// [`CudaError::Failed`] if the card fails.
     pub fn fill(&mut self, byte: u8) -> Result<(), CudaError> {
-        let (memset, size) = (self.card.driver.functions.memset_d8, self.size.max(1));
+        let (memset, size) = (self.card.functions().memset_d8, self.size.max(1));
         // SAFETY: the whole allocation is this value's; it has a byte at least.
         let code = unsafe { memset(self.address, byte, size, self.card.stream) };
         check("cuMemsetD8Async", code)
@@ -293,7 +319,7 @@ impl Memory<'_> {
     pub fn write(&mut self, at: usize, bytes: &[u8]) -> Result<(), CudaError> {
         self.card.refuse_while_recording()?;
         let to = self.part(at, bytes.len())?;
-        let (copy, from) = (self.card.driver.functions.copy_to_device, bytes.as_ptr().cast());
+        let (copy, from) = (self.card.functions().copy_to_device, bytes.as_ptr().cast());
         // SAFETY: both sides have so many bytes, and `finish` waits for the copy.
         let code = unsafe { copy(to, from, bytes.len(), self.card.stream) };
         check("cuMemcpyHtoDAsync", code)?;
@@ -308,7 +334,7 @@ impl Memory<'_> {
     pub fn read(&self, at: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
         self.card.refuse_while_recording()?;
         let from = self.part(at, bytes.len())?;
-        let (copy, to) = (self.card.driver.functions.copy_to_host, bytes.as_mut_ptr().cast());
+        let (copy, to) = (self.card.functions().copy_to_host, bytes.as_mut_ptr().cast());
         // SAFETY: both sides have so many bytes, and `finish` waits for the copy.
         let code = unsafe { copy(to, from, bytes.len(), self.card.stream) };
         check("cuMemcpyDtoHAsync", code)?;
@@ -327,6 +353,6 @@ impl Drop for Memory<'_> {
         let _ = self.card.finish();
         self.card.given_back.set(self.card.given_back.get() + 1);
         // SAFETY: the allocation is this value's, and nothing that was launched runs any more.
-        let _ = unsafe { (self.card.driver.functions.mem_free)(self.address) };
+        let _ = unsafe { (self.card.functions().mem_free)(self.address) };
     }
 }

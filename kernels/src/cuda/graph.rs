@@ -41,7 +41,7 @@ impl Card<'_> {
         let recorded = recording.end();
         done?;
         let recorded = recorded?;
-        let functions = &self.driver.functions;
+        let functions = self.functions();
         let mut graph = Graph { card: self, handle: ptr::null_mut() };
         // SAFETY: the handle may be written, and the recorded graph is whole.
         let code =
@@ -67,7 +67,7 @@ impl Graph<'_> {
     /// For each recorded launch, copy and filling, what its own contract asks for holds again: the memory that
     /// it points to lives, and is not read or written otherwise, until [`Card::finish`] returns.
     pub unsafe fn launch(&self) -> Result<(), CudaError> {
-        let launch = self.card.driver.functions.graph_launch;
+        let launch = self.card.functions().graph_launch;
         // SAFETY: graph and stream are of one card; the caller vouches for the memory.
         let code = unsafe { launch(self.handle, self.card.stream) };
         check("cuGraphLaunch", code)
@@ -78,7 +78,7 @@ impl Drop for Graph<'_> {
     fn drop(&mut self) {
         if !self.handle.is_null() {
             // SAFETY: the graph was made here; one that still runs is destroyed when it has ended.
-            let _ = unsafe { (self.card.driver.functions.graph_exec_destroy)(self.handle) };
+            let _ = unsafe { (self.card.functions().graph_exec_destroy)(self.handle) };
         }
     }
 }
@@ -93,7 +93,7 @@ impl Drop for Recorded<'_> {
     fn drop(&mut self) {
         if !self.handle.is_null() {
             // SAFETY: the graph is this value's alone.
-            let _ = unsafe { (self.card.driver.functions.graph_destroy)(self.handle) };
+            let _ = unsafe { (self.card.functions().graph_destroy)(self.handle) };
         }
     }
 }
@@ -107,8 +107,7 @@ impl<'c> Recording<'c> {
     fn start(card: &'c Card<'c>) -> Result<Self, CudaError> {
         card.refuse_while_recording()?;
         // SAFETY: the stream is the card's, and not the default one, which cannot record.
-        let code =
-            unsafe { (card.driver.functions.stream_begin_capture)(card.stream, THREAD_LOCAL) };
+        let code = unsafe { (card.functions().stream_begin_capture)(card.stream, THREAD_LOCAL) };
         check("cuStreamBeginCapture", code)?;
         card.is_recording.set(true);
         Ok(Self { card })
@@ -122,9 +121,8 @@ impl<'c> Recording<'c> {
         let card = self.card;
         let mut recorded = Recorded { card, handle: ptr::null_mut() };
         // SAFETY: the handle may be written; this thread started the recording.
-        let code = unsafe {
-            (card.driver.functions.stream_end_capture)(card.stream, &raw mut recorded.handle)
-        };
+        let code =
+            unsafe { (card.functions().stream_end_capture)(card.stream, &raw mut recorded.handle) };
         card.is_recording.set(false);
         card.give_back_left();
         check("cuStreamEndCapture", code)?;

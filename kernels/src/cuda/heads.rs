@@ -107,18 +107,18 @@ impl<'c> Heads<'c> {
         self.check(batch, shape, cache);
         let (q_norm, k_norm) = how.norms.unzip();
         [q_norm, k_norm].into_iter().flatten().for_each(|norm| norm.has(shape.head_dim));
-        let (turns, pairs) = batch.turns(shape.window.is_some());
+        let (turns, pairs) = batch.turns(card, shape.window.is_some());
         assert!(2 * pairs <= shape.head_dim, "no more values turn than a head has");
-        let [pages, scales] = cache.layer(layer);
+        let [pages, scales] = cache.layer(card, layer);
         let heads = Struct::new()
-            .with(&self.q.pointer())
-            .with(&self.k.pointer())
-            .with(&self.v.pointer())
-            .with(&maybe(q_norm))
-            .with(&maybe(k_norm))
+            .with(&self.q.pointer(card))
+            .with(&self.k.pointer(card))
+            .with(&self.v.pointer(card))
+            .with(&maybe(card, q_norm))
+            .with(&maybe(card, k_norm))
             .with(&turns)
-            .with(&cache.tables())
-            .with(&batch.places_from(0))
+            .with(&cache.tables(card))
+            .with(&batch.places_from(card, 0))
             .with(&pages)
             .with(&scales)
             .with(&int(shape.n_heads))
@@ -196,18 +196,18 @@ impl<'c> Heads<'c> {
 
     /// `Attention` of `attention.cu`, for the tokens from `first` on.
     fn argument(&self, on: &Launch<'_>, first: usize, splits: usize) -> Struct {
-        let Launch { batch, shape, cache, layer, .. } = *on;
+        let Launch { card, batch, shape, cache, layer } = *on;
         let row = first * shape.n_heads * shape.head_dim;
-        let [pages, scales] = cache.layer(layer);
+        let [pages, scales] = cache.layer(card, layer);
         Struct::new()
-            .with(&self.q.pointer_at(row))
-            .with(&self.out.pointer_at(row))
+            .with(&self.q.pointer_at(card, row))
+            .with(&self.out.pointer_at(card, row))
             .with(&pages)
             .with(&scales)
-            .with(&cache.tables())
-            .with(&batch.places_from(first))
-            .with(&batch.runs())
-            .with(&self.parts.pointer())
+            .with(&cache.tables(card))
+            .with(&batch.places_from(card, first))
+            .with(&batch.runs(card))
+            .with(&self.parts.pointer(card))
             .with(&int(shape.n_heads))
             .with(&int(shape.n_kv_heads))
             .with(&int(shape.head_dim))

@@ -31,7 +31,7 @@ impl Card<'_> {
         self.refuse_while_recording()?;
         let mut start = ptr::null_mut();
         // SAFETY: `start` may be written; without flags, the memory is of the host's usual kind.
-        let code = unsafe { (self.driver.functions.host_alloc)(&raw mut start, size.max(1), 0) };
+        let code = unsafe { (self.functions().host_alloc)(&raw mut start, size.max(1), 0) };
         if code == OUT_OF_MEMORY {
             return Err(CudaError::NoPinnedMemory { wanted: size });
         }
@@ -92,7 +92,7 @@ impl Drop for Pinned<'_> {
         // SAFETY: the allocation has so many bytes, and nobody reads or writes them now.
         unsafe { self.start.write_bytes(0, self.size.max(1)) };
         // SAFETY: the allocation is this value's.
-        let _ = unsafe { (self.card.driver.functions.host_free)(self.start.as_ptr().cast()) };
+        let _ = unsafe { (self.card.functions().host_free)(self.start.as_ptr().cast()) };
     }
 }
 
@@ -115,7 +115,7 @@ impl Memory<'_> {
     ) -> Result<(), CudaError> {
         let (to, from, len) =
             (self.part(at, part.len())?, from.part(self.card, &part)?, part.len());
-        let copy = self.card.driver.functions.copy_to_device;
+        let copy = self.card.functions().copy_to_device;
         // SAFETY: both sides have so many bytes; the caller vouches for the time of the copy.
         let code = unsafe { copy(to, from.cast_const().cast(), len, self.card.stream) };
         check("cuMemcpyHtoDAsync", code)
@@ -139,7 +139,7 @@ impl Memory<'_> {
         part: Range<usize>,
     ) -> Result<(), CudaError> {
         let (from, to, len) = (self.part(at, part.len())?, to.part(self.card, &part)?, part.len());
-        let copy = self.card.driver.functions.copy_to_host;
+        let copy = self.card.functions().copy_to_host;
         // SAFETY: both sides have so many bytes; the caller vouches for the time of the copy.
         let code = unsafe { copy(to.cast(), from, len, self.card.stream) };
         check("cuMemcpyDtoHAsync", code)

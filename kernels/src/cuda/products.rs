@@ -72,11 +72,11 @@ impl<'c> Matrix<'c> {
         &self.bytes
     }
 
-    fn argument(&self, out: &Buffer<'_, f32>) -> Struct {
+    fn argument(&self, card: &Card<'_>, out: &Buffer<'_, f32>) -> Struct {
         Struct::new()
-            .with(&self.bytes.pointer())
-            .with(&maybe(self.bias.as_ref()))
-            .with(&out.pointer())
+            .with(&self.bytes.pointer(card))
+            .with(&maybe(card, self.bias.as_ref()))
+            .with(&out.pointer(card))
             .with(&int(self.rows))
             .with(&self.ty.id().to_ne_bytes())
     }
@@ -164,13 +164,13 @@ impl<'c> Input<'c> {
     }
 
     /// `Out` of `norm.cu`, for so many tokens of as many columns.
-    pub(super) fn out(&self, forms: Forms, tokens: usize, cols: usize) -> Struct {
+    pub(super) fn out(&self, card: &Card<'_>, forms: Forms, tokens: usize, cols: usize) -> Struct {
         self.floats.has(tokens * cols);
         assert!(!forms.bytes || cols.is_multiple_of(BLOCK_LEN), "bytes come in whole blocks");
         Struct::new()
-            .with(&maybe(forms.floats.then_some(&self.floats)))
-            .with(&maybe(forms.bytes.then_some(&self.quants)))
-            .with(&maybe(forms.bytes.then_some(&self.scales)))
+            .with(&maybe(card, forms.floats.then_some(&self.floats)))
+            .with(&maybe(card, forms.bytes.then_some(&self.quants)))
+            .with(&maybe(card, forms.bytes.then_some(&self.scales)))
     }
 }
 
@@ -202,7 +202,7 @@ pub fn multiply(
     if tokens <= MATVEC_TOKENS_MAX {
         let (mut args, mut count, mut tiles) = (Struct::new(), 0, 0);
         for (matrix, out) in products.iter_mut().filter(by_bytes) {
-            args = args.with(matrix.argument(out).bytes());
+            args = args.with(matrix.argument(card, out).bytes());
             (count, tiles) = (count + 1, tiles + matrix.rows.div_ceil(TILE_ROWS));
         }
         matvec(card, input, (cols, tokens), (args, count, tiles))?;
@@ -237,7 +237,7 @@ fn matvec(
         _ => ("matvec_8", 8),
     };
     let grid = [dim(tiles), dim(tokens.div_ceil(at_once)), 1];
-    let (quants, scales) = (input.quants.pointer(), input.scales.pointer());
+    let (quants, scales) = (input.quants.pointer(card), input.scales.pointer(card));
     let products = products.with(&int(count));
     let arguments: [&[u8]; 5] = [products.bytes(), &quants, &scales, &int(cols), &int(tokens)];
     // SAFETY: grid and arguments are those of the README, and the buffers were measured by `multiply`.
@@ -254,8 +254,8 @@ fn gemm(
     let Some((name, [low, high, scales])) = gemm_of(matrix.ty) else { return Ok(()) };
     let shared = 2 * (8 * (low + high + scales) + 11264) + 32768;
     let grid = [dim(tokens.div_ceil(64)), dim(matrix.rows.div_ceil(128)), 1];
-    let (quants, scales) = (input.quants.pointer(), input.scales.pointer());
-    let (matrix, cols) = (matrix.argument(out), int(matrix.cols));
+    let (quants, scales) = (input.quants.pointer(card), input.scales.pointer(card));
+    let (matrix, cols) = (matrix.argument(card, out), int(matrix.cols));
     let arguments: [&[u8]; 5] = [matrix.bytes(), &quants, &scales, &cols, &int(tokens)];
     // SAFETY: as in `matvec`; the shared memory is by the README's formula.
     unsafe { card.launch(name, grid, 256, dim(shared), &arguments) }
@@ -270,8 +270,8 @@ fn float_product(
 ) -> Result<(), CudaError> {
     let (name, at_once) = if tokens == 1 { ("float_product_1", 1) } else { ("float_product_8", 8) };
     let grid = [dim(matrix.rows.div_ceil(TILE_ROWS)), dim(tokens.div_ceil(at_once)), 1];
-    let (x, cols) = (input.floats.pointer(), int(matrix.cols));
-    let matrix = matrix.argument(out);
+    let (x, cols) = (input.floats.pointer(card), int(matrix.cols));
+    let matrix = matrix.argument(card, out);
     let arguments: [&[u8]; 4] = [matrix.bytes(), &x, &cols, &int(tokens)];
     // SAFETY: as in `matvec`.
     unsafe { card.launch(name, grid, 128, 0, &arguments) }

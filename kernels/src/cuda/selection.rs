@@ -118,7 +118,7 @@ impl<'c> Selection<'c> {
         choices: impl ExactSizeIterator<Item = Choice> + Clone,
         logits: &mut Buffer<'_, f32>,
     ) -> Result<&[u32], CudaError> {
-        let rows = choices.len();
+        let (rows, card) = (choices.len(), self.card);
         logits.has(rows * self.vocab);
         self.weights.has(rows * self.vocab);
         self.tokens.has(rows);
@@ -130,18 +130,18 @@ impl<'c> Selection<'c> {
         self.staged.values_mut()?.iter_mut().zip(words).for_each(|(to, word)| *to = word);
         self.choices.start_write(&self.staged, rows * (RANDOM_LEN + SAMPLING_LEN))?;
         let select = Struct::new()
-            .with(&logits.pointer())
-            .with(&self.weights.pointer())
+            .with(&logits.pointer(card))
+            .with(&self.weights.pointer(card))
             .with(&NULL)
             .with(&NULL)
             .with(&NULL)
             .with(&NULL)
-            .with(&self.choices.pointer_at(rows * RANDOM_LEN))
-            .with(&self.choices.pointer())
-            .with(&self.tokens.pointer())
+            .with(&self.choices.pointer_at(card, rows * RANDOM_LEN))
+            .with(&self.choices.pointer(card))
+            .with(&self.tokens.pointer(card))
             .with(&int(self.vocab));
         // SAFETY: every buffer has so many rows; nothing is counted, so that no counts are followed.
-        unsafe { self.card.launch("select_token", [dim(rows), 1, 1], 1024, 0, &[select.bytes()]) }?;
+        unsafe { card.launch("select_token", [dim(rows), 1, 1], 1024, 0, &[select.bytes()]) }?;
         self.tokens.read_to(&mut self.chosen, 0..rows)?;
         Ok(&self.chosen.values()[..rows])
     }

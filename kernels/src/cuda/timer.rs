@@ -29,7 +29,7 @@ impl Card<'_> {
         let mut timer = Timer { card: self, marks: [ptr::null_mut(); 2] };
         for mark in &mut timer.marks {
             // SAFETY: the mark may be written.
-            let code = unsafe { (self.driver.functions.event_create)(&raw mut *mark, 0) };
+            let code = unsafe { (self.functions().event_create)(&raw mut *mark, 0) };
             check("cuEventCreate", code)?;
         }
         Ok(timer)
@@ -58,7 +58,7 @@ impl Timer<'_> {
     fn mark(&self, mark: Handle) -> Result<(), CudaError> {
         self.card.refuse_while_recording()?;
         // SAFETY: the mark was made here, and the stream is of the same card.
-        let code = unsafe { (self.card.driver.functions.event_record)(mark, self.card.stream) };
+        let code = unsafe { (self.card.functions().event_record)(mark, self.card.stream) };
         check("cuEventRecord", code)
     }
 
@@ -69,7 +69,7 @@ impl Timer<'_> {
     /// [`CudaError::Failed`] if one of them was not marked, or the card fails.
     pub fn seconds(&self) -> Result<f64, CudaError> {
         self.card.refuse_while_recording()?;
-        let functions = &self.card.driver.functions;
+        let functions = self.card.functions();
         let [start, end] = self.marks;
         // SAFETY: the mark was made here.
         let code = unsafe { (functions.event_synchronize)(end) };
@@ -86,7 +86,7 @@ impl Drop for Timer<'_> {
     fn drop(&mut self) {
         for mark in self.marks.into_iter().filter(|mark| !mark.is_null()) {
             // SAFETY: the mark was made here; one that is under way is destroyed when it is done.
-            let _ = unsafe { (self.card.driver.functions.event_destroy)(mark) };
+            let _ = unsafe { (self.card.functions().event_destroy)(mark) };
         }
     }
 }

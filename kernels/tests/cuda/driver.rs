@@ -125,9 +125,11 @@ pub(crate) fn check(programs: &Path, client: &Client, settings: &[(&str, &str)])
 fn graphs_pinned_memory_and_timers_do_what_they_must() {
     let Some(client) = Client::get() else { return };
     let programs = client.program.parent().unwrap();
-    let (is_right, told) = check(programs, client, &[]);
-    assert!(is_right, "{told}");
-    assert_eq!(told.matches(": ok\n").count(), 12, "{told}");
+    for devices in ["1", "2"] {
+        let (is_right, told) = check(programs, client, &[("STANDIN_DEVICES", devices)]);
+        assert!(is_right, "{told}");
+        assert_eq!(told.matches(": ok\n").count(), 14, "{told}");
+    }
     let (is_right, told) = check(programs, client, &[("STANDIN_PINNED", "50")]);
     let wanted = "the host has no 4096 bytes of memory that the card can reach";
     assert!(!is_right && told.contains(wanted), "{told}");
