@@ -11,9 +11,10 @@ use super::config::{Config, Model};
 use super::error::Error;
 use super::seat::Doom;
 use super::serve::Supervisor;
+use super::workers::WorkerSeat;
 use crate::audit::Event;
 use crate::audit::record::ModelRefusedFacts;
-use crate::ipc::message::{GpuLayers, WorkerIndex};
+use crate::ipc::message::{GpuLayers, ModelIndex, WorkerIndex};
 use crate::sandbox::Placed;
 
 /// The worker that is linked dynamically and loads the driver; it lies beside the supervisor.
@@ -179,6 +180,31 @@ fn without_device_files(text: &[u8]) -> Vec<u8> {
 }
 
 impl Supervisor {
+    /// Protections that are missing now: a worker that is still to end has the driver too.
+    pub(super) fn missing_now(&self) -> impl Iterator<Item = &str> {
+        let has_driver = self.workers.iter().any(|worker| worker.card.is_some());
+        let has_driver = has_driver || self.cards.is_used();
+        self.missing.iter().map(String::as_str).chain(has_driver.then_some(MISSING))
+    }
+
+    /// The card that a model's workers use, or that the next of them will.
+    pub(super) fn card_of(&self, model: ModelIndex) -> Option<u16> {
+        let mut its = self.workers.iter().filter(|worker| worker.model == model);
+        self.cards.of(usize::from(model.0)).or_else(|| its.find_map(|worker| worker.card))
+    }
+
+    /// Tells the operator what goes to a card, by the word of a model's first worker that serves.
+    pub(super) fn say_plan(&self, model: ModelIndex) {
+        let is_first = |worker: &&WorkerSeat| {
+            worker.model == model && self.dispatch.is_worker_serving(worker.index)
+        };
+        let card = self.workers.iter().find(is_first).and_then(|worker| worker.card);
+        if let (Some(card), Some(engine)) = (card, self.dispatch.engine(model)) {
+            let name = &self.config.models[usize::from(model.0)].name;
+            super::say(&format!("model {name}: card {card}: {engine}"));
+        }
+    }
+
     /// No card computes what a model asks for, by the word of a worker that has not served. With `"auto"` the model
     /// goes to the processors; with a number the start is refused, by a stop like any other, or that worker has died.
     pub(super) fn no_card(&mut self, index: WorkerIndex, why: String) -> Result<(), Error> {
@@ -188,9 +214,6 @@ impl Supervisor {
         if model.gpu_layers == Some(GpuLayers::Auto) {
             if self.cards.of_models[at].take().is_some() {
                 say_none(model, &why);
-            }
-            if !self.cards.is_used() {
-                self.missing.retain(|missing| missing != MISSING);
             }
             return self.doom_worker(index, Doom::Replaced("found no card for its layers"));
         }

@@ -427,9 +427,10 @@ impl Dispatch {
                 }
                 worker.place.phase = Phase::Serving;
                 worker.pulse = Some(Pulse::new(self.limits.hang(), now.instant));
+                // One on the processors may follow one with a card.
+                model.engine = engine;
                 if !std::mem::replace(&mut model.is_open, true) {
                     model.context_len_tokens = context_len_tokens;
-                    model.engine = engine;
                     self.effects.push(Effect::ModelReady(model_index));
                 }
                 self.effects.push(Effect::WorkerReady(index));

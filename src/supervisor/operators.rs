@@ -2,7 +2,6 @@
 
 use serde_json::{Value, json};
 
-use super::cards::{self, Cards};
 use super::compute::Place;
 use super::config::{Config, Lifetime, Swap};
 use super::control::Command;
@@ -114,7 +113,7 @@ impl Supervisor {
                 "writable": !self.ledger.is_failing(),
                 "copies": self.ledger.copies(),
             },
-            "missing_protections": self.missing,
+            "missing_protections": self.missing_now().collect::<Vec<_>>(),
         })
     }
 
@@ -134,7 +133,7 @@ impl Supervisor {
             "opened": model.speed.json(),
             "numa_node": place.node,
             "threads": place.threads,
-            "gpu_device": self.cards.of(usize::from(model.index.0)),
+            "gpu_device": self.card_of(model.index),
             "workers": self.workers_of(model),
             "observed": model.facts,
             "declared": { "engine": engine },
@@ -166,13 +165,13 @@ impl Supervisor {
     }
 }
 
-/// What this profile and this machine lack, in sentences; not to be asked later.
-pub(super) fn missing_protections(config: &Config, cards: &Cards) -> Vec<String> {
+/// What this profile and this machine lack, in sentences; not to be asked later. What a card takes away is told
+/// beside it.
+pub(super) fn missing_protections(config: &Config) -> Vec<String> {
     let missing = spawner_profile(config.profile).missing();
     let missing = missing.iter().map(|one| format!("{}: {}", one.name, one.sentence));
     let is_swapped = config.sandbox.swap != Swap::Lock && swap::is_possible();
-    let missing = missing.chain(is_swapped.then(|| swap::MISSING.to_owned()));
-    missing.chain(cards.is_used().then(|| cards::MISSING.to_owned())).collect()
+    missing.chain(is_swapped.then(|| swap::MISSING.to_owned())).collect()
 }
 
 fn child<M>(seat: &Seat<M>, is_serving: bool) -> Value {

@@ -75,7 +75,7 @@ pub(super) struct Supervisor {
     /// Which models use a card.
     pub(super) cards: Cards,
     pub(super) manager: Manager,
-    /// Protections that are missing, in sentences.
+    /// Protections that are missing with or without a card, in sentences.
     pub(super) missing: Vec<String>,
     pub(super) started: Instant,
     pub(super) stop: Option<Stop>,

@@ -12,7 +12,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use ring::digest::{SHA256, digest};
 use zeroize::Zeroizing;
 
-use super::cards::Cards;
+use super::cards::{self, Cards};
 use super::compute::{self, Place};
 use super::config::{Config, Model, Profile, Swap};
 use super::control::BoundSocket;
@@ -75,7 +75,7 @@ pub(super) struct OpenedAll {
     places: Vec<Place>,
     cards: Cards,
     manager: Manager,
-    /// Protections that are missing, in sentences.
+    /// Protections that are missing with or without a card, in sentences.
     missing: Vec<String>,
     /// Whether standard error is a terminal; to ask later is not allowed.
     has_terminal: bool,
@@ -119,7 +119,7 @@ pub(super) fn open_all(
         trust,
         programs: build::programs(cards.is_used())?,
         places,
-        missing: missing_protections(config, &cards),
+        missing: missing_protections(config),
         cards,
         manager,
         has_terminal: std::io::stderr().is_terminal(),
@@ -186,7 +186,8 @@ pub(super) fn begin(
         missing,
         has_terminal,
     } = opened;
-    for missing in &missing {
+    let of_cards = cards.is_used().then_some(cards::MISSING);
+    for missing in missing.iter().map(String::as_str).chain(of_cards) {
         super::say(&format!("missing protection: {missing}"));
     }
     // 5. Open the audit log.

@@ -76,6 +76,8 @@ pub(super) struct WorkerSeat {
     pub(super) seat: Seat<ToWorkerControl>,
     /// The gateway's end of its data channel, until the gateway has it.
     data: Option<OwnedFd>,
+    /// The card that the one that sits there was started to use.
+    pub(super) card: Option<u16>,
 }
 
 /// The places of all models' workers, each empty.
@@ -88,7 +90,7 @@ pub(super) fn worker_seats(config: &Config, models: &[Served]) -> Vec<WorkerSeat
             Lifetime::Request => format!("worker {} {number}", model.facts.model),
         };
         let (index, model) = (WorkerIndex(index), model.index);
-        WorkerSeat { index, model, seat: Seat::new(name), data: None }
+        WorkerSeat { index, model, seat: Seat::new(name), data: None, card: None }
     };
     (0..).zip(each).map(seat).collect()
 }
@@ -116,6 +118,7 @@ impl Supervisor {
     pub(super) fn worker_gone(&mut self, at: usize, exit: Exit) {
         let worker = &mut self.workers[at];
         worker.data = None;
+        worker.card = None;
         let served = self.dispatch.served(worker.index);
         let cause = worker.seat.leave(exit, served.is_some(), Instant::now());
         let (name, is_given_up) = (worker.seat.name.clone(), worker.seat.has_failed);
@@ -182,15 +185,6 @@ impl Supervisor {
         self.introduce(index)
     }
 
-    /// Tells the operator what goes to a card.
-    pub(super) fn say_plan(&self, index: ModelIndex) {
-        let model = usize::from(index.0);
-        if let (Some(card), Some(engine)) = (self.cards.of(model), self.dispatch.engine(index)) {
-            let name = &self.config.models[model].name;
-            super::say(&format!("model {name}: card {card}: {engine}"));
-        }
-    }
-
     pub(super) fn doom_worker(&mut self, index: WorkerIndex, doom: Doom) -> Result<(), Error> {
         let Some(worker) = self.workers.get_mut(usize::from(index.0)) else { return Ok(()) };
         self.dispatch.worker_lost(index);
@@ -254,6 +248,7 @@ impl Supervisor {
             None => self.nursery.spawn(Role::Worker, worker.index.0, place.node, None)?,
         };
         worker.seat.sit(child, since);
+        worker.card = card;
         self.dispatch.worker_started(worker.index, card.is_some());
         let (near, far) = data_pair().map_err(Error::Channel)?;
         worker.data = Some(near);

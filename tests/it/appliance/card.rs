@@ -233,6 +233,51 @@ fn a_worker_of_one_request_gives_the_card_its_memory_back_as_zeros() {
     appliance.stop();
 }
 
+/// The running children whose program is `name`.
+fn running(appliance: &Appliance, name: &str) -> Vec<i32> {
+    appliance.children(name).into_iter().filter(|&pid| is_running(pid)).collect()
+}
+
+#[test]
+fn one_worker_of_several_that_finds_no_card_leaves_the_others_theirs_and_status_says_so() {
+    if !can_emulate() {
+        return;
+    }
+    let mut appliance = with_stand_in(As::Oneself);
+    ask_layers(&appliance, "\"auto\"");
+    let two = "[worker]\nlifetime = \"request\"\nsequences = 1\nspare = 1\n";
+    appliance.change_config("[worker]\n", two);
+    appliance.start_again();
+    appliance.wait_until_ready();
+    let are = |on_card: usize, on_processors: usize| {
+        eventually(&format!("{on_card} on the card, {on_processors} not"), || {
+            let count = |name| running(&appliance, name).len();
+            let ready = &status(&appliance)["models"][0]["workers"]["ready"];
+            count(WORKER) == on_card && count("cloister-worker") == on_processors && *ready == 2
+        });
+        let told = status(&appliance);
+        let model = &told["models"][0];
+        let has_driver = told["missing_protections"].to_string().contains("driver");
+        assert_eq!(has_driver, on_card > 0, "{told}");
+        assert_eq!(model["gpu_device"], if on_card > 0 { json!(0) } else { json!(null) }, "{told}");
+        // What the last that became ready says of itself.
+        let engine = model["declared"]["engine"].as_str().unwrap();
+        assert_eq!(engine.contains("on the card"), on_processors == 0, "{engine}");
+    };
+    are(2, 0);
+    // Running workers have mapped the driver: another file takes its place.
+    let libraries = appliance.folder.join("lib");
+    fs::write(libraries.join("other"), "no library").unwrap();
+    fs::rename(libraries.join("other"), libraries.join("libcuda.so.1")).unwrap();
+    for gone in 1..=2 {
+        kill(running(&appliance, WORKER)[0], "KILL");
+        are(2 - gone, gone);
+    }
+    let plan = "model smol: card 0: ";
+    assert_eq!(appliance.told().matches(plan).count(), 1, "{}", appliance.told());
+    appliance.stop();
+}
+
 #[test]
 fn without_a_driver_auto_goes_to_the_processors_and_a_number_is_refused() {
     for user in users() {
