@@ -9,13 +9,15 @@ use std::path::{Path, PathBuf};
 
 use super::config::{Config, Model};
 use super::error::Error;
+use super::nursery::Child;
 use super::seat::Doom;
 use super::serve::Supervisor;
 use super::workers::WorkerSeat;
 use crate::audit::Event;
 use crate::audit::record::ModelRefusedFacts;
 use crate::ipc::message::{GpuLayers, ModelIndex, WorkerIndex};
-use crate::sandbox::Placed;
+use crate::sandbox::{Placed, Role};
+use crate::spawner::message::Stage;
 
 /// The worker that is linked dynamically and loads the driver; it lies beside the supervisor.
 pub(super) const WORKER_GPU: &str = "cloister-worker-gpu";
@@ -99,6 +101,26 @@ impl Cards {
         self.of_models.iter().any(Option::is_some)
     }
 
+    /// A card has no spawner: its models go to the processors.
+    ///
+    /// # Errors
+    ///
+    /// `error`, where one of them asks for layers by number.
+    pub(super) fn lose(&mut self, config: &Config, card: u16, error: Error) -> Result<(), Error> {
+        let why = error.to_string();
+        for (model, its) in config.models.iter().zip(&mut self.of_models) {
+            if *its != Some(card) {
+                continue;
+            }
+            if model.gpu_layers != Some(GpuLayers::Auto) {
+                return Err(error);
+            }
+            *its = None;
+            say_none(model, &why);
+        }
+        Ok(())
+    }
+
     /// Each card that is used, with what its workers' root holds.
     pub(super) fn roots(&self) -> &[(u16, Vec<Placed>)] {
         &self.roots
@@ -107,6 +129,11 @@ impl Cards {
 
 fn fault(config: &Config, model: &Model, why: String) -> Error {
     Error::Card(config.file.clone(), model.name.clone(), why)
+}
+
+/// Whether this stage of a start needs what a worker with a card alone has: its root, its program.
+fn is_of_a_card(stage: Stage) -> bool {
+    matches!(stage, Stage::Files | Stage::Exec)
 }
 
 fn say_none(model: &Model, why: &str) {
@@ -205,18 +232,47 @@ impl Supervisor {
         }
     }
 
+    /// Starts a worker's process, on its model's card if that has one, which is returned too. With `"auto"` the model
+    /// goes to the processors where the driver's files or the program keep it from starting.
+    pub(super) fn spawn_worker(&mut self, at: usize) -> Result<(Child, Option<u16>), Error> {
+        let worker = &self.workers[at];
+        let (index, model) = (worker.index.0, usize::from(worker.model.0));
+        let node = self.places[model].node;
+        let Some(card) = self.cards.of(model) else {
+            return Ok((self.nursery.spawn(Role::Worker, index, node, None)?, None));
+        };
+        match self.nursery.spawn_on(card, index, node) {
+            Err(Error::Spawn(_, failed)) if is_of_a_card(failed.stage) && self.is_auto(model) => {
+                let name = worker.seat.name.clone();
+                self.leave_card(model, &failed.to_string());
+                self.record_death(name, None, failed.to_string(), None);
+                Ok((self.nursery.spawn(Role::Worker, index, node, None)?, None))
+            }
+            started => Ok((started?, Some(card))),
+        }
+    }
+
+    fn is_auto(&self, model: usize) -> bool {
+        self.config.models[model].gpu_layers == Some(GpuLayers::Auto)
+    }
+
+    /// The workers of a model that are started from now on compute on the processors.
+    fn leave_card(&mut self, model: usize, why: &str) {
+        if self.cards.of_models[model].take().is_some() {
+            say_none(&self.config.models[model], why);
+        }
+    }
+
     /// No card computes what a model asks for, by the word of a worker that has not served. With `"auto"` the model
     /// goes to the processors; with a number the start is refused, by a stop like any other, or that worker has died.
     pub(super) fn no_card(&mut self, index: WorkerIndex, why: String) -> Result<(), Error> {
         let Some(worker) = self.workers.get(usize::from(index.0)) else { return Ok(()) };
         let at = usize::from(worker.model.0);
-        let model = &self.config.models[at];
-        if model.gpu_layers == Some(GpuLayers::Auto) {
-            if self.cards.of_models[at].take().is_some() {
-                say_none(model, &why);
-            }
+        if self.is_auto(at) {
+            self.leave_card(at, &why);
             return self.doom_worker(index, Doom::Replaced("found no card for its layers"));
         }
+        let model = &self.config.models[at];
         if self.is_announced || self.stop.is_some() {
             super::say(&format!("model {}: {why}", model.name));
         } else {
@@ -252,6 +308,22 @@ mod tests {
             let cards = find(without).unwrap();
             assert!(!cards.is_used() && cards.of(0).is_none() && cards.roots().is_empty());
         }
+    }
+
+    #[test]
+    fn a_card_without_a_spawner_is_refused_to_a_number_and_left_by_auto() {
+        let models = [("\"auto\"", 0), ("-1", 1), ("\"auto\"", 1), ("\"auto\"", 0)];
+        let model = |(at, (layers, card)): (usize, &(&str, u16))| {
+            format!("[[model]]\nfile = \"{at}.gguf\"\ngpu_layers = {layers}\ngpu_device = {card}\n")
+        };
+        let text: String = models.iter().enumerate().map(model).collect();
+        let config = Config::parse(Path::new("/c/cloister.toml"), &text, true, None).unwrap();
+        let of_models = models.map(|(_, card)| Some(card)).to_vec();
+        let mut cards = Cards { of_models, roots: Vec::new() };
+        cards.lose(&config, 0, Error::NotReady("spawner")).unwrap();
+        assert_eq!(cards.of_models, [None, Some(1), Some(1), None]);
+        let refused = cards.lose(&config, 1, Error::NotReady("spawner")).unwrap_err();
+        assert!(matches!(refused, Error::NotReady("spawner")), "{refused}");
     }
 
     #[test]

@@ -87,8 +87,8 @@ fn run(arguments: &[OsString]) -> Result<(), Error> {
         swap::let_all_lock()?;
     }
     // 2. Fork the spawners, while there is one thread and no key in memory.
-    let cards = Cards::find(&config)?;
-    let nursery = Nursery::start(&config, &cards)?;
+    let mut cards = Cards::find(&config)?;
+    let nursery = Nursery::start(&config, &mut cards)?;
     // 3. Bind, read, open.
     let opened = start::open_all(&config, manager, cards)?;
     // 4. Give up every power.

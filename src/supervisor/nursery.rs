@@ -58,8 +58,9 @@ pub(super) struct Nursery {
 }
 
 impl Nursery {
-    /// Forks the spawners; before any key is read and any thread is made.
-    pub(super) fn start(config: &Config, cards: &Cards) -> Result<Self, Error> {
+    /// Forks the spawners; before any key is read and any thread is made. A card whose own does not start is
+    /// [lost](Cards::lose).
+    pub(super) fn start(config: &Config, cards: &mut Cards) -> Result<Self, Error> {
         let own = std::env::current_exe()
             .map_err(|source| Error::Folder("/proc/self/exe".into(), source))?;
         let beside = |name: &str| own.with_file_name(name);
@@ -91,12 +92,17 @@ impl Nursery {
             Ok(Line { card, channel, pidfd })
         };
         let mut lines = vec![start(None, programs, Vec::new())?];
+        let mut lost = Vec::new();
         for (card, root) in cards.roots() {
             let (path, uid) = (beside(WORKER_GPU), users.worker_first);
             let many = CARD_DESCRIPTORS_COUNT;
             let worker = program(Role::WorkerGpu, path, uid, workers_count, many);
-            lines.push(start(Some(*card), vec![worker], root.clone())?);
+            match start(Some(*card), vec![worker], root.clone()) {
+                Ok(line) => lines.push(line),
+                Err(error) => lost.push((*card, error)),
+            }
         }
+        lost.into_iter().try_for_each(|(card, error)| cards.lose(config, card, error))?;
         Ok(Self { lines, on_cards: BTreeMap::new(), next: 1, ends: VecDeque::new() })
     }
 

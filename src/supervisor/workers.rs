@@ -23,7 +23,6 @@ use crate::ipc::message::{
     Digest, ModelIndex, ModelInfo, ToGateway, ToWorkerControl, WorkerConfig, WorkerIndex,
     WorkerReport,
 };
-use crate::sandbox::Role;
 use crate::spawner::message::Exit;
 
 /// A model that is served.
@@ -239,14 +238,10 @@ impl Supervisor {
 
     pub(super) fn start_worker(&mut self, at: usize) -> Result<(), Error> {
         let since = Instant::now();
+        let (child, card) = self.spawn_worker(at)?;
         let worker = &mut self.workers[at];
         let model_at = usize::from(worker.model.0);
         let (model, place) = (&self.models[model_at], &self.places[model_at]);
-        let card = self.cards.of(model_at);
-        let child = match card {
-            Some(card) => self.nursery.spawn_on(card, worker.index.0, place.node)?,
-            None => self.nursery.spawn(Role::Worker, worker.index.0, place.node, None)?,
-        };
         worker.seat.sit(child, since);
         worker.card = card;
         self.dispatch.worker_started(worker.index, card.is_some());

@@ -5,6 +5,7 @@
 //! another way than it should, which is on the record.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::OnceLock;
 
 use cloister::engine::{TextStream, TextStreamEnd};
@@ -313,6 +314,41 @@ fn without_a_driver_auto_goes_to_the_processors_and_a_number_is_refused() {
         appliance.wait_until_ready();
         assert!(appliance.told().contains("cloister-worker-gpu is not installed"));
         assert_golden(&appliance);
+    }
+}
+
+#[test]
+fn where_the_worker_of_a_card_cannot_be_started_auto_goes_to_the_processors() {
+    for user in users() {
+        let mut appliance = with_driver(user, b"no library");
+        ask_layers(&appliance, "\"auto\"");
+        let goes_on = |appliance: &mut Appliance, why: &str| {
+            appliance.start_again();
+            appliance.wait_until_ready();
+            let line = format!("model smol: no layer on a card: start of a child: {why}\n");
+            assert!(appliance.told().contains(&line), "{}", appliance.told());
+            appliance.only_child("cloister-worker");
+            let told = status(appliance);
+            assert!(told["models"][0]["gpu_device"].is_null(), "{told}");
+            assert!(!told["missing_protections"].to_string().contains("driver"), "{told}");
+            assert_golden(appliance);
+            let deaths = facts(appliance, "child_died");
+            let cause = deaths.last().unwrap()["observed"]["cause"].as_str().unwrap().to_owned();
+            assert_eq!(cause, format!("start of a child: {why}"));
+            appliance.stop();
+        };
+        let worker = appliance.programs.join(WORKER);
+        fs::set_permissions(&worker, fs::Permissions::from_mode(0o644)).unwrap();
+        goes_on(&mut appliance, "program: Permission denied");
+        fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).unwrap();
+        // No file that its root could hold.
+        fs::create_dir(appliance.folder.join("lib/libnvidia-gpucomp.so.1")).unwrap();
+        goes_on(&mut appliance, "root with the driver's files: Not a directory");
+
+        appliance.change_config("gpu_layers = \"auto\"", "gpu_layers = -1");
+        give_to(&appliance.folder, user);
+        let told = refusal(&mut appliance);
+        assert!(told.contains("root with the driver's files: Not a directory"), "{told}");
     }
 }
 
