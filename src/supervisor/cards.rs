@@ -87,7 +87,9 @@ impl Cards {
     fn give(&mut self, model: usize, card: u16, files: &[Placed]) {
         self.of_models[model] = Some(card);
         if self.roots.iter().all(|(other, _)| *other != card) {
-            self.roots.push((card, root(card, files.to_vec())));
+            let root =
+                files.iter().cloned().chain(devices(card, Path::exists)).chain(texts(TEXTS_FOLDER));
+            self.roots.push((card, root.collect()));
         }
     }
 
@@ -185,19 +187,21 @@ fn library(path: &Path, at: Option<&str>) -> Option<Placed> {
     Some(Placed::Library { from: fs::canonicalize(path).ok()?, at })
 }
 
-/// What the root of a card's workers holds: libraries, the devices that are there, the driver's texts.
-fn root(card: u16, mut placed: Vec<Placed>) -> Vec<Placed> {
+/// The devices of a card and of its driver, as far as they are there.
+fn devices(card: u16, is_there: impl Fn(&Path) -> bool) -> impl Iterator<Item = Placed> {
     let devices = DEVICES.map(PathBuf::from).into_iter();
     let devices = devices.chain([PathBuf::from(format!("/dev/nvidia{card}"))]);
-    placed.extend(devices.filter(|path| path.exists()).map(Placed::Device));
-    for name in TEXTS {
+    devices.filter(move |path| is_there(path)).map(Placed::Device)
+}
+
+/// What the driver says of itself in a folder, to be read at the place of the kernel's.
+fn texts(folder: &str) -> impl Iterator<Item = Placed> {
+    TEXTS.into_iter().filter_map(move |name| {
+        let mut text = fs::read(Path::new(folder).join(name)).ok()?;
+        text.truncate(TEXT_LEN_MAX_BYTES);
         let at = Path::new(TEXTS_FOLDER).join(name);
-        if let Ok(mut text) = fs::read(&at) {
-            text.truncate(TEXT_LEN_MAX_BYTES);
-            placed.push(Placed::Text { at, text: without_device_files(&text) });
-        }
-    }
-    placed
+        Some(Placed::Text { at, text: without_device_files(&text) })
+    })
 }
 
 /// The driver's parameters, but that it makes no device files: it would have a program of the host do that.
@@ -334,18 +338,46 @@ mod tests {
     }
 
     #[test]
-    fn a_root_holds_the_loader_libc_and_what_is_there_of_the_driver() {
-        let libc = library(Path::new(LOADER), Some(LOADER)).into_iter().collect();
-        let placed = root(0, libc);
-        let Placed::Library { from, at } = &placed[0] else { panic!("{placed:?}") };
-        assert_eq!(at, Path::new(LOADER));
-        assert_eq!(*from, fs::canonicalize(from).unwrap(), "no symbolic link is left");
-        for placed in &placed[1..] {
-            let path = match placed {
-                Placed::Device(path) | Placed::Text { at: path, .. } => path,
-                Placed::Library { .. } => panic!("{placed:?}"),
-            };
-            assert!(path.exists() && path.to_str().unwrap().contains("nvidia"), "{placed:?}");
-        }
+    fn a_root_holds_the_files_behind_links_and_the_compilers_beside_the_driver() {
+        let folder = std::env::temp_dir().join(format!("cloister-cards-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        let folder = fs::canonicalize(folder).unwrap();
+        let (file, link) = (folder.join("libcuda.so.580.1"), folder.join(DRIVER));
+        fs::write(&file, "driver").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let compiler = folder.join("libnvidia-gpucomp.so.580.1");
+        fs::write(&compiler, "compiler").unwrap();
+        fs::write(folder.join("libnvidia-ml.so.1"), "another").unwrap();
+        let of_driver = library(&link, None);
+        let of_loader = library(&link, Some(LOADER));
+        let (found, absent) = (compilers(&folder), library(&folder.join("absent"), None));
+        fs::remove_dir_all(&folder).unwrap();
+        let library = |at: &str| Some(Placed::Library { from: file.clone(), at: at.into() });
+        assert_eq!(of_driver, library("/lib/libcuda.so.1"));
+        assert_eq!(of_loader, library(LOADER));
+        assert_eq!((found, absent), (vec![compiler], None));
+    }
+
+    #[test]
+    fn a_root_holds_the_devices_that_are_there_and_the_drivers_texts() {
+        let is_there = |path: &Path| path != Path::new("/dev/nvidia-uvm-tools");
+        let of_card = ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia3"];
+        let of_card = of_card.map(|path| Placed::Device(path.into()));
+        assert_eq!(devices(3, is_there).collect::<Vec<_>>(), of_card);
+
+        let folder = std::env::temp_dir().join(format!("cloister-texts-{}", std::process::id()));
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("params"), "Mobile: 1\nModifyDeviceFiles: 1\n").unwrap();
+        fs::write(folder.join("version"), vec![b'5'; TEXT_LEN_MAX_BYTES + 1]).unwrap();
+        fs::write(folder.join("warnings"), "another").unwrap();
+        let found: Vec<Placed> = texts(folder.to_str().unwrap()).collect();
+        fs::remove_dir_all(&folder).unwrap();
+        let text = |at: &str, text: &[u8]| Placed::Text { at: at.into(), text: text.to_vec() };
+        let params = b"Mobile: 1\nModifyDeviceFiles: 0\n";
+        let wanted = [
+            text("/proc/driver/nvidia/params", params),
+            text("/proc/driver/nvidia/version", &[b'5'; TEXT_LEN_MAX_BYTES]),
+        ];
+        assert_eq!(found, wanted);
     }
 }

@@ -376,17 +376,20 @@ fn more_layers_than_there_are_are_refused() {
     let mut appliance = with_stand_in(As::Oneself);
     ask_layers(&appliance, "3");
     let told = refusal(&mut appliance);
-    assert!(
-        told.contains("model.gpu_layers of model smol: ") && told.contains("gpu_layers"),
-        "{told}"
-    );
+    let why =
+        "cloister.toml: model.gpu_layers of model smol: engine option gpu_layers is out of bounds";
+    assert!(told.contains(why), "{told}");
 }
 
 /// Starts it again; returns how it refused.
 fn refusal(appliance: &mut Appliance) -> String {
     let _ = fs::remove_file(appliance.path("told.log"));
     appliance.start_again();
-    let status = appliance.child.wait().unwrap();
-    assert!(!status.success(), "{}", appliance.told());
+    let mut ended = None;
+    eventually("its refusal", || {
+        ended = appliance.child.try_wait().unwrap();
+        ended.is_some()
+    });
+    assert!(!ended.unwrap().success(), "{}", appliance.told());
     appliance.told()
 }
