@@ -11,6 +11,8 @@ use cloister::sandbox::{Role, Thread};
 use super::support::{self, skip};
 
 mod card;
+#[path = "../probe/stack.rs"]
+mod stack;
 
 pub(crate) const ROLES: [&str; 4] = ["gateway", "worker", "loader", "opener"];
 
@@ -409,13 +411,7 @@ fn every_filter_does_what_its_policy_says() {
         of.filter(move |role| thread.is_of(*role)).map(move |role| (role, Some(thread)))
     });
     for (role, thread) in roles.map(|role| (role, None)).chain(threads) {
-        let is_its = |filter: &&Filter| match (&filter.thread, thread) {
-            (None, _) => filter.process == role.name(),
-            (Some(kind), Some(thread)) => {
-                filter.process == thread.role().name() && kind == thread.name()
-            }
-            (Some(_), None) => false,
-        };
+        let is_its = |filter: &&Filter| stack::is_in(filter, role, thread);
         let all = policy::filters().unwrap();
         let rules: Vec<&Rule> =
             all.iter().filter(is_its).flat_map(|filter| &filter.rules).collect();

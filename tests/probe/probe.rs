@@ -21,6 +21,7 @@ mod attempts;
 mod bpf;
 mod programs;
 mod rules;
+mod stack;
 mod traps;
 
 use std::os::fd::{AsFd, AsRawFd};

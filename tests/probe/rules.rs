@@ -15,6 +15,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 
 use super::bpf::{self, Call, Instruction};
+use super::stack;
 
 /// Numbers past the last that are tried.
 const NUMBERS_PAST: i64 = 32;
@@ -46,13 +47,7 @@ struct Stack {
 
 impl Stack {
     fn new(role: Role, thread: Option<Thread>) -> Self {
-        let is_its = |filter: &Filter| match (&filter.thread, thread) {
-            (None, _) => filter.process == role.name(),
-            (Some(kind), Some(thread)) => {
-                filter.process == thread.role().name() && kind == thread.name()
-            }
-            (Some(_), None) => false,
-        };
+        let is_its = |filter: &Filter| stack::is_in(filter, role, thread);
         let policies: Vec<Filter> = filters().unwrap().into_iter().filter(is_its).collect();
         let compiled: Vec<_> =
             [filter(role)].into_iter().chain(thread.map(thread_filter)).collect();
