@@ -25,6 +25,7 @@ mod text_stream;
 mod weights;
 
 use kernels::{Isa, Pool, Precision};
+use zeroize::Zeroize;
 
 pub use config::{Architecture, LocalLayers, ModelConfig};
 pub use draft::draft;
@@ -147,6 +148,13 @@ pub struct BatchToken {
     pub token: u32,
     /// Whether the logits of what follows it are wanted.
     pub logits: bool,
+}
+
+/// A list of them is erased with the room that it has beyond its end.
+impl Zeroize for BatchToken {
+    fn zeroize(&mut self) {
+        self.token.zeroize();
+    }
 }
 
 /// A model, ready to compute.
@@ -403,6 +411,7 @@ impl<'m> Engine<'m> {
     /// As [`Engine::forward`]; the chunks before the fault were computed.
     pub fn prefill(&mut self, seq: SeqId, prompt: &[u32]) -> Result<(), Error> {
         let mut left = prompt.len();
+        self.is_erased = false;
         let mut chunk = std::mem::take(&mut self.chunk);
         for tokens in prompt.chunks(self.options.tokens_max) {
             left -= tokens.len();
@@ -425,6 +434,7 @@ impl<'m> Engine<'m> {
     pub fn erase(&mut self) {
         if !self.is_erased {
             self.activations.erase();
+            self.chunk.zeroize();
             self.is_erased = self.gpu.as_mut().is_none_or(|gpu| gpu.erase().is_ok());
         }
     }

@@ -3,6 +3,7 @@
 use super::kv_cache::{KvCache, KvType};
 use super::*;
 use crate::cli::packed_file::PackedFile;
+use crate::sys::erasing::held;
 
 #[test]
 fn the_context_check_names_all_numbers() {
@@ -328,4 +329,26 @@ fn erased_buffers_hold_nothing_of_a_batch() {
         engine.forward(&[BatchToken { seq, token: 2, logits: true }]).unwrap();
         assert_eq!(engine.logits(0), before);
     }
+}
+
+#[test]
+fn erased_chunks_hold_no_token_of_a_longer_one() {
+    const TOKEN: u32 = 0x77;
+    let file = PackedFile::read(std::path::Path::new("tests/golden/tiny/llama.gguf")).unwrap();
+    let model = Model::from_image(file.image()).unwrap();
+    let mut engine = Engine::new(&model, Options::exact(Isa::Reference, 1, 64)).unwrap();
+    let seq = engine.sequence_start(64).unwrap();
+    engine.prefill(seq, &[TOKEN; 40]).unwrap();
+    engine.prefill(seq, &[2]).unwrap();
+    let count = |engine: &Engine<'_>| {
+        let bytes = held(&engine.chunk);
+        bytes.chunks_exact(4).filter(|word| *word == TOKEN.to_ne_bytes()).count()
+    };
+    assert_eq!(count(&engine), 39);
+    engine.erase();
+    assert_eq!(count(&engine), 0);
+    // What was refused was there, too.
+    assert_eq!(engine.prefill(seq, &[TOKEN, u32::MAX]), Err(Error::TokenOutOfRange));
+    engine.erase();
+    assert_eq!(count(&engine), 0);
 }

@@ -41,6 +41,16 @@ unsafe impl GlobalAlloc for Erasing {
     }
 }
 
+/// What memory holds of a list, and of the room that it has beyond its end.
+#[cfg(test)]
+pub(crate) fn held<T>(values: &Vec<T>) -> Vec<u8> {
+    let mut bytes = vec![0; values.capacity() * size_of::<T>()];
+    let memory = std::fs::File::open("/proc/self/mem").unwrap();
+    let start = values.as_ptr().addr() as u64;
+    std::os::unix::fs::FileExt::read_exact_at(&memory, &mut bytes, start).unwrap();
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,8 @@ use std::ops::Range;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
+use zeroize::Zeroize as _;
+
 use super::guesses::{self, Guess};
 use super::link::{Mouth, Said};
 use super::prefixes::Prefixes;
@@ -101,7 +103,19 @@ impl<'m> Scheduler<'m> {
     /// Serves until the link is gone, or drained and nothing runs.
     pub(super) fn run(mut self, heard: &Receiver<Heard>) {
         while self.turn(heard) {}
+        self.erase();
+    }
+
+    /// Zeroes what the last steps left.
+    fn erase(&mut self) {
+        self.batch.zeroize();
         self.engine.erase();
+    }
+
+    /// What memory holds of the steps' tokens.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> Vec<u8> {
+        crate::sys::erasing::held(&self.batch)
     }
 
     /// Listens, and runs the engine once. Returns whether there may be more to do.
@@ -110,7 +124,7 @@ impl<'m> Scheduler<'m> {
             if self.draining {
                 return false;
             }
-            self.engine.erase();
+            self.erase();
             match heard.recv_timeout(self.prefixes.wait(Instant::now())) {
                 Ok(message) => self.hear(message),
                 Err(RecvTimeoutError::Timeout) => {}

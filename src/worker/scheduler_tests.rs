@@ -165,6 +165,28 @@ fn hold_guesses(path: &Path, saves_steps: bool) {
     assert!(want.iter().any(|answer| answer.completion_tokens == 40));
 }
 
+fn tiny(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny").join(format!("{name}.gguf"))
+}
+
+#[test]
+fn an_idle_scheduler_holds_no_token_of_a_prompt() {
+    const TOKEN: u32 = 0x77;
+    let file = PackedFile::read(&tiny("llama")).unwrap();
+    let model = Model::from_image(file.image()).unwrap();
+    let text = Text::from_metadata(&model.header().metadata).unwrap();
+    let mut served = Served::new(&model, &text, Duration::from_secs(600), 0);
+    let count = |served: &Served<'_>| {
+        let held = served.scheduler.held();
+        held.chunks_exact(4).filter(|word| *word == TOKEN.to_ne_bytes()).count()
+    };
+    served.answer(prepared(1, vec![TOKEN; 100], Sampling::greedy(), None));
+    assert!(count(&served) >= 99, "steps of answers are shorter");
+    served.sender.send(Heard::AreYouThere).unwrap();
+    assert!(served.scheduler.turn(&served.heard));
+    assert_eq!(count(&served), 0);
+}
+
 fn smollm2() -> PathBuf {
     fetch(&SMOLLM2, &Path::new(env!("CARGO_MANIFEST_DIR")).join("target/models")).unwrap()
 }
@@ -177,8 +199,7 @@ fn guesses_change_no_answer_of_a_real_model_and_save_steps() {
 #[test]
 fn guesses_change_no_answer_of_a_tiny_model() {
     for name in ["llama3_ropefreqs", "qwen2", "gemma3"] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny");
-        hold_guesses(&folder.join(format!("{name}.gguf")), false);
+        hold_guesses(&tiny(name), false);
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod bench;
 mod engine;
+mod erasing;
 mod golden;
 mod library;
 mod plan;

@@ -4,6 +4,7 @@ use kernels::cuda::{
     Batch, BatchLimits, Buffer, Card, CudaError, Embedding, Heads, HostSource, HostTarget, Input,
     Selection,
 };
+use zeroize::Zeroize as _;
 
 use crate::engine::{Model, ModelConfig, Options, kv_cache};
 
@@ -90,9 +91,10 @@ impl<'m> Buffers<'m> {
 
     /// Zeroes all that depends on what was computed.
     pub(super) fn erase(&mut self) -> Result<(), CudaError> {
-        self.tokens.fill(0);
+        // The last batch was shorter than others, which left theirs behind its end.
+        self.tokens.zeroize();
+        self.chosen.zeroize();
         self.host_logits.values_mut().fill(0.0);
-        self.chosen.fill(None);
         self.selection.erase()?;
         let Self { x, delta, gates, ups, logits, .. } = self;
         for buffer in [x, delta, gates, ups, logits] {
