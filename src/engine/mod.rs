@@ -308,17 +308,20 @@ impl<'m> Engine<'m> {
     ///
     /// # Errors
     ///
-    /// [`Error::UnknownSequence`] if it has ended.
+    /// [`Error::UnknownSequence`] if it has ended; what a card says if it fails.
     pub fn sequence_keep(&mut self, seq: SeqId) -> Result<(), Error> {
         self.cache.end(seq, true)?;
         self.zero_freed()
     }
 
     /// Zeroes all that a domain keeps; running sequences go on, and are not kept when they end.
-    pub fn forget(&mut self, domain: CacheDomain) {
+    ///
+    /// # Errors
+    ///
+    /// What a card says if it fails.
+    pub fn forget(&mut self, domain: CacheDomain) -> Result<(), Error> {
         self.cache.forget(domain);
-        // Where a card fails, it is told again before it computes anything.
-        let _ = self.zero_freed();
+        self.zero_freed()
     }
 
     /// Takes the positions from `len` on back, as if their tokens had never been computed.
@@ -431,12 +434,18 @@ impl<'m> Engine<'m> {
 
     /// Zeroes what the last batches left in the buffers, logits included; the cache stays. To be
     /// called when there is nothing to compute: it takes the time of a few megabytes, once.
-    pub fn erase(&mut self) {
+    ///
+    /// # Errors
+    ///
+    /// What a card says if it fails.
+    pub fn erase(&mut self) -> Result<(), Error> {
         if !self.is_erased {
             self.activations.erase();
             self.chunk.zeroize();
-            self.is_erased = self.gpu.as_mut().is_none_or(|gpu| gpu.erase().is_ok());
+            self.gpu.as_mut().map_or(Ok(()), Gpu::erase)?;
+            self.is_erased = true;
         }
+        Ok(())
     }
 
     /// Returns the token that a card chose for the last batch's `index`-th token that wanted logits, if one

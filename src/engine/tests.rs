@@ -323,7 +323,7 @@ fn erased_buffers_hold_nothing_of_a_batch() {
         engine.forward(&[BatchToken { seq, token: 2, logits: true }]).unwrap();
         let before = engine.logits(0).to_vec();
         assert!(!engine.activations.is_zero());
-        engine.erase();
+        engine.erase().unwrap();
         assert!(engine.activations.is_zero());
         engine.sequence_rewind(seq, 40).unwrap();
         engine.forward(&[BatchToken { seq, token: 2, logits: true }]).unwrap();
@@ -345,10 +345,10 @@ fn erased_chunks_hold_no_token_of_a_longer_one() {
         bytes.chunks_exact(4).filter(|word| *word == TOKEN.to_ne_bytes()).count()
     };
     assert_eq!(count(&engine), 39);
-    engine.erase();
+    engine.erase().unwrap();
     assert_eq!(count(&engine), 0);
     // What was refused was there, too.
     assert_eq!(engine.prefill(seq, &[TOKEN, u32::MAX]), Err(Error::TokenOutOfRange));
-    engine.erase();
+    engine.erase().unwrap();
     assert_eq!(count(&engine), 0);
 }

@@ -73,6 +73,5 @@ fn compute_first(engine: &mut Engine<'_>) -> Result<(), engine::Error> {
         engine.forward(&[BatchToken { seq, token: 0, logits: true }])?;
     }
     engine.sequence_end(seq)?;
-    engine.erase();
-    Ok(())
+    engine.erase()
 }

@@ -81,7 +81,6 @@ enum Failed {
     /// The supervisor is gone.
     Ready = 18,
     /// No card computes what was asked for, or it failed.
-    #[cfg(feature = "cuda")]
     Card = 20,
 }
 

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use zeroize::Zeroize as _;
 
+use super::Failed;
 use super::guesses::{self, Guess};
 use super::link::{Mouth, Said};
 use super::prefixes::Prefixes;
@@ -19,7 +20,7 @@ use super::session::{Session, outcome};
 use super::text::Text;
 use super::turns::{Need, STEP_TOKENS_MAX, Turns};
 use crate::engine::{
-    BatchToken, CacheDomain, Choice, Engine, Options, Sampler, SamplingParams, TextStream,
+    self, BatchToken, CacheDomain, Choice, Engine, Options, Sampler, SamplingParams, TextStream,
     TextStreamEnd,
 };
 use crate::ipc::message::{Failure, Finish, FromWorker, Outcome, RequestId, WorkerReport};
@@ -109,7 +110,8 @@ impl<'m> Scheduler<'m> {
     /// Zeroes what the last steps left.
     fn erase(&mut self) {
         self.batch.zeroize();
-        self.engine.erase();
+        // Nothing but a card fails here.
+        let _ = or_end(self.engine.erase());
     }
 
     /// What memory holds of the steps' tokens.
@@ -211,7 +213,7 @@ impl<'m> Scheduler<'m> {
 
     /// Zeroes what is kept of a domain, and keeps nothing of its requests that have not ended.
     fn forget(&mut self, domain: CacheDomain) {
-        self.engine.forget(domain);
+        self.forget_pages(domain);
         self.prefixes.forget(domain);
         self.running.iter_mut().for_each(|session| {
             session.domain.take_if(|one| *one == domain);
@@ -230,8 +232,13 @@ impl<'m> Scheduler<'m> {
             }
         }
         while let Some(domain) = self.prefixes.take_old(now) {
-            self.engine.forget(domain);
+            self.forget_pages(domain);
         }
+    }
+
+    fn forget_pages(&mut self, domain: CacheDomain) {
+        // Nothing but a card fails here.
+        let _ = or_end(self.engine.forget(domain));
     }
 
     fn sampler(&self, prepared: &Prepared) -> Sampler {
@@ -271,11 +278,7 @@ impl<'m> Scheduler<'m> {
         if self.batch.is_empty() {
             return;
         }
-        if let Err(error) = self.engine.forward_choosing(&self.batch, &self.choices) {
-            if error.is_final() {
-                // What it held is given to nobody unerased; another worker opens the card anew.
-                exit_now(super::Failed::Engine as i32);
-            }
+        if or_end(self.engine.forward_choosing(&self.batch, &self.choices)).is_err() {
             for at in (0..self.running.len()).rev() {
                 self.fail(at);
             }
@@ -353,10 +356,10 @@ impl<'m> Scheduler<'m> {
     fn take_session(&mut self, at: usize, is_kept: bool) -> Session {
         let session = self.running.remove(at);
         self.turns.removed(at);
-        let ended = match is_kept {
+        let ended = or_end(match is_kept {
             true => self.engine.sequence_keep(session.sequence),
             false => self.engine.sequence_end(session.sequence),
-        };
+        });
         debug_assert!(ended.is_ok(), "a session has a sequence");
         session
     }
@@ -368,6 +371,15 @@ impl<'m> Scheduler<'m> {
         let failure = Failure::Internal;
         self.mouth.say(Said::Gateway(FromWorker::Failed { request: session.request, failure }));
     }
+}
+
+/// What the engine did. Where a card has failed, the process ends: what the card holds is given to nobody unerased,
+/// and another worker opens it anew.
+fn or_end<T>(done: Result<T, engine::Error>) -> Result<T, engine::Error> {
+    if done.as_ref().is_err_and(engine::Error::is_final) {
+        exit_now(Failed::Card as i32);
+    }
+    done
 }
 
 /// Chooses tokens from a session's logits as long as the next was guessed, and takes back what

@@ -103,7 +103,7 @@ fn hold(card: &Card<'_>, path: &Path, kv: KvType, gpu_layers: usize, distance_ma
         assert!(all_bits(found) == all_bits(want), "in company");
     }
     assert!(on_card.card_cache_is_zero().unwrap(), "what has ended is zeroed");
-    on_card.erase();
+    on_card.erase().unwrap();
     let mut on_cpu = Engine::new(&model, options(kv, 0)).unwrap();
     let mut largest = 0.0_f32;
     for (prompt, want) in prompts.iter().zip(&want) {
@@ -180,7 +180,7 @@ fn a_warm_prefix_gives_what_a_cold_one_gives_and_a_forgotten_one_is_zeroed() {
             let cold = read(0);
             assert!(read(64) == cold, "warm");
             assert!(!engine.card_cache_is_zero().unwrap(), "the prefix is kept");
-            engine.forget(domain);
+            engine.forget(domain).unwrap();
             assert!(engine.card_cache_is_zero().unwrap(), "what is forgotten is zeroed");
         },
     );
@@ -226,7 +226,13 @@ fn a_card_that_fails_is_said_and_changes_nothing() {
     with_failing_card("engine::a_card_that_fails_is_said_and_changes_nothing", 100, |card| {
         let file = PackedFile::read(&tiny::path("llama")).unwrap();
         let model = Model::from_image(file.image()).unwrap();
-        let mut engine = engine(&model, options(KvType::F16, 2), card);
+        let kept = Options { prefix_domains: 1, prefix_pages: 4, ..options(KvType::F16, 2) };
+        let mut engine = engine(&model, kept, card);
+        // A domain has a page.
+        let (domain, text) = (CacheDomain([1; 16]), prompt(33, 7));
+        let (first, _) = engine.sequence_start_in(domain, &text, text.len()).unwrap();
+        engine.prefill(first, &text).unwrap();
+        engine.sequence_keep(first).unwrap();
         let seq = engine.sequence_start(100).unwrap();
         let token = BatchToken { seq, token: 3, logits: true };
         let computed = (0..100).take_while(|_| engine.forward(&[token]).is_ok()).count();
@@ -237,5 +243,8 @@ fn a_card_that_fails_is_said_and_changes_nothing() {
         assert_eq!(engine.forward(&[token]), failed, "it does not come back");
         assert_eq!(engine.sequence_len(seq), Ok(computed));
         assert_eq!(engine.sequence_end(seq), failed, "what cannot be zeroed is said");
+        assert_eq!(engine.forget(domain), failed);
+        assert_eq!(engine.erase(), failed);
+        assert_eq!(engine.erase(), failed, "as long as it is not zero");
     });
 }

@@ -79,7 +79,7 @@ fn of_an_erased_prompt_nothing_is_left_in_the_process() {
             prompt.zeroize();
             assert!(copies() > 0, "what is looked for is found");
             engine.sequence_end(seq).unwrap();
-            engine.erase();
+            engine.erase().unwrap();
             assert_eq!(copies(), 0, "with {gpu_layers} layers");
         }
     });

@@ -190,7 +190,7 @@ fn hold_warm(path: &std::path::Path, makes: &[fn(Isa, usize, usize) -> Options])
         };
         assert_eq!(found(&mut engine, others), 0);
         assert_eq!(found(&mut engine, mine), 128);
-        engine.forget(mine);
+        engine.forget(mine).unwrap();
         assert_eq!(found(&mut engine, mine), 0);
     }
 }
