@@ -17,6 +17,7 @@
 
 use std::collections::VecDeque;
 
+pub use kernels::ops::Choice;
 use kernels::{Isa, ops};
 
 use super::random::Random;
@@ -62,19 +63,6 @@ impl SamplingParams {
             seed: 0,
         }
     }
-}
-
-/// How one token is chosen, where no bias and no penalty takes part: by a card then, if one computes the
-/// logits.
-#[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "there is no card to choose"))]
-pub struct Choice {
-    pub(super) temperature: f32,
-    pub(super) top_k: u32,
-    pub(super) top_p: f32,
-    pub(super) min_p: f32,
-    /// The state of the random numbers before the one that is drawn.
-    pub(super) random: u64,
 }
 
 /// Chooses the tokens of one sequence.

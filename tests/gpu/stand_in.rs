@@ -41,13 +41,25 @@ fn with(
     let mut inside = Command::new(std::env::current_exe().unwrap());
     inside.args([name, "--exact", "--nocapture"]);
     let launches = folder().join(name.replace("::", "-"));
-    let _ = fs::remove_file(&launches);
+    let waits = launches.with_extension("waits");
+    for file in [&launches, &waits] {
+        let _ = fs::remove_file(file);
+    }
     inside.env("CLOISTER_STAND_IN", "1").env("LD_LIBRARY_PATH", folder());
-    inside.env("STANDIN_LAUNCHES", &launches).envs(settings.iter().copied());
+    inside
+        .env("STANDIN_LAUNCHES", &launches)
+        .env("STANDIN_WAITS", &waits)
+        .envs(settings.iter().copied());
     let done = inside.output().unwrap();
     let told = [done.stdout, done.stderr].concat();
     let told = String::from_utf8_lossy(&told);
     assert!(done.status.success() && told.contains("1 passed"), "{name}: {told}");
     let launched = fs::read_to_string(&launches).unwrap_or_default();
     Some(launched.lines().map(str::to_owned).collect())
+}
+
+/// How often this process has waited for work of the card; nothing on a real one.
+pub(crate) fn waits_count() -> Option<usize> {
+    let told = fs::read_to_string(std::env::var_os("STANDIN_WAITS")?).unwrap_or_default();
+    Some(told.lines().count())
 }

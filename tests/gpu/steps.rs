@@ -2,14 +2,14 @@
 //! with memory that was given back.
 
 use cloister::cli::golden::PackedFile;
-use cloister::engine::{BatchToken, Engine, KvType, Model, Options, argmax};
+use cloister::engine::{BatchToken, Choice, Engine, KvType, Model, Options, argmax};
 use kernels::cuda::{
     Batch, BatchLimits, Buffer, Card, Contents, CudaError, Forms, Input, Rows, Step, add_norm,
 };
 use kernels::ops::{Place, Rope, RopePairs};
 use kernels::{Isa, Pool};
 
-use crate::stand_in::with_card;
+use crate::stand_in::{waits_count, with_card};
 use crate::tiny;
 
 /// Steps of each answer.
@@ -84,6 +84,33 @@ fn an_engine_goes_on_when_another_on_its_card_has_ended() {
         let want = answers(&mut stays, 2);
         drop(engine(&model, options(KvType::F16, 1, true), card));
         assert!(answers(&mut stays, 2) == want);
+    });
+}
+
+#[test]
+fn a_step_waits_for_its_card_once() {
+    with_card("steps::a_step_waits_for_its_card_once", |card| {
+        let file = PackedFile::read(&tiny::path("llama")).unwrap();
+        let model = Model::from_image(file.image()).unwrap();
+        let drawn = Choice { temperature: 0.9, top_k: 0, top_p: 1.0, min_p: 0.0, random: 7 };
+        for (gpu_layers, gpu_graphs) in [(2, true), (1, true), (1, false)] {
+            let mut engine = engine(&model, options(KvType::F16, gpu_layers, gpu_graphs), card);
+            // Copies of the first zeros may be under way.
+            let first = engine.sequence_start(20).unwrap();
+            engine.prefill(first, &[5]).unwrap();
+            let seqs = [(); 3].map(|()| engine.sequence_start(20).unwrap());
+            let batch = seqs.map(|seq| BatchToken { seq, token: 5, logits: true });
+            for choices in [&[][..], &[Some(drawn); 3], &[Some(drawn), None, None], &[None; 3]] {
+                let before = waits_count();
+                engine.forward_choosing(&batch, choices).unwrap();
+                let is_one = before.is_none_or(|before| waits_count() == Some(before + 1));
+                assert!(
+                    is_one,
+                    "{gpu_layers} layers, {choices:?}: {before:?}, {:?}",
+                    waits_count()
+                );
+            }
+        }
     });
 }
 

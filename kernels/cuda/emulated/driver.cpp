@@ -13,6 +13,7 @@
 //   STANDIN_PINNED    bytes of the host that it may pin
 //   STANDIN_KERNELS   how many kernels run before one fails, and with it the card
 //   STANDIN_LAUNCHES  a file that gets each kernel's name when it runs, `graph` when a graph is launched
+//   STANDIN_WAITS     a file that gets a line for each wait for the stream for which something waits
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
@@ -156,14 +157,15 @@ void check_arguments(const std::vector<std::vector<char>>& arguments) {
     }
 }
 
-void tell_launch(const char* name) {
-    const char* path = getenv("STANDIN_LAUNCHES");
+void tell(const char* where, const char* what) {
+    const char* path = getenv(where);
     if (!path) return;
     FILE* file = fopen(path, "a");
-    if (!file) refuse("the file of launches cannot be written");
-    fprintf(file, "%s\n", name);
+    if (!file) refuse("a file of launches or waits cannot be written");
+    fprintf(file, "%s\n", what);
     fclose(file);
 }
+void tell_launch(const char* name) { tell("STANDIN_LAUNCHES", name); }
 
 }  // namespace
 
@@ -305,6 +307,7 @@ Result cuStreamDestroy_v2(Handle stream) {
 Result cuStreamSynchronize(Handle stream) {
     if (stream != current) return INVALID_HANDLE;
     if (Result refused = outside_capture()) return refused;
+    if (!current->waiting.empty()) tell("STANDIN_WAITS", "wait");
     run_waiting();
     return has_failed ? LAUNCH_FAILED : SUCCESS;
 }

@@ -2,6 +2,7 @@
 //!
 //! An array starts as zeros, so that what a kernel reads beyond what was written is a number.
 
+use core::cell::Cell;
 use core::fmt;
 use core::marker::PhantomData;
 use core::ops::Range;
@@ -113,7 +114,9 @@ impl<'c, T: Item> Buffer<'c, T> {
         if size == 0 {
             return Ok(());
         }
-        // SAFETY: `HostSource::values_mut` waits for copies before anybody writes there.
+        from.copy.set(from.card.copies.get() + 1);
+        from.card.copies.set(from.copy.get());
+        // SAFETY: `HostSource::values_mut` waits for this copy before anybody writes there.
         unsafe { self.memory.start_write(0, &from.memory, 0..size) }
     }
 
@@ -123,15 +126,33 @@ impl<'c, T: Item> Buffer<'c, T> {
     ///
     /// [`CudaError::OutOfBounds`] if one of them has no such part.
     pub fn read_to(&self, to: &mut HostTarget<'_, T>, part: Range<usize>) -> Result<(), CudaError> {
+        // SAFETY: `to` is borrowed until `finish` returns.
+        unsafe { self.start_read_to(to, part) }?;
+        self.memory.card.finish()
+    }
+
+    /// Starts such a copy.
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError::OutOfBounds`] if one of them has no such part.
+    ///
+    /// # Safety
+    ///
+    /// Until [`Card::finish`] returns, `to` is neither read nor written, and it is not forgotten.
+    pub(super) unsafe fn start_read_to(
+        &self,
+        to: &mut HostTarget<'_, T>,
+        part: Range<usize>,
+    ) -> Result<(), CudaError> {
         let bytes = |index: usize| index.checked_mul(size_of::<T>()).ok_or(CudaError::OutOfBounds);
         let part = bytes(part.start)?..bytes(part.end)?;
-        let card = self.memory.card;
-        card.refuse_while_recording()?;
-        if !part.is_empty() {
-            // SAFETY: `to` is borrowed until `finish` returns.
-            unsafe { self.memory.start_read(part.start, &to.memory, part) }?;
+        self.memory.card.refuse_while_recording()?;
+        if part.is_empty() {
+            return Ok(());
         }
-        card.finish()
+        // SAFETY: the caller vouches for the time of the copy.
+        unsafe { self.memory.start_read(part.start, &to.memory, part) }
     }
 
     /// Zeroes it.
@@ -179,6 +200,8 @@ pub struct HostSource<'c, T> {
     card: &'c Card<'c>,
     memory: Pinned<'c>,
     len: usize,
+    /// The last copy from here, as the card counts them.
+    copy: Cell<u64>,
     items: PhantomData<T>,
 }
 
@@ -195,16 +218,19 @@ impl<'c, T: Item> HostSource<'c, T> {
     ///
     /// [`CudaError::NoPinnedMemory`] if the host has none.
     pub fn new(card: &'c Card<'c>, len: usize) -> Result<Self, CudaError> {
-        Ok(Self { card, memory: pin::<T>(card, len)?, len, items: PhantomData })
+        let memory = pin::<T>(card, len)?;
+        Ok(Self { card, memory, len, copy: Cell::new(0), items: PhantomData })
     }
 
-    /// Waits for copies from here, and returns the values to be changed.
+    /// Waits for copies from here that are under way, and returns the values to be changed.
     ///
     /// # Errors
     ///
     /// [`CudaError::Failed`] if the card failed.
     pub fn values_mut(&mut self) -> Result<&mut [T], CudaError> {
-        self.card.finish()?;
+        if self.copy.get() > self.card.copies_over.get() {
+            self.card.finish()?;
+        }
         let start = self.memory.as_mut_ptr().cast();
         // SAFETY: pinned memory starts on a page, holds `len` items, and any bytes are some of them.
         Ok(unsafe { slice::from_raw_parts_mut(start, self.len) })

@@ -50,6 +50,9 @@ pub struct Card<'d> {
     pub(super) recorded: Cell<Option<(u64, Shape)>>,
     /// How often memory was given back.
     pub(super) given_back: Cell<u64>,
+    /// How many copies from the host were started that nobody waited for at once, and how many are over.
+    pub(super) copies: Cell<u64>,
+    pub(super) copies_over: Cell<u64>,
 }
 
 impl fmt::Debug for Card<'_> {
@@ -86,6 +89,8 @@ impl<'d> Card<'d> {
             left_pinned: RefCell::default(),
             recorded: Cell::new(None),
             given_back: Cell::new(0),
+            copies: Cell::new(0),
+            copies_over: Cell::new(0),
         };
         card.make_current()?;
         // SAFETY: the stream may be written.
@@ -236,7 +241,9 @@ impl<'d> Card<'d> {
         self.refuse_while_recording()?;
         // SAFETY: the stream is the card's.
         let code = unsafe { (self.functions().stream_synchronize)(self.stream) };
-        check("cuStreamSynchronize", code)
+        check("cuStreamSynchronize", code)?;
+        self.copies_over.set(self.copies.get());
+        Ok(())
     }
 
     /// Gives back what was dropped while a graph was recorded.

@@ -31,7 +31,7 @@ pub use graph::Graph;
 pub use heads::{HEAD_DIM_MAX, Heads, Preparation};
 pub use pinned::Pinned;
 pub use products::{Forms, Input, Matrix, Product, multiply, reads_bytes};
-pub use selection::{Choice, Selection};
+pub use selection::Selection;
 pub use shape::Shape;
 pub use step::Step;
 pub use timer::Timer;

@@ -4,49 +4,28 @@ use core::mem::size_of;
 
 use super::buffer::{Buffer, HostSource, HostTarget, NULL, Struct, dim, int};
 use super::{Card, CudaError};
+use crate::ops::Choice;
 
 /// Words of a row: SplitMix64's state, `Sampling` of `select.cu`.
 const RANDOM_LEN: usize = 2;
 const SAMPLING_LEN: usize = 7;
 
-/// How a token is chosen, as `src/engine/sampler.rs` does it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Choice {
-    /// 0 takes the best token.
-    pub temperature: f32,
-    /// 0 is off.
-    pub top_k: u32,
-    /// 1 is off.
-    pub top_p: f32,
-    /// 0 is off.
-    pub min_p: f32,
-    /// SplitMix64's state before the number that is drawn.
-    pub random: u64,
+/// The best token.
+const BEST: Choice = Choice { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, random: 0 };
+
+fn random(choice: &Choice) -> [u32; RANDOM_LEN] {
+    let bytes = choice.random.to_ne_bytes();
+    bytes.as_chunks().0.first_chunk().expect("eight bytes are two words").map(u32::from_ne_bytes)
 }
 
-impl Choice {
-    /// The best token.
-    pub const BEST: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, random: 0 };
-
-    fn random(&self) -> [u32; RANDOM_LEN] {
-        let bytes = self.random.to_ne_bytes();
-        bytes
-            .as_chunks()
-            .0
-            .first_chunk()
-            .expect("eight bytes are two words")
-            .map(u32::from_ne_bytes)
-    }
-
-    fn sampling(&self) -> [u32; SAMPLING_LEN] {
-        let min_p_log = if self.min_p > 0.0 { self.min_p.min(1.0).ln() } else { f32::NEG_INFINITY };
-        let [temperature, top_p, min_p_log] =
-            [self.temperature, self.top_p, min_p_log].map(f32::to_bits);
-        let [one, zero] = [1.0_f32, 0.0].map(f32::to_bits);
-        // A top-k beyond the vocabulary is off.
-        let top_k = self.top_k.min(i32::MAX.unsigned_abs());
-        [temperature, top_p, min_p_log, one, zero, zero, top_k]
-    }
+fn sampling(choice: &Choice) -> [u32; SAMPLING_LEN] {
+    let min_p_log = if choice.min_p > 0.0 { choice.min_p.min(1.0).ln() } else { f32::NEG_INFINITY };
+    let [temperature, top_p, min_p_log] =
+        [choice.temperature, choice.top_p, min_p_log].map(f32::to_bits);
+    let [one, zero] = [1.0_f32, 0.0].map(f32::to_bits);
+    // A top-k beyond the vocabulary is off.
+    let top_k = choice.top_k.min(i32::MAX.unsigned_abs());
+    [temperature, top_p, min_p_log, one, zero, zero, top_k]
 }
 
 /// Chooses tokens of rows of logits.
@@ -103,8 +82,9 @@ impl<'c> Selection<'c> {
         Ok(())
     }
 
-    /// Chooses a token of each of the first rows of `logits: [rows][vocab]`, waits and returns them. The
-    /// logits stay as they are, but for a NaN, which becomes minus infinity.
+    /// Chooses a token of each of the first rows of `logits: [rows][vocab]` that has a choice, and copies the
+    /// others to the same rows of `to`; waits once, for both. Returns a token for each row, of which those
+    /// without a choice mean nothing. The logits stay as they are, but for a NaN, which becomes minus infinity.
     ///
     /// # Errors
     ///
@@ -115,20 +95,32 @@ impl<'c> Selection<'c> {
     /// Panics if there are more choices than rows were allocated for.
     pub fn choose(
         &mut self,
-        choices: impl ExactSizeIterator<Item = Choice> + Clone,
+        choices: &[Option<Choice>],
         logits: &mut Buffer<'_, f32>,
+        to: &mut HostTarget<'_, f32>,
     ) -> Result<&[u32], CudaError> {
-        let (rows, card) = (choices.len(), self.card);
+        let rows = choices.len();
         logits.has(rows * self.vocab);
         self.weights.has(rows * self.vocab);
         self.tokens.has(rows);
         if rows == 0 {
             return Ok(&[]);
         }
-        let words = choices.clone().flat_map(|choice| choice.random());
-        let words = words.chain(choices.flat_map(|choice| choice.sampling()));
-        self.staged.values_mut()?.iter_mut().zip(words).for_each(|(to, word)| *to = word);
-        self.choices.start_write(&self.staged, rows * (RANDOM_LEN + SAMPLING_LEN))?;
+        let asked = self.ask(choices, logits, to);
+        // Copies may be under way whatever happened.
+        self.card.finish()?;
+        asked?;
+        Ok(&self.chosen.values()[..rows])
+    }
+
+    /// Asks for everything that [`Selection::choose`] waits for.
+    fn ask(
+        &mut self,
+        choices: &[Option<Choice>],
+        logits: &mut Buffer<'_, f32>,
+        to: &mut HostTarget<'_, f32>,
+    ) -> Result<(), CudaError> {
+        let (rows, card) = (choices.len(), self.card);
         let select = Struct::new()
             .with(&logits.pointer(card))
             .with(&self.weights.pointer(card))
@@ -140,9 +132,18 @@ impl<'c> Selection<'c> {
             .with(&self.choices.pointer(card))
             .with(&self.tokens.pointer(card))
             .with(&int(self.vocab));
+        let each = choices.iter().map(|choice| choice.unwrap_or(BEST));
+        let words = each.clone().flat_map(|choice| random(&choice));
+        let words = words.chain(each.flat_map(|choice| sampling(&choice)));
+        self.staged.values_mut()?.iter_mut().zip(words).for_each(|(to, word)| *to = word);
+        self.choices.start_write(&self.staged, rows * (RANDOM_LEN + SAMPLING_LEN))?;
+        for (row, _) in choices.iter().enumerate().filter(|(_, choice)| choice.is_none()) {
+            // SAFETY: `choose` has `to` until the copy is over.
+            unsafe { logits.start_read_to(to, row * self.vocab..(row + 1) * self.vocab) }?;
+        }
         // SAFETY: every buffer has so many rows; nothing is counted, so that no counts are followed.
         unsafe { card.launch("select_token", [dim(rows), 1, 1], 1024, 0, &[select.bytes()]) }?;
-        self.tokens.read_to(&mut self.chosen, 0..rows)?;
-        Ok(&self.chosen.values()[..rows])
+        // SAFETY: `choose` has `chosen` until the copy is over.
+        unsafe { self.tokens.start_read_to(&mut self.chosen, 0..rows) }
     }
 }

@@ -10,6 +10,7 @@
 mod attention;
 mod attention_page;
 mod attention_split;
+mod choice;
 mod elementwise;
 mod gate;
 mod kv_pages;
@@ -21,6 +22,7 @@ mod select;
 mod tests;
 
 pub use attention::{AttentionShape, Place, attention};
+pub use choice::Choice;
 pub use elementwise::{add, add_bias, scale};
 pub use gate::Gate;
 pub(crate) use gate::gate;

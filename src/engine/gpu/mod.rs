@@ -131,11 +131,7 @@ impl<'m> Gpu<'m> {
             return logits.read_to(host_logits, 0..wanted * vocab_size);
         }
         assert_eq!(choices.len(), wanted, "a choice for each token that wants logits");
-        for (row, _) in choices.iter().enumerate().filter(|(_, choice)| choice.is_none()) {
-            logits.read_to(host_logits, row * vocab_size..(row + 1) * vocab_size)?;
-        }
-        let of_card = choices.iter().map(|choice| choice.map_or(cuda::Choice::BEST, of_card));
-        let tokens = selection.choose(of_card, logits)?;
+        let tokens = selection.choose(choices, logits, host_logits)?;
         chosen.extend(choices.iter().zip(tokens).map(|(choice, token)| choice.map(|_| *token)));
         Ok(())
     }
@@ -208,12 +204,6 @@ fn check(model: &Model<'_>, options: &Options) -> Result<(), CardError> {
         return Err(CardError::Unsupported("the exact mode with weights of 4 to 8 bits"));
     }
     Ok(())
-}
-
-/// How the card chooses a token.
-fn of_card(choice: Choice) -> cuda::Choice {
-    let Choice { temperature, top_k, top_p, min_p, random } = choice;
-    cuda::Choice { temperature, top_k, top_p, min_p, random }
 }
 
 /// How much the cache of the card's layers is for.
