@@ -11,7 +11,7 @@ use kernels::cuda::{Card, CudaError};
 use kernels::{Isa, Pool};
 
 use crate::stand_in::{with_card, with_failing_card};
-use crate::tiny;
+use crate::tiny::{self, engine};
 
 /// Tokens of an answer, the first of which the prompt gives.
 const ANSWER_LEN: usize = 3;
@@ -26,10 +26,6 @@ fn options(kv: KvType, gpu_layers: usize) -> Options {
         logits_max: 3,
         ..Options::fast(Isa::detect(), 1, 192)
     }
-}
-
-fn engine<'m>(model: &'m Model<'m>, options: Options, card: &'m Card<'m>) -> Engine<'m> {
-    Engine::on_card(Pool::new(1), model, options, card).unwrap()
 }
 
 fn prompt(len: u32, step: u32) -> Vec<u32> {

@@ -6,8 +6,8 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 
 use cloister::cli::golden::PackedFile;
-use cloister::engine::{BatchToken, Engine, Model, Options};
-use kernels::{Isa, Pool};
+use cloister::engine::{BatchToken, Model, Options};
+use kernels::Isa;
 use zeroize::Zeroize as _;
 
 use crate::stand_in::with_card;
@@ -71,7 +71,7 @@ fn of_an_erased_prompt_nothing_is_left_in_the_process() {
         let model = Model::from_image(file.image()).unwrap();
         for gpu_layers in [1, model.config().n_layers] {
             let options = Options { gpu_layers, ..Options::fast(Isa::detect(), 1, 96) };
-            let mut engine = Engine::on_card(Pool::new(1), &model, options, card).unwrap();
+            let mut engine = tiny::engine(&model, options, card);
             let seq = engine.sequence_start(96).unwrap();
             let mut prompt: Vec<_> = (0..PROMPT_LEN).map(token).collect();
             engine.prefill(seq, &prompt).unwrap();

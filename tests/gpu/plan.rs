@@ -1,9 +1,9 @@
 //! How many layers go to a card: from sizes alone, and what it takes is what was said.
 
 use cloister::cli::golden::PackedFile;
-use cloister::engine::{CardError, Engine, Error, GpuLayers, Model, Needs, Options};
+use cloister::engine::{CardError, Error, GpuLayers, Model, Needs, Options};
+use kernels::Isa;
 use kernels::cuda::CudaError;
-use kernels::{Isa, Pool};
 
 use crate::stand_in::with_card;
 use crate::tiny;
@@ -81,7 +81,7 @@ fn a_card_gives_what_was_planned() {
             for gpu_layers in [1, n_layers] {
                 let options = Options { gpu_layers, ..Options::fast(Isa::detect(), 1, 256) };
                 let free = card.free_memory().unwrap();
-                let engine = Engine::on_card(Pool::new(1), &model, options, card).unwrap();
+                let engine = tiny::engine(&model, options, card);
                 let taken = free - card.free_memory().unwrap();
                 let total = Needs::of(&model, &options).unwrap().total(gpu_layers);
                 // Sizes are rounded up, by less than a granule for each allocation.

@@ -1,9 +1,9 @@
 //! Tokens that a card chooses are those that the sampler chooses of the same logits.
 
 use cloister::cli::golden::PackedFile;
-use cloister::engine::{BatchToken, Engine, KvType, Model, Options, Sampler, SamplingParams};
+use cloister::engine::{BatchToken, KvType, Model, Options, Sampler, SamplingParams};
+use kernels::Isa;
 use kernels::cuda::Card;
-use kernels::{Isa, Pool};
 
 use crate::stand_in::with_card;
 use crate::tiny;
@@ -44,7 +44,7 @@ fn answers(card: &Card<'_>, model: &Model<'_>, is_choosing: bool) -> (Vec<Vec<u3
         logits_max: count,
         ..Options::fast(Isa::detect(), 1, 64)
     };
-    let mut engine = Engine::on_card(Pool::new(1), model, options, card).unwrap();
+    let mut engine = tiny::engine(model, options, card);
     let new = |params| Sampler::new(params, model.config().vocab_size, Isa::detect());
     let mut samplers: Vec<_> = kinds.into_iter().map(new).collect();
     let mut answers = vec![Vec::new(); count];
@@ -104,7 +104,7 @@ fn guesses_are_chosen_as_if_one_after_the_other() {
             logits_max: 4,
             ..Options::fast(Isa::detect(), 1, 64)
         };
-        let mut engine = Engine::on_card(Pool::new(1), &model, options, card).unwrap();
+        let mut engine = tiny::engine(&model, options, card);
         let vocab_size = model.config().vocab_size;
         let sampler = || Sampler::new(params(|_| ()), vocab_size, Isa::detect());
         let mut rows = |is_choosing: bool| {

@@ -3,14 +3,14 @@
 
 use cloister::cli::golden::PackedFile;
 use cloister::engine::{BatchToken, Choice, Engine, KvType, Model, Options, argmax};
+use kernels::Isa;
 use kernels::cuda::{
-    Batch, BatchLimits, Buffer, Card, Contents, CudaError, Forms, Input, Rows, Step, add_norm,
+    Batch, BatchLimits, Buffer, Contents, CudaError, Forms, Input, Rows, Step, add_norm,
 };
 use kernels::ops::{Place, Rope, RopePairs};
-use kernels::{Isa, Pool};
 
 use crate::stand_in::{waits_count, with_card};
-use crate::tiny;
+use crate::tiny::{self, engine};
 
 /// Steps of each answer.
 const STEPS: usize = 3;
@@ -26,10 +26,6 @@ fn options(kv: KvType, gpu_layers: usize, gpu_graphs: bool) -> Options {
         logits_max: 5,
         ..Options::fast(Isa::detect(), 1, 320)
     }
-}
-
-fn engine<'m>(model: &'m Model<'m>, options: Options, card: &'m Card<'m>) -> Engine<'m> {
-    Engine::on_card(Pool::new(1), model, options, card).unwrap()
 }
 
 /// The logits of every step of some answers, whose texts are of different lengths.

@@ -1,10 +1,13 @@
-//! The tiny models, as they are and with weights of 8 and 4 bits.
+//! The tiny models, as they are and with weights of 8 and 4 bits, and engines of them on a card.
 
 use std::fs;
 use std::path::PathBuf;
 
+use cloister::engine::{Engine, Model, Options};
 use cloister::gguf::{self, Header, TensorInfo};
 use half::f16;
+use kernels::Pool;
+use kernels::cuda::Card;
 
 /// What the data of a tensor starts at a multiple of.
 const ALIGNMENT: usize = 32;
@@ -20,6 +23,11 @@ pub(crate) fn folder() -> PathBuf {
 
 pub(crate) fn path(name: &str) -> PathBuf {
     folder().join(format!("{name}.gguf"))
+}
+
+/// An engine on one thread and a card.
+pub(crate) fn engine<'m>(model: &'m Model<'m>, options: Options, card: &'m Card<'m>) -> Engine<'m> {
+    Engine::on_card(Pool::new(1), model, options, card).unwrap()
 }
 
 /// Writes a tiny model anew with its matrices in 8 bits, those of values and of the gate in 4.
