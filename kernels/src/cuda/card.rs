@@ -24,6 +24,9 @@ thread_local! {
     static CURRENT: Cell<Handle> = const { Cell::new(ptr::null_mut()) };
 }
 
+/// Most arguments of a kernel.
+const ARGUMENTS_MAX: usize = 8;
+
 /// A kernel that is loaded.
 struct Kernel {
     name: &'static str,
@@ -211,11 +214,13 @@ impl<'d> Card<'d> {
         let kernel = self.kernels.iter().find(|kernel| kernel.name == name);
         let kernel = kernel.ok_or(CudaError::UnknownKernel)?;
         let sizes = arguments.iter().map(|argument| argument.len());
-        if !sizes.eq(kernel.arguments.iter().copied()) {
+        if arguments.len() > ARGUMENTS_MAX || !sizes.eq(kernel.arguments.iter().copied()) {
             return Err(CudaError::WrongArguments(kernel.name));
         }
-        let mut pointers: Vec<*mut c_void> =
-            arguments.iter().map(|argument| argument.as_ptr().cast_mut().cast()).collect();
+        let mut pointers = [ptr::null_mut::<c_void>(); ARGUMENTS_MAX];
+        for (pointer, argument) in pointers.iter_mut().zip(arguments) {
+            *pointer = argument.as_ptr().cast_mut().cast();
+        }
         let [x, y, z] = grid;
         let launch = self.functions().launch_kernel;
         let (handle, stream) = (kernel.handle, self.stream);
