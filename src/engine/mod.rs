@@ -1,7 +1,7 @@
 //! The model: from packed weights and tokens to logits, and from logits to text.
 //!
 //! No file, socket, clock or process is known here. After [`Engine::new`] the token path allocates
-//! nothing. Every sum has one order that does not depend on the batch, on chunks or on threads, so
+//! nothing, whatever a card's driver does for a launch. Every sum has one order that does not depend on the batch, on chunks or on threads, so
 //! that a sequence's tokens are the same whoever else is in the batch.
 
 mod activations;

@@ -2,7 +2,7 @@
 //!
 //! Who reads how much is dealt out in `turns`. Cancels are looked at before each step, so a
 //! request that is cancelled costs at most the step that runs. No text is looked at here but to
-//! pass it on, and a step allocates nothing.
+//! pass it on, and a step allocates nothing, whatever a card's driver does for a launch.
 
 use std::collections::VecDeque;
 use std::ops::Range;
