@@ -5,6 +5,7 @@ use super::buffer::{Buffer, dim, int, maybe, size};
 use super::products::{Forms, Input, Matrix, reads_bytes};
 use super::{Card, CudaError};
 use crate::ops::Gate;
+use crate::packed::TILE_ROWS;
 
 /// Most parts of an embedding table that are read side by side.
 const TABLE_PARTS_MAX: usize = 1024;
@@ -99,7 +100,7 @@ fn tile_of_matrix(table: &Matrix<'_>) -> (usize, u32) {
 /// Bytes of a tile of an embedding table, and the shift that tells the tile of a row: `2^shift` rows are a tile.
 fn tile_of(ty: crate::TensorType, len: usize, rows: usize, cols: usize) -> (usize, u32) {
     if reads_bytes(ty) || ty.block_len() == 1 {
-        return (len / rows.div_ceil(16).max(1), 4);
+        return (len / rows.div_ceil(TILE_ROWS).max(1), TILE_ROWS.ilog2());
     }
     // As many rows as are a multiple of 16 bytes.
     let row_size = ty.row_size(cols).expect("a packed matrix has whole blocks");

@@ -5,12 +5,8 @@
 use super::buffer::{Buffer, Struct, dim, int, maybe};
 use super::{Card, CudaError};
 use crate::formats::TensorType;
-use crate::packed::Packed;
+use crate::packed::{BLOCK_LEN, Packed, TILE_ROWS};
 
-/// Rows of a tile.
-const TILE_ROWS: usize = 16;
-/// Columns that share a scale of activations.
-const BLOCK_LEN: usize = 32;
 /// Most tokens of a product by `matvec`: from here on weights are read once by `gemm`.
 const MATVEC_TOKENS_MAX: usize = 8;
 /// Most matrices of a launch of `matvec`.
