@@ -61,16 +61,9 @@ impl CardArguments {
         options: Options,
         then: impl FnOnce(Options, Option<&Card<'_>>) -> Result<T, Box<dyn Error>>,
     ) -> Result<T, Box<dyn Error>> {
-        self.open(|card| {
-            let Some((card, asked)) = card else { return then(options, None) };
-            match plan(card, asked, model, &options) {
-                Ok(options) => then(options, Some(card)),
-                Err(error) if asked == GpuLayers::Auto => {
-                    tell(&format!("no layer on a card: {error}"));
-                    then(options, None)
-                }
-                Err(error) => Err(error.into()),
-            }
+        self.open(|card| match card {
+            Some((card, asked)) => then(plan(card, asked, model, &options)?, Some(card)),
+            None => then(options, None),
         })
     }
 
@@ -82,14 +75,31 @@ impl CardArguments {
     }
 }
 
-/// Decides how many layers go to a card, and says so.
+/// Decides how many layers go to a card, and says so; where `auto` finds a card that computes none of them, none.
+///
+/// # Errors
+///
+/// [`engine::Error`] if the layers that are asked for by number do not fit, or the card does not compute them.
 pub(super) fn plan(
     card: &Card<'_>,
     asked: GpuLayers,
     model: &Model<'_>,
     options: &Options,
 ) -> Result<Options, engine::Error> {
-    let plan = Needs::of(model, options)?.plan(asked, card.free_memory()?)?;
-    tell(&plan.to_string());
-    Ok(Options { gpu_layers: plan.gpu_layers, ..*options })
+    let planned = Needs::of(model, options).and_then(|needs| {
+        let free = card.free_memory().map_err(engine::Error::from)?;
+        needs.plan(asked, free)
+    });
+    let gpu_layers = match planned {
+        Ok(plan) => {
+            tell(&plan.to_string());
+            plan.gpu_layers
+        }
+        Err(error) if asked == GpuLayers::Auto => {
+            tell(&format!("no layer on a card: {error}"));
+            0
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(Options { gpu_layers, ..*options })
 }

@@ -24,7 +24,9 @@ fn run(gpu_layers: &str) -> Result<Verdict, String> {
 #[test]
 fn a_model_is_timed_on_a_card() {
     let launched = with_card("bench::a_model_is_timed_on_a_card", |_| {
-        assert_eq!(run("-1").unwrap(), Verdict::Holds);
+        for gpu_layers in ["-1", "auto"] {
+            assert_eq!(run(gpu_layers).unwrap(), Verdict::Holds);
+        }
         assert!(run("99").unwrap_err().contains("gpu_layers"));
     });
     assert!(launched.is_none_or(|launched| launched.contains("graph")));

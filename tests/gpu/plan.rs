@@ -1,6 +1,7 @@
 //! How many layers go to a card: from sizes alone, and what it takes is what was said.
 
-use cloister::cli::golden::PackedFile;
+use clap::Parser;
+use cloister::cli::golden::{self, PackedFile};
 use cloister::engine::{CardError, Error, GpuLayers, Model, Needs, Options};
 use kernels::Isa;
 use kernels::cuda::CudaError;
@@ -69,6 +70,32 @@ fn a_plan_says_what_goes_where() {
     assert_eq!(asked("auto"), Ok(GpuLayers::Auto));
     assert_eq!((asked("-1"), asked("7")), (Ok(GpuLayers::All), Ok(GpuLayers::Count(7))));
     assert!(asked("-2").unwrap_err().contains("gpu_layers"));
+}
+
+/// What `cloister model golden` takes.
+#[derive(Parser)]
+struct Words {
+    #[command(flatten)]
+    golden: golden::Arguments,
+}
+
+#[test]
+fn auto_takes_no_layer_where_the_card_computes_none_and_a_number_is_refused() {
+    let test = "plan::auto_takes_no_layer_where_the_card_computes_none_and_a_number_is_refused";
+    with_card(test, |_| {
+        let path = tiny::quantised("llama");
+        let run = |layers: &str| {
+            let (file, lines) = (path.to_str().unwrap(), tiny::folder().join("llama.jsonl"));
+            let words = ["golden", file, lines.to_str().unwrap(), "--activations", "f32"];
+            let more = ["--lines", "1", "--gpu-layers", layers];
+            let words = Words::parse_from(words.into_iter().chain(more));
+            golden::run(&words.golden).map_err(|error| error.to_string())
+        };
+        // Whether its answers are near the reference's is not what is asked here.
+        assert!(run("auto").is_ok());
+        assert!(run("-1").unwrap_err().contains("set gpu_layers = 0"));
+        std::fs::remove_file(path).unwrap();
+    });
 }
 
 #[test]
