@@ -448,6 +448,11 @@ impl<'m> Engine<'m> {
         Ok(())
     }
 
+    /// Returns whether a card computes logits, so that it may choose their tokens.
+    pub fn chooses(&self) -> bool {
+        self.gpu.is_some()
+    }
+
     /// Returns the token that a card chose for the last batch's `index`-th token that wanted logits, if one
     /// did.
     pub fn chosen(&self, index: usize) -> Option<u32> {

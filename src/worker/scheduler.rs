@@ -313,6 +313,7 @@ impl<'m> Scheduler<'m> {
         // Beside a prompt a guess is not free: such a step is long of its arithmetic.
         let reads_prompts = self.needs.iter().any(|need| *need != Need::Answer);
         let guess_room = if reads_prompts { 0 } else { guesses::room(self.needs.len()) };
+        let chooses = self.engine.chooses();
         let shares = self.turns.deal(&self.needs);
         for (at, (session, &share)) in self.running.iter_mut().zip(shares).enumerate() {
             let (first, last) = (session.read_count, session.tokens.len());
@@ -326,7 +327,9 @@ impl<'m> Scheduler<'m> {
                 session.make_guess(guess_room);
                 let guessed = session.guess.tokens();
                 self.wanted.push((at, 1 + guessed.len()));
-                self.choices.extend((0..=guessed.len()).map(|i| session.sampler.choice(i)));
+                if chooses {
+                    self.choices.extend((0..=guessed.len()).map(|i| session.sampler.choice(i)));
+                }
                 let guessed = guessed.iter();
                 self.batch.extend(guessed.map(|&token| BatchToken { seq, token, logits: true }));
             }
