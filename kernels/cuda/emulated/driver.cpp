@@ -47,10 +47,20 @@ size_t setting(const char* name, size_t otherwise) {
 // Whether a kernel has failed: nothing runs any more, and nothing can be zeroed.
 bool has_failed = false;
 
+// For processes without an environment, a test writes a kernel's name behind the sign: that kernel fails when it
+// runs for the second time, and with it the card.
+volatile const char failing[] = "STANDIN_FAILING=                        ";
+
+bool is_failing(const char* name) {
+    size_t at = strlen("STANDIN_FAILING=");
+    while (*name && failing[at] == *name) at++, name++;
+    return !*name && failing[at] == ' ';
+}
+
 // Takes note of a kernel that is to run; returns whether it does.
-bool runs() {
-    static size_t left = setting("STANDIN_KERNELS", size_t(-1));
-    if (left == 0) has_failed = true;
+bool runs(const char* name) {
+    static size_t left = setting("STANDIN_KERNELS", size_t(-1)), left_of_failing = 1;
+    if (left == 0 || (is_failing(name) && left_of_failing-- == 0)) has_failed = true;
     else left--;
     return !has_failed;
 }
@@ -437,7 +447,7 @@ Result cuLaunchKernel(Handle function, unsigned gx, unsigned gy, unsigned gz, un
     return ask(stream, [=, &f]() mutable {
         std::vector<void*> pointers;
         for (std::vector<char>& argument : held) pointers.push_back(argument.data());
-        if (!runs()) return;
+        if (!runs(f.name)) return;
         tell_launch(f.name);
         f.entry.call(dim3(gx, gy, gz), dim3(bx, by, bz), shared, pointers.data());
     });

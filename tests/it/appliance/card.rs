@@ -352,6 +352,40 @@ fn where_the_worker_of_a_card_cannot_be_started_auto_goes_to_the_processors() {
     }
 }
 
+/// The stand-in, whose kernel of this name fails when it runs for the second time.
+fn failing(kernel: &str) -> Vec<u8> {
+    let mut driver = fs::read(folder().join("libcuda.so.1")).unwrap();
+    let sign = b"STANDIN_FAILING=";
+    let mut places = driver.windows(sign.len() + 1).enumerate();
+    let (at, _) =
+        places.find(|(_, it)| it[..sign.len()] == *sign && it[sign.len()] == b' ').unwrap();
+    driver[at + sign.len()..][..kernel.len()].copy_from_slice(kernel.as_bytes());
+    driver
+}
+
+#[test]
+fn a_worker_whose_card_fails_as_it_zeroes_pages_says_so_as_it_ends_and_another_follows() {
+    if !can_emulate() {
+        return;
+    }
+    // The first text of a worker zeroes its pages once, before anything is served.
+    let mut appliance = with_driver(As::Oneself, &failing("zero_pages"));
+    ask_layers(&appliance, "-1");
+    appliance.start_again();
+    appliance.wait_until_ready();
+    let worker = appliance.only_child(WORKER);
+    let body = json!({ "model": "smol", "prompt": "a", "max_tokens": 2, "temperature": 0 });
+    if let Some((status, answer)) = read_answer(appliance.post("/v1/completions", &body)) {
+        assert_ne!(status, 200, "{answer}");
+    }
+    eventually("another worker", || appliance.children(WORKER).iter().any(|&it| it != worker));
+    eventually("its readiness", || appliance.get("/health/ready").unwrap().0 == 200);
+    appliance.stop();
+    let causes = super::hostile::deaths(&appliance, "worker");
+    assert_eq!(causes, ["ended with code 20"], "{}", appliance.told());
+    all_records(&appliance);
+}
+
 #[test]
 fn the_worker_of_a_card_links_a_driver_and_no_network_tls_or_signature_code() {
     let worker = fs::read(worker_gpu()).unwrap();
