@@ -408,9 +408,10 @@ pub fn run(arguments: &Arguments) -> Outcome {
     #[cfg(not(feature = "cuda"))]
     let report = check(&model, options, &lines, &rules)?;
     #[cfg(feature = "cuda")]
-    let report = arguments.card.with(&model, options, |options, card| {
-        let Some(card) = card else { return check(&model, options, &lines, &rules) };
-        let engine = Engine::on_card(kernels::Pool::new(options.threads), &model, options, card)?;
+    let report = arguments.card.open(|cards| {
+        let Some(asked) = cards else { return check(&model, options, &lines, &rules) };
+        let pool = kernels::Pool::new(options.threads);
+        let engine = super::card::engine(pool, asked, &model, options)?;
         check_on(Some(engine), &model, &lines, &rules)
     })?;
     show(&report, arguments.json)?;

@@ -31,7 +31,7 @@ pub use config::{Architecture, LocalLayers, ModelConfig};
 pub use draft::draft;
 pub use error::Error;
 #[cfg(feature = "cuda")]
-pub use gpu::{CardError, GpuLayers, Needs, Plan};
+pub use gpu::{CardError, CardPart, GpuLayers, Needs, Plan};
 pub use image::{IMAGE_ALIGNMENT, ImageLayout, Model, PART_SIZE, Part};
 pub use kv_cache::{KvType, SeqId};
 pub use prefixes::CacheDomain;
@@ -82,7 +82,7 @@ pub struct Options {
     pub prefix_domains: usize,
     /// Pages of 32 positions that each of them may keep, beside those of `cache_len`.
     pub prefix_pages: usize,
-    /// Layers that a card computes: the last so many, and then the output too. 0 is no card.
+    /// Layers that cards compute: the last so many, and then the output too. 0 is no card.
     pub gpu_layers: usize,
     /// Whether a card repeats the launches of a step of answers as one; it computes the same without.
     pub gpu_graphs: bool,
@@ -164,7 +164,7 @@ pub struct Engine<'m> {
     pool: Pool,
     cache: KvCache,
     activations: Activations,
-    /// The layers that a card computes.
+    /// The layers that cards compute.
     gpu: Option<Gpu<'m>>,
     /// Reused by `prefill`.
     chunk: Vec<BatchToken>,

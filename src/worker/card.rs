@@ -40,27 +40,26 @@ pub(super) fn serve(
     };
     // Its library is never unloaded: that is done by the end of the process.
     let driver = ManuallyDrop::new(Driver::load().map_err(|error| refuse(error.to_string()))?);
-    let card = open(&driver).map_err(|error| refuse(error.to_string()))?;
+    let cards = open(&driver).map_err(|error| refuse(error.to_string()))?;
     let plan = Needs::of(model, &options).and_then(|needs| {
-        let free = card.free_memory().map_err(engine::Error::from)?;
-        needs.plan(asked.into(), free)
+        let free = cards.iter().map(Card::free_memory).collect::<Result<Vec<_>, _>>();
+        needs.plan(asked.into(), &free.map_err(engine::Error::from)?)
     });
     let plan = plan.map_err(|error| refuse(error.to_string()))?;
-    if plan.gpu_layers == 0 {
+    if plan.gpu_layers() == 0 {
         return Err(refuse(plan.to_string()));
     }
-    let options = Options { gpu_layers: plan.gpu_layers, ..options };
-    let engine = Engine::on_card(start.pool(options.threads), model, options, &card);
+    let options = Options { gpu_layers: plan.gpu_layers(), ..options };
+    let pool = start.pool(options.threads);
+    let engine = Engine::on_cards(pool, model, options, &cards, &plan.layers());
     let mut engine = engine.map_err(|error| refuse(error.to_string()))?;
     compute_first(&mut engine).map_err(|error| refuse(error.to_string()))?;
     serve_with(start, engine, &plan.to_string())
 }
 
-/// Opens the one card whose device file is here.
-fn open(driver: &Driver) -> Result<Card<'_>, CudaError> {
-    let devices = driver.devices()?;
-    let device = devices.first().ok_or(CudaError::NoDevice)?;
-    Card::open(driver, device)
+/// Opens the cards whose device files are here, in the driver's order.
+fn open(driver: &Driver) -> Result<Vec<Card<'_>>, CudaError> {
+    driver.devices()?.iter().map(|device| Card::open(driver, device)).collect()
 }
 
 /// Computes a text in one step and a token after it, and leaves nothing of them.

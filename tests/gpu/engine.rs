@@ -16,7 +16,7 @@ use crate::tiny::{self, engine};
 /// Tokens of an answer, the first of which the prompt gives.
 const ANSWER_LEN: usize = 3;
 
-fn options(kv: KvType, gpu_layers: usize) -> Options {
+pub(crate) fn options(kv: KvType, gpu_layers: usize) -> Options {
     Options {
         kv,
         gpu_layers,
@@ -28,16 +28,16 @@ fn options(kv: KvType, gpu_layers: usize) -> Options {
     }
 }
 
-fn prompt(len: u32, step: u32) -> Vec<u32> {
+pub(crate) fn prompt(len: u32, step: u32) -> Vec<u32> {
     (0..len).map(|i| (i * step + step) % 300).collect()
 }
 
-fn bits(logits: &[f32]) -> Vec<u32> {
+pub(crate) fn bits(logits: &[f32]) -> Vec<u32> {
     logits.iter().map(|logit| logit.to_bits()).collect()
 }
 
 /// The logits after a prompt, which is read in chunks, and after each token of the answer but the last.
-fn alone(engine: &mut Engine<'_>, prompt: &[u32], chunk: usize) -> Vec<Vec<f32>> {
+pub(crate) fn alone(engine: &mut Engine<'_>, prompt: &[u32], chunk: usize) -> Vec<Vec<f32>> {
     let seq = engine.sequence_start(prompt.len() + ANSWER_LEN).unwrap();
     for tokens in prompt.chunks(chunk) {
         engine.prefill(seq, tokens).unwrap();
@@ -53,7 +53,11 @@ fn alone(engine: &mut Engine<'_>, prompt: &[u32], chunk: usize) -> Vec<Vec<f32>>
 }
 
 /// The same for all prompts at once, `stride` tokens of each in a batch.
-fn together(engine: &mut Engine<'_>, prompts: &[Vec<u32>], stride: usize) -> Vec<Vec<Vec<f32>>> {
+pub(crate) fn together(
+    engine: &mut Engine<'_>,
+    prompts: &[Vec<u32>],
+    stride: usize,
+) -> Vec<Vec<Vec<f32>>> {
     let mut texts = prompts.to_vec();
     let start = |text: &Vec<u32>| engine.sequence_start(text.len() + ANSWER_LEN).unwrap();
     let seqs: Vec<_> = prompts.iter().map(start).collect();
@@ -80,7 +84,7 @@ fn together(engine: &mut Engine<'_>, prompts: &[Vec<u32>], stride: usize) -> Vec
     seen
 }
 
-fn all_bits(seen: &[Vec<f32>]) -> Vec<Vec<u32>> {
+pub(crate) fn all_bits(seen: &[Vec<f32>]) -> Vec<Vec<u32>> {
     seen.iter().map(|logits| bits(logits)).collect()
 }
 

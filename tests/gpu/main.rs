@@ -13,6 +13,7 @@ mod plan;
 mod program;
 mod selection;
 mod shapes;
+mod stages;
 mod stand_in;
 mod steps;
 mod tiny;

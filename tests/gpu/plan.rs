@@ -18,13 +18,14 @@ fn needs() -> Needs {
         cache_a_layer: 10 * MIB,
         output: 200 * MIB,
         embedding: 200 * MIB,
+        is_tied: false,
         buffers: 50 * MIB,
         embedding_buffers: 20 * MIB,
     }
 }
 
 fn layers(asked: GpuLayers, free: usize) -> Result<usize, Error> {
-    needs().plan(asked, free).map(|plan| plan.gpu_layers)
+    needs().plan(asked, &[free]).map(|plan| plan.gpu_layers())
 }
 
 #[test]
@@ -53,7 +54,7 @@ fn a_number_that_does_not_fit_is_an_error_that_names_the_field() {
 
 #[test]
 fn a_plan_says_what_goes_where() {
-    let told = |asked| needs().plan(asked, 2000 * MIB).unwrap().to_string();
+    let told = |asked| needs().plan(asked, &[2000 * MIB]).unwrap().to_string();
     assert_eq!(
         told(GpuLayers::Count(3)),
         "layers 8 to 10 and the output on the card: 580 MiB of 2000 MiB that are free, 30 MiB of them \
@@ -99,6 +100,39 @@ fn auto_takes_no_layer_where_the_card_computes_none_and_a_number_is_refused() {
 }
 
 #[test]
+fn several_cards_are_filled_one_after_the_other_from_the_last_layer_on() {
+    let plan = |asked, free: &[usize]| needs().plan(asked, free);
+    let layers = |asked, free: &[usize]| plan(asked, free).unwrap().layers();
+    let (output, first, own) = (200 * MIB, 220 * MIB, 50 * MIB);
+    let room =
+        [own + output + 4 * 110 * MIB, own + 3 * 110 * MIB + MIB, own + 3 * 110 * MIB + first];
+    assert_eq!(layers(GpuLayers::All, &room), [6..10, 3..6, 0..3]);
+    assert_eq!(
+        layers(GpuLayers::Count(5), &room),
+        [6..10, 5..6, 5..5],
+        "no more cards than it takes"
+    );
+    // The first has no room for the output, nor the second for the embedding.
+    let bare = [own + output, own + output + 9 * 110 * MIB + first - 1, own + 110 * MIB + first];
+    assert_eq!(layers(GpuLayers::All, &bare), [10..10, 1..10, 0..1]);
+    let error = plan(GpuLayers::All, &bare[..2]).unwrap_err();
+    assert_eq!(error, Error::Card(CardError::NoRoom { layers: 1, cards: 2 }));
+    let reserve = 256 * MIB;
+    let auto = room.map(|room| room + reserve);
+    assert_eq!(layers(GpuLayers::Auto, &auto), [6..10, 3..6, 0..3]);
+    assert_eq!(layers(GpuLayers::Auto, &room), [9..10, 9..9, 7..9]);
+    assert_eq!(layers(GpuLayers::Auto, &[0, 0]), [10..10, 10..10]);
+    let told = plan(GpuLayers::All, &room).unwrap().to_string();
+    assert_eq!(
+        told,
+        "layers 7 to 10 and the output on card 1: 690 of 690 MiB; layers 4 to 6 on card 2: 380 of 381 MiB; \
+         the embedding and layers 1 to 3 on card 3: 600 of 600 MiB"
+    );
+    let none = plan(GpuLayers::Auto, &[0, 0]).unwrap().to_string();
+    assert_eq!(none, "no layer on the cards, of whose memory 0 MiB are free");
+}
+
+#[test]
 fn a_card_gives_what_was_planned() {
     with_card("plan::a_card_gives_what_was_planned", |card| {
         for name in ["llama", "gemma3"] {
@@ -110,7 +144,8 @@ fn a_card_gives_what_was_planned() {
                 let free = card.free_memory().unwrap();
                 let engine = tiny::engine(&model, options, card);
                 let taken = free - card.free_memory().unwrap();
-                let total = Needs::of(&model, &options).unwrap().total(gpu_layers);
+                let total =
+                    Needs::of(&model, &options).unwrap().total(n_layers - gpu_layers..n_layers);
                 // Sizes are rounded up, by less than a granule for each allocation.
                 assert!(taken <= total && total - taken < 512 * 256, "{name}: {taken} of {total}");
                 drop(engine);

@@ -15,6 +15,16 @@ pub(crate) fn with_card(name: &str, test: impl FnOnce(&Card<'_>)) -> Option<BTre
     with(name, &[], test)
 }
 
+/// Does the same with three cards; where the machine has fewer, one of them serves as several.
+pub(crate) fn with_cards(name: &str, test: impl FnOnce(&[Card<'_>])) {
+    run(name, &[("STANDIN_DEVICES", "3")], |driver| {
+        let devices = driver.devices().unwrap();
+        let all = devices.iter().cycle().take(3);
+        let cards: Vec<_> = all.map(|device| Card::open(driver, device).unwrap()).collect();
+        test(&cards);
+    });
+}
+
 /// Does the same with a card that fails after so many kernels; nothing on a real one.
 pub(crate) fn with_failing_card(name: &str, kernels: usize, test: impl FnOnce(&Card<'_>)) {
     if std::env::var_os("CLOISTER_CARD").is_none() {
@@ -27,11 +37,20 @@ fn with(
     settings: &[(&str, &str)],
     test: impl FnOnce(&Card<'_>),
 ) -> Option<BTreeSet<String>> {
+    run(name, settings, |driver| {
+        let devices = driver.devices().unwrap();
+        test(&Card::open(driver, &devices[0]).unwrap());
+    })
+}
+
+fn run(
+    name: &str,
+    settings: &[(&str, &str)],
+    test: impl FnOnce(&Driver),
+) -> Option<BTreeSet<String>> {
     let is_inside = std::env::var_os("CLOISTER_STAND_IN").is_some();
     if is_inside || std::env::var_os("CLOISTER_CARD").is_some() {
-        let driver = Driver::load().unwrap();
-        let devices = driver.devices().unwrap();
-        test(&Card::open(&driver, &devices[0]).unwrap());
+        test(&Driver::load().unwrap());
         return None;
     }
     if cfg!(not(target_arch = "x86_64")) {

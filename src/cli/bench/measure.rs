@@ -92,9 +92,9 @@ pub(super) struct Setting<'a> {
     pub(super) generate: usize,
     /// Most tokens of a prompt in one pass.
     pub(super) chunk: usize,
-    /// A card, and how many layers go there.
+    /// Cards, and how many layers go there.
     #[cfg(feature = "cuda")]
-    pub(super) card: Option<(&'a kernels::cuda::Card<'a>, crate::engine::GpuLayers)>,
+    pub(super) cards: Option<(&'a [kernels::cuda::Card<'a>], crate::engine::GpuLayers)>,
 }
 
 impl<'a> Setting<'a> {
@@ -102,9 +102,8 @@ impl<'a> Setting<'a> {
     fn engine(self, model: &'a Model<'a>, options: Options) -> Result<Engine<'a>, Error> {
         let pool = self.pool(options.threads);
         #[cfg(feature = "cuda")]
-        if let Some((card, asked)) = self.card {
-            let options = crate::cli::card::plan(card, asked, model, &options)?;
-            return Engine::on_card(pool, model, options, card);
+        if let Some(asked) = self.cards {
+            return crate::cli::card::engine(pool, asked, model, options);
         }
         Engine::on(pool, model, options)
     }
@@ -112,7 +111,7 @@ impl<'a> Setting<'a> {
     /// Returns whether layers are on a card.
     pub(super) fn is_on_card(&self) -> bool {
         #[cfg(feature = "cuda")]
-        return self.card.is_some();
+        return self.cards.is_some();
         #[cfg(not(feature = "cuda"))]
         false
     }

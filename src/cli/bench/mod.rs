@@ -172,7 +172,7 @@ fn run_model(arguments: &Arguments, file: &Path) -> Outcome {
         generate,
         chunk,
         #[cfg(feature = "cuda")]
-        card: None,
+        cards: None,
     };
     on_card(arguments, setting, |setting| match arguments.stepwise {
         true => step(&model, &rows, setting),
@@ -189,14 +189,14 @@ fn run_model(arguments: &Arguments, file: &Path) -> Outcome {
     })
 }
 
-/// Goes on with the card that was asked for, if one was.
+/// Goes on with the cards that were asked for, if some were.
 #[cfg(feature = "cuda")]
 fn on_card(
     arguments: &Arguments,
     setting: Setting<'_>,
     then: impl FnOnce(Setting<'_>) -> Outcome,
 ) -> Outcome {
-    arguments.card.open(|card| then(Setting { card, ..setting }))
+    arguments.card.open(|cards| then(Setting { cards, ..setting }))
 }
 
 /// Goes on: there is no card.

@@ -1,4 +1,4 @@
-//! The buffers of a forward pass on the card, allocated once.
+//! The buffers of a stage of the forward pass on a card, allocated once.
 
 use kernels::cuda::{
     Batch, BatchLimits, Buffer, Card, CudaError, Embedding, Heads, HostSource, HostTarget, Input,
@@ -6,9 +6,10 @@ use kernels::cuda::{
 };
 use zeroize::Zeroize as _;
 
+use super::weights::Weights;
 use crate::engine::{Model, ModelConfig, Options, kv_cache};
 
-/// The buffers of a forward pass; `tokens` is up to `tokens_max`.
+/// The buffers of a stage; `tokens` is up to `tokens_max`.
 pub(super) struct Buffers<'m> {
     /// The batch's tokens.
     pub(super) tokens: Vec<u32>,
@@ -25,6 +26,27 @@ pub(super) struct Buffers<'m> {
     pub(super) gates: Buffer<'m, f32>,
     /// `[tokens, ffn_dim]`
     pub(super) ups: Buffer<'m, f32>,
+    pub(super) end: End<'m>,
+}
+
+/// Where `x` comes from.
+pub(super) enum Start<'m> {
+    /// All layers are on cards, the first here, where the embeddings are found.
+    Embedding(Embedding<'m>),
+    /// `[tokens, embed_dim]`: the layers before give it.
+    Host(HostSource<'m, f32>),
+}
+
+/// What the stage gives.
+pub(super) enum End<'m> {
+    /// `[tokens, embed_dim]`: what the next stage takes.
+    Host(HostTarget<'m, f32>),
+    /// Logits, or tokens that are chosen of them.
+    Output(Output<'m>),
+}
+
+/// What the last stage gives.
+pub(super) struct Output<'m> {
     /// `[logits_max, vocab_size]`
     pub(super) logits: Buffer<'m, f32>,
     /// The same on the host.
@@ -34,75 +56,108 @@ pub(super) struct Buffers<'m> {
     pub(super) chosen: Vec<Option<u32>>,
 }
 
-/// Where `x` comes from.
-pub(super) enum Start<'m> {
-    /// All layers are the card's, which finds the embeddings.
-    Embedding(Embedding<'m>),
-    /// `[tokens, embed_dim]`: the layers before give it.
-    Host(HostSource<'m, f32>),
+impl<'m> Output<'m> {
+    fn new(card: &'m Card<'m>, config: &ModelConfig, options: &Options) -> Result<Self, CudaError> {
+        let (rows, vocab_size) = (options.logits_max, config.vocab_size);
+        Ok(Self {
+            logits: Buffer::new(card, rows * vocab_size)?,
+            host_logits: HostTarget::new(card, rows * vocab_size)?,
+            selection: Selection::new(card, rows, vocab_size)?,
+            chosen: Vec::with_capacity(rows),
+        })
+    }
+
+    /// Returns the bytes that it takes on the card.
+    pub(super) fn size(config: &ModelConfig, options: &Options) -> usize {
+        let (rows, vocab_size) = (options.logits_max, config.vocab_size);
+        rows * vocab_size * size_of::<f32>() + Selection::size(rows, vocab_size)
+    }
+
+    fn erase(&mut self) -> Result<(), CudaError> {
+        self.host_logits.values_mut().fill(0.0);
+        self.chosen.zeroize();
+        self.selection.erase()?;
+        self.logits.erase()
+    }
 }
 
 impl<'m> Buffers<'m> {
     pub(super) fn new(
         card: &'m Card<'m>,
         model: &Model<'_>,
-        table: Option<&kernels::cuda::Matrix<'_>>,
+        weights: &Weights<'_>,
         options: &Options,
+        is_first: bool,
     ) -> Result<Self, CudaError> {
         let config = model.config();
         let (tokens, shape) = (options.tokens_max, config.attention(0));
+        let x_len = tokens * config.embed_dim;
         Ok(Self {
             tokens: Vec::with_capacity(tokens),
             batch: Batch::new(card, batch_limits(config, options))?,
-            start: match table {
+            start: match weights.table().filter(|_| is_first) {
                 Some(table) => Start::Embedding(Embedding::new(card, table, tokens)?),
-                None => Start::Host(HostSource::new(card, tokens * config.embed_dim)?),
+                None => Start::Host(HostSource::new(card, x_len)?),
             },
-            x: Buffer::new(card, tokens * config.embed_dim)?,
-            delta: Buffer::new(card, tokens * config.embed_dim)?,
+            x: Buffer::new(card, x_len)?,
+            delta: Buffer::new(card, x_len)?,
             input: Input::new(card, tokens, widest_input(config))?,
             heads: Heads::new(card, &shape, tokens, options.context_len)?,
             gates: Buffer::new(card, tokens * config.ffn_dim)?,
             ups: Buffer::new(card, tokens * config.ffn_dim)?,
-            logits: Buffer::new(card, options.logits_max * config.vocab_size)?,
-            host_logits: HostTarget::new(card, options.logits_max * config.vocab_size)?,
-            selection: Selection::new(card, options.logits_max, config.vocab_size)?,
-            chosen: Vec::with_capacity(options.logits_max),
+            end: match weights.output {
+                Some(_) => End::Output(Output::new(card, config, options)?),
+                None => End::Host(HostTarget::new(card, x_len)?),
+            },
         })
     }
 
-    /// Returns the bytes that they take on the card.
+    /// Returns the bytes that they take on the card, but for the embeddings' and the output's.
     pub(super) fn size(model: &Model<'_>, options: &Options) -> usize {
         let config = model.config();
         let (tokens, shape) = (options.tokens_max, config.attention(0));
-        let table = match options.gpu_layers == config.n_layers {
-            true => Embedding::size(&model.weights.token_embd, tokens),
-            false => 0,
-        };
-        let floats = tokens * 2 * (config.embed_dim + config.ffn_dim)
-            + options.logits_max * config.vocab_size;
+        let floats = tokens * 2 * (config.embed_dim + config.ffn_dim);
         Batch::size(&batch_limits(config, options))
-            + table
             + floats * size_of::<f32>()
             + Input::size(tokens, widest_input(config))
             + Heads::size(&shape, tokens, options.context_len)
-            + Selection::size(options.logits_max, config.vocab_size)
+    }
+
+    /// Returns the last stage's output.
+    ///
+    /// # Panics
+    ///
+    /// Panics on another stage.
+    pub(super) fn output(&self) -> &Output<'m> {
+        match &self.end {
+            End::Output(output) => output,
+            End::Host(_) => panic!("the last stage has the output"),
+        }
+    }
+
+    /// Returns the same to be changed.
+    pub(super) fn output_mut(&mut self) -> &mut Output<'m> {
+        match &mut self.end {
+            End::Output(output) => output,
+            End::Host(_) => panic!("the last stage has the output"),
+        }
     }
 
     /// Zeroes all that depends on what was computed.
     pub(super) fn erase(&mut self) -> Result<(), CudaError> {
         // The last batch was shorter than others, which left theirs behind its end.
         self.tokens.zeroize();
-        self.chosen.zeroize();
-        self.host_logits.values_mut().fill(0.0);
-        self.selection.erase()?;
-        let Self { x, delta, gates, ups, logits, .. } = self;
-        for buffer in [x, delta, gates, ups, logits] {
+        let Self { x, delta, gates, ups, .. } = self;
+        for buffer in [x, delta, gates, ups] {
             buffer.erase()?;
         }
         match &mut self.start {
             Start::Embedding(embedding) => embedding.erase()?,
             Start::Host(x) => x.values_mut()?.fill(0.0),
+        }
+        match &mut self.end {
+            End::Output(output) => output.erase()?,
+            End::Host(x) => x.values_mut().fill(0.0),
         }
         self.batch.erase()?;
         self.input.erase()?;

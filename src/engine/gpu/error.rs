@@ -13,6 +13,13 @@ pub enum CardError {
     Cuda(CudaError),
     /// There is no kernel for this.
     Unsupported(&'static str),
+    /// Several cards have no room together.
+    NoRoom {
+        /// Layers that are left over.
+        layers: usize,
+        /// Cards that there are.
+        cards: usize,
+    },
 }
 
 impl fmt::Display for CardError {
@@ -22,6 +29,10 @@ impl fmt::Display for CardError {
             Self::Unsupported(what) => {
                 write!(f, "no card computes {what}: set gpu_layers = 0")
             }
+            Self::NoRoom { layers, cards } => write!(
+                f,
+                "the {cards} cards have no room for {layers} of the layers: lower gpu_layers or context_len"
+            ),
         }
     }
 }

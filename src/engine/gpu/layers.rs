@@ -6,11 +6,11 @@ use kernels::cuda::{
     self, CudaError, Delta, Forms, Preparation, Product, Rows, add_norm, gate, multiply, quantize,
 };
 
-use super::Gpu;
-use super::buffers::Start;
+use super::buffers::{End, Start};
+use super::stage::Stage;
 use crate::engine::{Contents, ModelConfig};
 
-impl Gpu<'_> {
+impl Stage<'_> {
     /// Starts the copies of a batch, and of `x` where it comes from the host.
     pub(super) fn set(&mut self, batch: &Contents<'_>) -> Result<(), CudaError> {
         let b = &mut self.buffers;
@@ -35,18 +35,22 @@ impl Gpu<'_> {
         Ok(())
     }
 
-    /// Launches everything for a batch that is set: its logits are in `logits`.
+    /// Launches everything for a batch that is set: its logits are in `logits`, or what the next stage takes
+    /// in `x`.
     pub(super) fn launch(&mut self, config: &ModelConfig) -> Result<(), CudaError> {
         let Self { card, weights, buffers: b, .. } = self;
-        if let Start::Embedding(embedding) = &mut b.start {
+        if let (Start::Embedding(embedding), Some(table)) = (&mut b.start, weights.table()) {
             let scale = config.embed_scale.unwrap_or(1.0);
-            embedding.rows(card, weights.table(), &b.batch, scale, &mut b.x)?;
+            embedding.rows(card, table, &b.batch, scale, &mut b.x)?;
         }
         for index in 0..self.weights.layers.len() {
             self.attend(config, index)?;
             self.feed_forward(config, index)?;
         }
-        self.output(config)
+        match self.buffers.end {
+            End::Output(_) => self.output(config),
+            End::Host(_) => self.leave(config),
+        }
     }
 
     /// Computes what a layer's attention adds to `x`: `delta`.
@@ -92,18 +96,30 @@ impl Gpu<'_> {
         multiply(card, &b.input, n, &mut [(&layer.down, &mut b.delta)])
     }
 
+    /// Adds what the last layer's feed-forward half gives to `x`; nothing reads its norm.
+    fn leave(&mut self, config: &ModelConfig) -> Result<(), CudaError> {
+        let Self { card, weights, buffers: b, .. } = self;
+        let Some(layer) = weights.layers.last() else { return Ok(()) };
+        let delta: Delta<'_, '_> = (&b.delta, layer.post_ffw_norm.as_ref());
+        let norm = (&layer.ffn_norm, config.norm_epsilon);
+        let input = (&mut b.input, Forms::of(&[]));
+        add_norm(card, &b.batch, Rows::All, &mut b.x, Some(delta), norm, input)
+    }
+
     /// Computes the logits of the wanted tokens.
     fn output(&mut self, config: &ModelConfig) -> Result<(), CudaError> {
         let Self { card, weights, buffers: b, .. } = self;
         let wanted = b.batch.wanted_len();
+        let (End::Output(output), Some((norm, matrix))) = (&mut b.end, &weights.output) else {
+            return Ok(());
+        };
         if wanted == 0 {
             return Ok(());
         }
         let post_norm = weights.layers.last().and_then(|layer| layer.post_ffw_norm.as_ref());
-        let forms = Forms::of(&[&weights.output]);
-        let norm = (&weights.output_norm, config.norm_epsilon);
-        let (delta, input) = (Some((&b.delta, post_norm)), (&mut b.input, forms));
+        let norm = (norm, config.norm_epsilon);
+        let (delta, input) = (Some((&b.delta, post_norm)), (&mut b.input, Forms::of(&[matrix])));
         add_norm(card, &b.batch, Rows::Wanted, &mut b.x, delta, norm, input)?;
-        multiply(card, &b.input, wanted, &mut [(&weights.output, &mut b.logits)])
+        multiply(card, &b.input, wanted, &mut [(matrix, &mut output.logits)])
     }
 }

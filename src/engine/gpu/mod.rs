@@ -1,99 +1,73 @@
-//! The layers of a model that a card computes: the last ones, and the output.
+//! The layers of a model that cards compute: the last ones, and the output.
 //!
-//! Everything is allocated when the engine is made: weights as the loader packed them, keys and values,
-//! buffers for the largest batch. Where all layers are the card's, so is the embedding, which is scanned
-//! whole, so that no address depends on a token; else what the layers before computed is copied over.
-//! The launches of every shape of steps are recorded then too, as graphs. Nothing is known here of requests.
+//! A card computes a stage: some layers, one after the other, with their keys and values. What a stage gives is
+//! copied to the next by way of the host; with one card there is one stage. Everything is allocated when the
+//! engine is made: weights as the loader packed them, keys and values, buffers for the largest batch. Where all
+//! layers are on cards, so is the embedding, which is scanned whole, so that no address depends on a token; else
+//! what the layers before computed is copied over. The launches of every shape of steps are recorded then too, as
+//! graphs. Nothing is known here of requests.
 
 mod buffers;
 mod error;
 mod layers;
 mod plan;
+mod stage;
 mod weights;
 
-use kernels::cuda::{self, Cache, CacheShape, Card, CudaError, PageType, Step, reads_bytes};
+use core::ops::Range;
+use core::slice;
+
+use kernels::cuda::{self, Card, reads_bytes};
 use kernels::{Pool, Precision};
 
 pub use self::error::CardError;
-pub use self::plan::{GpuLayers, Needs, Plan};
+pub use self::plan::{CardPart, GpuLayers, Needs, Plan};
 
-use self::buffers::Buffers;
-use self::weights::Weights;
-use super::kv_cache::{self, KvType};
-use super::{Choice, Contents, Engine, Error, Model, ModelConfig, Options};
+use self::stage::Stage;
+use super::{Contents, Engine, Error, Model, ModelConfig, Options};
 
-/// The layers of a model that a card computes.
+/// The layers of a model that cards compute.
 pub(super) struct Gpu<'m> {
-    card: &'m Card<'m>,
-    weights: Weights<'m>,
-    /// The first layer that is the card's.
-    first_layer: usize,
-    cache: Cache<'m>,
-    /// Whether the page lists are those of the host.
-    has_tables: bool,
-    buffers: Buffers<'m>,
-    /// The launches of each shape of batches, if they are to be recorded.
-    steps: Option<Vec<Step<'m>>>,
+    /// In the order of the layers; one at least.
+    stages: Vec<Stage<'m>>,
 }
 
 impl<'m> Gpu<'m> {
-    /// Copies the weights of the last `options.gpu_layers` layers to a card and allocates all else.
-    pub(super) fn new(
-        card: &'m Card<'m>,
+    /// Copies the weights of the last `options.gpu_layers` layers to cards, each those of its part, and
+    /// allocates all else.
+    fn new(
+        cards: &'m [Card<'m>],
         model: &Model<'_>,
         options: &Options,
+        parts: &[Range<usize>],
     ) -> Result<Self, Error> {
         check(model, options)?;
-        let config = model.config();
-        let first_layer = config.n_layers - options.gpu_layers;
-        let shape = cache_shape(config, options).ok_or(Error::BadOption("cache_len"))?;
-        let weights = Weights::new(card, model, first_layer)?;
-        let table = (first_layer == 0).then(|| weights.table());
-        let mut gpu = Self {
-            card,
-            cache: Cache::new(card, shape)?,
-            has_tables: false,
-            buffers: Buffers::new(card, model, table, options)?,
-            weights,
-            first_layer,
-            steps: options.gpu_graphs.then(Vec::new),
-        };
-        gpu.record(config)?;
-        Ok(gpu)
-    }
-
-    /// Records the launches of every shape of batches, unless those that are there can be launched: they
-    /// cannot when another engine on the card has ended.
-    fn record(&mut self, config: &ModelConfig) -> Result<(), CudaError> {
-        let Some(steps) = &mut self.steps else { return Ok(()) };
-        if !steps.is_empty() && steps.iter().all(Step::is_current) {
-            return Ok(());
+        let mut parts: Vec<_> =
+            cards.iter().zip(parts).filter(|(_, layers)| !layers.is_empty()).collect();
+        parts.sort_by_key(|(_, layers)| layers.start);
+        let n_layers = model.config().n_layers;
+        let starts = parts.iter().map(|(_, layers)| layers.start).skip(1).chain([n_layers]);
+        let first = parts.first().map_or(n_layers, |(_, layers)| layers.start);
+        let is_whole = parts.iter().map(|(_, layers)| layers.end).eq(starts);
+        if !is_whole || n_layers - first != options.gpu_layers {
+            return Err(Error::BadOption("gpu_layers"));
         }
-        steps.clear();
-        for shape in self.buffers.batch.shapes() {
-            let step = Step::record(
-                self.card,
-                shape,
-                self,
-                |gpu| &mut gpu.buffers.batch,
-                |gpu| gpu.launch(config),
-            )?;
-            self.steps.get_or_insert_default().push(step);
-        }
-        Ok(())
+        let stage =
+            |(card, layers): (_, &Range<usize>)| Stage::new(card, model, layers.clone(), options);
+        Ok(Self { stages: parts.into_iter().map(stage).collect::<Result<_, _>>()? })
     }
 
     /// Takes note that page lists have changed.
     pub(super) fn sequences_changed(&mut self) {
-        self.has_tables = false;
+        self.stages.iter_mut().for_each(Stage::sequences_changed);
     }
 
-    /// Zeroes pages in every layer of the card.
+    /// Zeroes pages in every layer of the cards.
     pub(super) fn zero(&mut self, pages: &[u32]) -> Result<(), Error> {
-        Ok(self.cache.zero(pages)?)
+        Ok(self.stages.iter_mut().try_for_each(|stage| stage.cache.zero(pages))?)
     }
 
-    /// Computes the card's layers of a batch, and the logits that are wanted.
+    /// Computes the cards' layers of a batch, and the logits that are wanted.
     pub(super) fn forward(
         &mut self,
         config: &ModelConfig,
@@ -102,59 +76,40 @@ impl<'m> Gpu<'m> {
         if batch.tokens.is_empty() {
             return Ok(());
         }
-        self.record(config)?;
-        if !self.has_tables {
-            self.cache.set_tables(batch.tables)?;
-            self.has_tables = true;
+        let mut x = batch.x;
+        for stage in &mut self.stages {
+            stage.forward(config, &Contents { x, ..*batch })?;
+            x = stage.given(batch.tokens.len(), config.embed_dim)?;
         }
-        self.set(batch)?;
-        let shape = self.buffers.batch.shape();
-        let mut steps = self.steps.iter().flatten();
-        match steps.find(|step| Some(step.shape()) == shape) {
-            Some(step) => step.launch(&self.buffers.batch)?,
-            None => self.launch(config)?,
-        }
-        Ok(self.choose(config, batch.wanted.len(), batch.choices)?)
+        Ok(self.last_mut().choose(config, batch.wanted.len(), batch.choices)?)
     }
 
-    /// Chooses the tokens that are to be chosen, and copies all other logits to the host.
-    fn choose(
-        &mut self,
-        config: &ModelConfig,
-        wanted: usize,
-        choices: &[Option<Choice>],
-    ) -> Result<(), CudaError> {
-        let Buffers { logits, host_logits, selection, chosen, .. } = &mut self.buffers;
-        let vocab_size = config.vocab_size;
-        chosen.clear();
-        if choices.iter().all(Option::is_none) {
-            return logits.read_to(host_logits, 0..wanted * vocab_size);
-        }
-        assert_eq!(choices.len(), wanted, "a choice for each token that wants logits");
-        let tokens = selection.choose(choices, logits, host_logits)?;
-        chosen.extend(choices.iter().zip(tokens).map(|(choice, token)| choice.map(|_| *token)));
-        Ok(())
+    fn last(&self) -> &Stage<'m> {
+        self.stages.last().expect("there is a stage")
+    }
+
+    fn last_mut(&mut self) -> &mut Stage<'m> {
+        self.stages.last_mut().expect("there is a stage")
     }
 
     /// Returns the token that was chosen of the last batch's logits.
     pub(super) fn chosen(&self, index: usize) -> Option<u32> {
-        self.buffers.chosen.get(index).copied().flatten()
+        self.last().buffers.output().chosen.get(index).copied().flatten()
     }
 
     /// Returns the logits of the last batch, `[wanted, vocab_size]`, and what there is room for.
     pub(super) fn logits(&self) -> &[f32] {
-        self.buffers.host_logits.values()
+        self.last().buffers.output().host_logits.values()
     }
 
     /// Returns the same to be changed.
     pub(super) fn logits_mut(&mut self) -> &mut [f32] {
-        self.buffers.host_logits.values_mut()
+        self.last_mut().buffers.output_mut().host_logits.values_mut()
     }
 
-    /// Zeroes what the last batches left in the buffers; the cache stays.
+    /// Zeroes what the last batches left in the buffers; the caches stay.
     pub(super) fn erase(&mut self) -> Result<(), Error> {
-        self.buffers.erase()?;
-        Ok(self.card.finish()?)
+        Ok(self.stages.iter_mut().try_for_each(Stage::erase)?)
     }
 }
 
@@ -170,21 +125,41 @@ impl<'m> Engine<'m> {
         options: Options,
         card: &'m Card<'m>,
     ) -> Result<Self, Error> {
-        options.check(model.config())?;
-        let gpu = (options.gpu_layers > 0).then(|| Gpu::new(card, model, &options)).transpose()?;
-        Self::with(pool, model, options, gpu)
+        let n_layers = model.config().n_layers;
+        let layers = n_layers.saturating_sub(options.gpu_layers)..n_layers;
+        Self::on_cards(pool, model, options, slice::from_ref(card), &[layers])
     }
 
-    /// Reads all keys and values of the card back, and returns whether they are zero.
+    /// As [`Engine::on`], with the last `options.gpu_layers` layers and the output on cards, of which each
+    /// has some: `parts`, as [`Plan::layers`] gives them.
     ///
     /// # Errors
     ///
-    /// [`Error::Card`] if the card fails.
+    /// As [`Engine::on_card`]; [`Error::BadOption`] if the parts are not those layers, each once.
+    pub fn on_cards(
+        pool: Pool,
+        model: &'m Model<'m>,
+        options: Options,
+        cards: &'m [Card<'m>],
+        parts: &[Range<usize>],
+    ) -> Result<Self, Error> {
+        options.check(model.config())?;
+        let gpu = (options.gpu_layers > 0).then(|| Gpu::new(cards, model, &options, parts));
+        Self::with(pool, model, options, gpu.transpose()?)
+    }
+
+    /// Reads all keys and values of the cards back, and returns whether they are zero.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Card`] if a card fails.
     pub fn card_cache_is_zero(&self) -> Result<bool, Error> {
-        match &self.gpu {
-            Some(gpu) => Ok(gpu.cache.is_zero()?),
-            None => Ok(true),
+        for stage in self.gpu.iter().flat_map(|gpu| &gpu.stages) {
+            if !stage.cache.is_zero()? {
+                return Ok(false);
+            }
         }
+        Ok(true)
     }
 }
 
@@ -204,20 +179,4 @@ fn check(model: &Model<'_>, options: &Options) -> Result<(), CardError> {
         return Err(CardError::Unsupported("the exact mode with weights of 4 to 8 bits"));
     }
     Ok(())
-}
-
-/// How much the cache of the card's layers is for.
-fn cache_shape(config: &ModelConfig, options: &Options) -> Option<CacheShape> {
-    Some(CacheShape {
-        pages: match options.kv {
-            KvType::F32 => PageType::F32,
-            KvType::F16 => PageType::F16,
-            KvType::Q8_0 => PageType::Q8_0,
-        },
-        n_layers: options.gpu_layers,
-        n_pages: kv_cache::n_pages(options)?,
-        n_kv_heads: config.n_kv_heads,
-        head_dim: config.head_dim,
-        tables_len: kv_cache::tables_len(options),
-    })
 }

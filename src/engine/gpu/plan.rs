@@ -1,12 +1,14 @@
-//! How many layers go to a card: computed from sizes alone, before anything is allocated.
+//! Which layers go to which card: computed from sizes alone, before anything is allocated.
 
+use core::ops::Range;
 use std::fmt;
 use std::str::FromStr;
 
-use kernels::cuda::CudaError;
+use kernels::cuda::{CudaError, Embedding};
 
-use super::buffers::Buffers;
-use super::{cache_shape, check};
+use super::buffers::{Buffers, Output};
+use super::check;
+use super::stage::cache_shape;
 use crate::engine::weights::{Layer, Linear};
 use crate::engine::{CardError, Error, Model, Options};
 
@@ -19,7 +21,7 @@ const GRANULE: usize = 512;
 /// How many layers are asked for: `gpu_layers`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GpuLayers {
-    /// As many as the card has room for; none without a card.
+    /// As many as there is room for; none without a card.
     Auto,
     /// All of them: `-1`.
     All,
@@ -42,20 +44,22 @@ impl FromStr for GpuLayers {
     }
 }
 
-/// Bytes that the parts of a model take on a card.
+/// Bytes that the parts of a model take on cards.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Needs {
     /// Weights of each layer.
     pub layers: Vec<usize>,
     /// Keys and values of a layer.
     pub cache_a_layer: usize,
-    /// The output's weights.
+    /// The output's weights and buffers, on the card of the last layer.
     pub output: usize,
-    /// The table of embeddings, where it is not the output's.
+    /// The table of embeddings, on the card of the first layer where all layers are on cards.
     pub embedding: usize,
-    /// Buffers of a batch, and page lists.
+    /// Whether the output's weights are the table.
+    pub is_tied: bool,
+    /// Buffers of a batch, and page lists, on each card.
     pub buffers: usize,
-    /// More of them where the card finds the embeddings.
+    /// More of them where embeddings are found.
     pub embedding_buffers: usize,
 }
 
@@ -68,75 +72,116 @@ impl Needs {
     /// bounds.
     pub fn of(model: &Model<'_>, options: &Options) -> Result<Self, Error> {
         let config = model.config();
-        let with = |gpu_layers| Options { gpu_layers, ..*options };
-        with(0).check(config)?;
+        Options { gpu_layers: 0, ..*options }.check(config)?;
         check(model, options)?;
-        let cache_size = |gpu_layers: usize| {
-            let shape = cache_shape(config, &with(gpu_layers));
+        let cache_size = |n_layers: usize| {
+            let shape = cache_shape(config, options, n_layers);
             shape.and_then(|shape| shape.size()).ok_or(Error::BadOption("cache_len"))
         };
         let weights = &model.weights;
-        let table = if weights.is_tied() { 0 } else { granules(weights.token_embd.bytes().len()) };
         let norm = granules(weights.output_norm.len() * 4);
-        let buffers = Buffers::size(model, &with(0));
         Ok(Self {
             layers: weights.layers.iter().map(layer_size).collect(),
             cache_a_layer: cache_size(1)? - cache_size(0)?,
-            output: granules(weights.output.bytes().len()) + norm,
-            embedding: table,
-            buffers: buffers + cache_size(0)?,
-            embedding_buffers: Buffers::size(model, &with(config.n_layers)) - buffers,
+            output: granules(weights.output.bytes().len()) + norm + Output::size(config, options),
+            embedding: granules(weights.token_embd.bytes().len()),
+            is_tied: weights.is_tied(),
+            buffers: Buffers::size(model, options) + cache_size(0)?,
+            embedding_buffers: Embedding::size(&weights.token_embd, options.tokens_max),
         })
     }
 
-    /// Returns what the last so many layers take, the output, and all that they need.
+    /// Returns what some layers take on one card, with what comes before the first and after the last of the
+    /// model, and all that they need; nothing for none.
     #[must_use]
-    pub fn total(&self, gpu_layers: usize) -> usize {
-        if gpu_layers == 0 {
+    pub fn total(&self, layers: Range<usize>) -> usize {
+        if layers.is_empty() {
             return 0;
         }
-        let last = &self.layers[self.layers.len() - gpu_layers..];
-        let embedding = match gpu_layers == self.layers.len() {
-            true => self.embedding + self.embedding_buffers,
-            false => 0,
+        let has_output = layers.end == self.layers.len();
+        let output = if has_output { self.output } else { 0 };
+        let embedding = match layers.start {
+            0 if has_output && self.is_tied => self.embedding_buffers,
+            0 => self.embedding + self.embedding_buffers,
+            _ => 0,
         };
-        let layers: usize = last.iter().map(|layer| layer + self.cache_a_layer).sum();
-        layers + self.output + self.buffers + embedding
+        let own = self.layers[layers].iter().map(|layer| layer + self.cache_a_layer);
+        own.sum::<usize>() + output + embedding + self.buffers
     }
 
-    /// Decides how many layers go to a card with so much free memory.
+    /// Decides which layers go to cards with so much free memory each.
+    ///
+    /// The first card takes the output and as many of the last layers as it has room for, the next what comes
+    /// before them, and so on: the fewer cards there are, the less is copied between them.
     ///
     /// # Errors
     ///
-    /// [`Error::BadOption`] if there are not as many as asked for; [`Error::Card`] with both numbers
-    /// if they do not fit. `Auto` takes as many as fit, and leaves some memory free.
-    pub fn plan(&self, asked: GpuLayers, free: usize) -> Result<Plan, Error> {
+    /// [`Error::BadOption`] if there are not as many as asked for; [`Error::Card`] if they do not fit. `Auto`
+    /// takes as many as fit, and leaves some memory free.
+    pub fn plan(&self, asked: GpuLayers, free: &[usize]) -> Result<Plan, Error> {
         let n_layers = self.layers.len();
-        let gpu_layers = match asked {
-            GpuLayers::All => n_layers,
-            GpuLayers::Count(count) if count <= n_layers => count,
+        let layers = match asked {
+            GpuLayers::All => self.place(n_layers, free, 0),
+            GpuLayers::Count(count) if count <= n_layers => self.place(count, free, 0),
             GpuLayers::Count(_) => return Err(Error::BadOption("gpu_layers")),
             GpuLayers::Auto => {
-                let fits = |count: &usize| self.total(*count).saturating_add(RESERVE) <= free;
-                (1..=n_layers).rev().find(fits).unwrap_or(0)
+                let most =
+                    (0..=n_layers).rev().find_map(|count| self.place(count, free, RESERVE).ok());
+                Ok(most.unwrap_or_else(|| vec![n_layers..n_layers; free.len()]))
             }
         };
-        let wanted = self.total(gpu_layers);
-        if wanted > free {
-            return Err(CardError::Cuda(CudaError::OutOfMemory { wanted, free }).into());
+        let part = |(layers, free): (Range<usize>, &usize)| CardPart {
+            total: self.total(layers.clone()),
+            cache: layers.len() * self.cache_a_layer,
+            free: *free,
+            layers,
+        };
+        Ok(Plan { n_layers, parts: layers?.into_iter().zip(free).map(part).collect() })
+    }
+
+    /// Gives the last so many layers to cards, each as many as it has room for beside a reserve.
+    fn place(
+        &self,
+        count: usize,
+        free: &[usize],
+        reserve: usize,
+    ) -> Result<Vec<Range<usize>>, CardError> {
+        let n_layers = self.layers.len();
+        let first = n_layers - count;
+        let mut end = n_layers;
+        let parts = free.iter().map(|free| {
+            let fits = |start: &usize| self.total(*start..end).saturating_add(reserve) <= *free;
+            let start = (first..end).find(fits).unwrap_or(end);
+            let part = start..end;
+            end = start;
+            part
+        });
+        let parts = parts.collect();
+        match free {
+            _ if end == first => Ok(parts),
+            [free] => {
+                let wanted = self.total(first..n_layers);
+                Err(CardError::Cuda(CudaError::OutOfMemory { wanted, free: *free }))
+            }
+            _ => Err(CardError::NoRoom { layers: end - first, cards: free.len() }),
         }
-        let cache = gpu_layers * self.cache_a_layer;
-        Ok(Plan { gpu_layers, n_layers, total: wanted, cache, free })
     }
 }
 
 /// What goes where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Layers on the card: the last ones, and then the output too.
-    pub gpu_layers: usize,
     /// Layers in all.
     pub n_layers: usize,
+    /// What goes to each card.
+    pub parts: Vec<CardPart>,
+}
+
+/// What goes to a card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CardPart {
+    /// Its layers, counted from 0.
+    pub layers: Range<usize>,
     /// Bytes that they take there.
     pub total: usize,
     /// Those of keys and values.
@@ -145,28 +190,60 @@ pub struct Plan {
     pub free: usize,
 }
 
+impl Plan {
+    /// Returns how many layers go to cards: the last ones, and then the output too.
+    #[must_use]
+    pub fn gpu_layers(&self) -> usize {
+        self.parts.iter().map(|part| part.layers.len()).sum()
+    }
+
+    /// Returns the layers of each card.
+    #[must_use]
+    pub fn layers(&self) -> Vec<Range<usize>> {
+        self.parts.iter().map(|part| part.layers.clone()).collect()
+    }
+
+    /// What a card has, as text.
+    fn what(&self, layers: &Range<usize>) -> String {
+        let (first, end) = (layers.start, layers.end);
+        match (first == 0, end == self.n_layers) {
+            _ if layers.is_empty() => "nothing".to_owned(),
+            (true, true) => "all layers, embedding and output".to_owned(),
+            (true, false) => format!("the embedding and layers 1 to {end}"),
+            (false, true) => format!("layers {} to {end} and the output", first + 1),
+            (false, false) => format!("layers {} to {end}", first + 1),
+        }
+    }
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { gpu_layers, n_layers, total, cache, free } = *self;
         let mib = |bytes: usize| bytes.div_ceil(1 << 20);
-        let what = match gpu_layers {
-            0 => {
-                return write!(
-                    f,
-                    "no layer on the card, of whose memory {} MiB are free",
-                    mib(free)
-                );
+        let free = mib(self.parts.iter().map(|part| part.free).sum());
+        match &self.parts[..] {
+            [_] if self.gpu_layers() == 0 => {
+                write!(f, "no layer on the card, of whose memory {free} MiB are free")
             }
-            _ if gpu_layers == n_layers => "all layers, embedding and output".to_owned(),
-            _ => format!("layers {} to {n_layers} and the output", n_layers - gpu_layers + 1),
-        };
-        write!(
-            f,
-            "{what} on the card: {} MiB of {} MiB that are free, {} MiB of them keys and values",
-            mib(total),
-            mib(free),
-            mib(cache)
-        )
+            [part] => write!(
+                f,
+                "{} on the card: {} MiB of {free} MiB that are free, {} MiB of them keys and values",
+                self.what(&part.layers),
+                mib(part.total),
+                mib(part.cache)
+            ),
+            _ if self.gpu_layers() == 0 => {
+                write!(f, "no layer on the cards, of whose memory {free} MiB are free")
+            }
+            parts => {
+                for (index, part) in parts.iter().enumerate() {
+                    let (between, what) =
+                        (if index > 0 { "; " } else { "" }, self.what(&part.layers));
+                    let (number, total, free) = (index + 1, mib(part.total), mib(part.free));
+                    write!(f, "{between}{what} on card {number}: {total} of {free} MiB")?;
+                }
+                Ok(())
+            }
+        }
     }
 }
 

@@ -1,4 +1,6 @@
-//! Weights on the card: the bytes of the image, a tensor an allocation.
+//! Weights on a card: the bytes of the image, a tensor an allocation.
+
+use core::ops::Range;
 
 use kernels::cuda::{Buffer, Card, CudaError, Forms, Matrix};
 
@@ -59,36 +61,40 @@ impl<'m> Layer<'m> {
     }
 }
 
-/// The weights of the card's layers.
+/// The weights of a stage.
 pub(super) struct Weights<'m> {
-    /// The embedding, if the card's layers are all there are and the output has its own matrix.
+    /// The embedding, on the first stage of all layers, unless the output is there and is the same matrix.
     embedding: Option<Matrix<'m>>,
     pub(super) layers: Vec<Layer<'m>>,
-    pub(super) output_norm: Buffer<'m, f32>,
-    pub(super) output: Matrix<'m>,
+    /// The output and its norm, on the last stage.
+    pub(super) output: Option<(Buffer<'m, f32>, Matrix<'m>)>,
 }
 
 impl<'m> Weights<'m> {
-    /// Copies the weights of the layers from `first_layer` on.
+    /// Copies the weights of some layers, and what comes before the first and after the last of a model.
     pub(super) fn new(
         card: &'m Card<'m>,
         model: &Model<'_>,
-        first_layer: usize,
+        layers: Range<usize>,
     ) -> Result<Self, CudaError> {
         let weights = &model.weights;
-        let has_embedding = first_layer == 0 && !weights.is_tied();
-        let table = has_embedding.then_some(&weights.token_embd);
-        let layers = weights.layers[first_layer..].iter().map(|layer| Layer::new(card, layer));
+        let has_output = layers.end == weights.layers.len();
+        let has_embedding = layers.start == 0 && !(has_output && weights.is_tied());
+        let table = has_embedding.then(|| Matrix::new(card, &weights.token_embd, None));
+        let output = || -> Result<_, CudaError> {
+            let norm = Buffer::of(card, &weights.output_norm)?;
+            Ok((norm, Matrix::new(card, &weights.output, None)?))
+        };
+        let layers = weights.layers[layers].iter().map(|layer| Layer::new(card, layer));
         Ok(Self {
-            embedding: table.map(|table| Matrix::new(card, table, None)).transpose()?,
+            embedding: table.transpose()?,
             layers: layers.collect::<Result<_, _>>()?,
-            output_norm: Buffer::of(card, &weights.output_norm)?,
-            output: Matrix::new(card, &weights.output, None)?,
+            output: has_output.then(output).transpose()?,
         })
     }
 
-    /// Returns the table of embeddings.
-    pub(super) fn table(&self) -> &Matrix<'m> {
-        self.embedding.as_ref().unwrap_or(&self.output)
+    /// Returns the table of embeddings, where it is, or may be, the output's matrix.
+    pub(super) fn table(&self) -> Option<&Matrix<'m>> {
+        self.embedding.as_ref().or(self.output.as_ref().map(|(_, matrix)| matrix))
     }
 }
