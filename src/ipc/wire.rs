@@ -20,7 +20,9 @@ const SIGN_LEN_MAX_BYTES: usize = 256;
 const SIGNATURE_LEN_MAX_BYTES: usize = 256;
 /// Most processors that a worker's threads are put on.
 const PROCESSORS_COUNT_MAX: usize = 1024;
-/// Longest static text that a child says of itself (engine, check, source file), in bytes.
+/// Longest text in which a worker says how it computes, in bytes: each of up to 16 cards is named.
+const ENGINE_LEN_MAX_BYTES: usize = 2 << 10;
+/// Longest static text that a child says of itself (check, source file), in bytes.
 const LABEL_LEN_MAX_BYTES: usize = 256;
 /// Longest piece of an answer, in bytes.
 const DELTA_LEN_MAX_BYTES: usize = 64 << 10;
@@ -186,7 +188,7 @@ variants!(Failure {
 });
 
 variants!(WorkerReport {
-    1 Ready { context_len_tokens, engine: Limit::bytes(LABEL_LEN_MAX_BYTES) },
+    1 Ready { context_len_tokens, engine: Limit::bytes(ENGINE_LEN_MAX_BYTES) },
     2 NoTicket { request },
     3 End(report),
     4 Panicked { file: Limit::bytes(LABEL_LEN_MAX_BYTES), line },

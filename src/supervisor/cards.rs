@@ -7,7 +7,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::config::{Config, Model};
+use super::config::{Config, Devices, Model};
 use super::error::Error;
 use super::nursery::Child;
 use super::seat::Doom;
@@ -55,9 +55,9 @@ const TEXT_LEN_MAX_BYTES: usize = 16 << 10;
 
 /// Which models use a card.
 pub(super) struct Cards {
-    of_models: Vec<Option<u16>>,
-    /// Each card that is used, with what its workers' root holds.
-    roots: Vec<(u16, Vec<Placed>)>,
+    of_models: Vec<Option<Devices>>,
+    /// Cards that are used together, with what their workers' root holds.
+    roots: Vec<(Devices, Vec<Placed>)>,
 }
 
 impl Cards {
@@ -76,7 +76,7 @@ impl Cards {
         let files = find_files(config);
         for (at, model) in asking {
             match (&files, model.gpu_layers) {
-                (Ok(files), _) => cards.give(at, model.gpu_device, files),
+                (Ok(files), _) => cards.give(at, &model.gpu_devices, files),
                 (Err(why), Some(GpuLayers::Auto)) => say_none(model, why),
                 (Err(why), _) => return Err(fault(config, model, why.clone())),
             }
@@ -84,18 +84,18 @@ impl Cards {
         Ok(cards)
     }
 
-    fn give(&mut self, model: usize, card: u16, files: &[Placed]) {
-        self.of_models[model] = Some(card);
-        if self.roots.iter().all(|(other, _)| *other != card) {
-            let root =
-                files.iter().cloned().chain(devices(card, Path::exists)).chain(texts(TEXTS_FOLDER));
-            self.roots.push((card, root.collect()));
+    fn give(&mut self, model: usize, cards: &Devices, files: &[Placed]) {
+        self.of_models[model] = Some(cards.clone());
+        if self.roots.iter().all(|(others, _)| others != cards) {
+            let devices = devices(cards, Path::exists);
+            let root = files.iter().cloned().chain(devices).chain(texts(TEXTS_FOLDER));
+            self.roots.push((cards.clone(), root.collect()));
         }
     }
 
-    /// The card of a model.
-    pub(super) fn of(&self, model: usize) -> Option<u16> {
-        self.of_models.get(model).copied().flatten()
+    /// The cards of a model.
+    pub(super) fn of(&self, model: usize) -> Option<&Devices> {
+        self.of_models.get(model).and_then(Option::as_ref)
     }
 
     /// Whether any model uses one.
@@ -103,15 +103,20 @@ impl Cards {
         self.of_models.iter().any(Option::is_some)
     }
 
-    /// A card has no spawner: its models go to the processors.
+    /// Cards have no spawner: their models go to the processors.
     ///
     /// # Errors
     ///
     /// `error`, where one of them asks for layers by number.
-    pub(super) fn lose(&mut self, config: &Config, card: u16, error: Error) -> Result<(), Error> {
+    pub(super) fn lose(
+        &mut self,
+        config: &Config,
+        cards: &Devices,
+        error: Error,
+    ) -> Result<(), Error> {
         let why = error.to_string();
         for (model, its) in config.models.iter().zip(&mut self.of_models) {
-            if *its != Some(card) {
+            if its.as_ref() != Some(cards) {
                 continue;
             }
             if model.gpu_layers != Some(GpuLayers::Auto) {
@@ -123,8 +128,8 @@ impl Cards {
         Ok(())
     }
 
-    /// Each card that is used, with what its workers' root holds.
-    pub(super) fn roots(&self) -> &[(u16, Vec<Placed>)] {
+    /// Cards that are used together, with what their workers' root holds.
+    pub(super) fn roots(&self) -> &[(Devices, Vec<Placed>)] {
         &self.roots
     }
 }
@@ -187,11 +192,11 @@ fn library(path: &Path, at: Option<&str>) -> Option<Placed> {
     Some(Placed::Library { from: fs::canonicalize(path).ok()?, at })
 }
 
-/// The devices of a card and of its driver, as far as they are there.
-fn devices(card: u16, is_there: impl Fn(&Path) -> bool) -> impl Iterator<Item = Placed> {
+/// The devices of cards and of their driver, as far as they are there.
+fn devices(cards: &Devices, is_there: impl Fn(&Path) -> bool) -> impl Iterator<Item = Placed> {
     let devices = DEVICES.map(PathBuf::from).into_iter();
-    let devices = devices.chain([PathBuf::from(format!("/dev/nvidia{card}"))]);
-    devices.filter(move |path| is_there(path)).map(Placed::Device)
+    let own = cards.numbers().iter().map(|card| PathBuf::from(format!("/dev/nvidia{card}")));
+    devices.chain(own).filter(move |path| is_there(path)).map(Placed::Device)
 }
 
 /// What the driver says of itself in a folder, to be read at the place of the kernel's.
@@ -213,15 +218,16 @@ fn without_device_files(text: &[u8]) -> Vec<u8> {
 impl Supervisor {
     /// Protections that are missing now: a worker that is still to end has the driver too.
     pub(super) fn missing_now(&self) -> impl Iterator<Item = &str> {
-        let has_driver = self.workers.iter().any(|worker| worker.card.is_some());
+        let has_driver = self.workers.iter().any(|worker| worker.cards.is_some());
         let has_driver = has_driver || self.cards.is_used();
         self.missing.iter().map(String::as_str).chain(has_driver.then_some(MISSING))
     }
 
-    /// The card that a model's workers use, or that the next of them will.
-    pub(super) fn card_of(&self, model: ModelIndex) -> Option<u16> {
+    /// The cards that a model's workers use, or that the next of them will.
+    pub(super) fn cards_of(&self, model: ModelIndex) -> Option<&Devices> {
         let mut its = self.workers.iter().filter(|worker| worker.model == model);
-        self.cards.of(usize::from(model.0)).or_else(|| its.find_map(|worker| worker.card))
+        let own = self.cards.of(usize::from(model.0));
+        own.or_else(|| its.find_map(|worker| worker.cards.as_ref()))
     }
 
     /// Tells the operator what goes to a card, by the word of a model's first worker that serves.
@@ -229,30 +235,30 @@ impl Supervisor {
         let is_first = |worker: &&WorkerSeat| {
             worker.model == model && self.dispatch.is_worker_serving(worker.index)
         };
-        let card = self.workers.iter().find(is_first).and_then(|worker| worker.card);
-        if let (Some(card), Some(engine)) = (card, self.dispatch.engine(model)) {
+        let cards = self.workers.iter().find(is_first).and_then(|worker| worker.cards.as_ref());
+        if let (Some(cards), Some(engine)) = (cards, self.dispatch.engine(model)) {
             let name = &self.config.models[usize::from(model.0)].name;
-            super::say(&format!("model {name}: card {card}: {engine}"));
+            super::say(&format!("model {name}: {cards}: {engine}"));
         }
     }
 
-    /// Starts a worker's process, on its model's card if that has one, which is returned too. With `"auto"` the model
+    /// Starts a worker's process, on its model's cards if that has some, which are returned too. With `"auto"` the model
     /// goes to the processors where the driver's files or the program keep it from starting.
-    pub(super) fn spawn_worker(&mut self, at: usize) -> Result<(Child, Option<u16>), Error> {
+    pub(super) fn spawn_worker(&mut self, at: usize) -> Result<(Child, Option<Devices>), Error> {
         let worker = &self.workers[at];
         let (index, model) = (worker.index.0, usize::from(worker.model.0));
         let node = self.places[model].node;
-        let Some(card) = self.cards.of(model) else {
+        let Some(cards) = self.cards.of(model).cloned() else {
             return Ok((self.nursery.spawn(Role::Worker, index, node, None)?, None));
         };
-        match self.nursery.spawn_on(card, index, node) {
+        match self.nursery.spawn_on(&cards, index, node) {
             Err(Error::Spawn(_, failed)) if is_of_a_card(failed.stage) && self.is_auto(model) => {
                 let name = worker.seat.name.clone();
                 self.leave_card(model, &failed.to_string());
                 self.record_death(name, None, failed.to_string(), None);
                 Ok((self.nursery.spawn(Role::Worker, index, node, None)?, None))
             }
-            started => Ok((started?, Some(card))),
+            started => Ok((started?, Some(cards))),
         }
     }
 
@@ -322,11 +328,12 @@ mod tests {
         };
         let text: String = models.iter().enumerate().map(model).collect();
         let config = Config::parse(Path::new("/c/cloister.toml"), &text, true, None).unwrap();
-        let of_models = models.map(|(_, card)| Some(card)).to_vec();
+        let only = |card: u16| Devices::of(&[card.into()]).unwrap();
+        let of_models = models.map(|(_, card)| Some(only(card))).to_vec();
         let mut cards = Cards { of_models, roots: Vec::new() };
-        cards.lose(&config, 0, Error::NotReady("spawner")).unwrap();
-        assert_eq!(cards.of_models, [None, Some(1), Some(1), None]);
-        let refused = cards.lose(&config, 1, Error::NotReady("spawner")).unwrap_err();
+        cards.lose(&config, &only(0), Error::NotReady("spawner")).unwrap();
+        assert_eq!(cards.of_models, [None, Some(only(1)), Some(only(1)), None]);
+        let refused = cards.lose(&config, &only(1), Error::NotReady("spawner")).unwrap_err();
         assert!(matches!(refused, Error::NotReady("spawner")), "{refused}");
     }
 
@@ -361,9 +368,10 @@ mod tests {
     #[test]
     fn a_root_holds_the_devices_that_are_there_and_the_drivers_texts() {
         let is_there = |path: &Path| path != Path::new("/dev/nvidia-uvm-tools");
-        let of_card = ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia3"];
-        let of_card = of_card.map(|path| Placed::Device(path.into()));
-        assert_eq!(devices(3, is_there).collect::<Vec<_>>(), of_card);
+        let of_cards = ["/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0", "/dev/nvidia3"];
+        let of_cards = of_cards.map(|path| Placed::Device(path.into()));
+        let cards = Devices::of(&[3, 0]).unwrap();
+        assert_eq!(devices(&cards, is_there).collect::<Vec<_>>(), of_cards);
 
         let folder = std::env::temp_dir().join(format!("cloister-texts-{}", std::process::id()));
         fs::create_dir(&folder).unwrap();

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use nix::poll::PollFlags;
 
 use super::cards::{Cards, WORKER_GPU};
-use super::config::{Config, Profile, Swap};
+use super::config::{Config, Devices, Profile, Swap};
 use super::error::Error;
 use super::opening::{Wake, wait};
 use crate::ipc::{self, Channel};
@@ -27,7 +27,7 @@ const END_DEADLINE: Duration = Duration::from_secs(5);
 const GATEWAY_DESCRIPTORS_COUNT: u64 = 64;
 /// Descriptors of a worker, loader or opener: channels, image, segments, threads' event counters.
 const CHILD_DESCRIPTORS_COUNT: u64 = 64;
-/// Descriptors of a worker that uses a card: the driver opens its devices many times.
+/// Descriptors of a worker for each card that it uses: the driver opens its devices many times.
 const CARD_DESCRIPTORS_COUNT: u64 = 512;
 
 /// A started child.
@@ -41,8 +41,8 @@ pub(super) struct Child {
 
 /// A spawner, as seen from here.
 struct Line {
-    /// The card of its workers; none for that of all other children.
-    card: Option<u16>,
+    /// The cards of its workers; none for that of all other children.
+    cards: Option<Devices>,
     channel: Channel,
     pidfd: OwnedFd,
 }
@@ -58,7 +58,7 @@ pub(super) struct Nursery {
 }
 
 impl Nursery {
-    /// Forks the spawners; before any key is read and any thread is made. A card whose own does not start is
+    /// Forks the spawners; before any key is read and any thread is made. Cards whose own does not start are
     /// [lost](Cards::lose).
     pub(super) fn start(config: &Config, cards: &mut Cards) -> Result<Self, Error> {
         let own = std::env::current_exe()
@@ -85,24 +85,24 @@ impl Nursery {
         ];
         let profile = spawner_profile(config.profile);
         let locks_memory = config.sandbox.swap == Swap::Lock;
-        let start = |card, programs, root| {
+        let start = |cards, programs, root| {
             let asked = spawner::Config { profile, programs, locks_memory, root };
             let started = spawner::start(&asked).map_err(Error::Spawner)?;
             let spawner::Started { channel, pidfd } = started;
-            Ok(Line { card, channel, pidfd })
+            Ok(Line { cards, channel, pidfd })
         };
         let mut lines = vec![start(None, programs, Vec::new())?];
         let mut lost = Vec::new();
-        for (card, root) in cards.roots() {
+        for (together, root) in cards.roots() {
             let (path, uid) = (beside(WORKER_GPU), users.worker_first);
-            let many = CARD_DESCRIPTORS_COUNT;
+            let many = CARD_DESCRIPTORS_COUNT * together.numbers().len() as u64;
             let worker = program(Role::WorkerGpu, path, uid, workers_count, many);
-            match start(Some(*card), vec![worker], root.clone()) {
+            match start(Some(together.clone()), vec![worker], root.clone()) {
                 Ok(line) => lines.push(line),
-                Err(error) => lost.push((*card, error)),
+                Err(error) => lost.push((together.clone(), error)),
             }
         }
-        lost.into_iter().try_for_each(|(card, error)| cards.lose(config, card, error))?;
+        lost.into_iter().try_for_each(|(lost, error)| cards.lose(config, &lost, error))?;
         Ok(Self { lines, on_cards: BTreeMap::new(), next: 1, ends: VecDeque::new() })
     }
 
@@ -118,15 +118,15 @@ impl Nursery {
         self.order(0, (role, index, node), signals)
     }
 
-    /// Starts a worker that uses a card.
+    /// Starts a worker that uses cards.
     pub(super) fn spawn_on(
         &mut self,
-        card: u16,
+        cards: &Devices,
         index: u16,
         node: Option<u16>,
     ) -> Result<Child, Error> {
-        let at = self.lines.iter().position(|line| line.card == Some(card));
-        let at = at.ok_or(Error::NotReady("spawner of the card"))?;
+        let at = self.lines.iter().position(|line| line.cards.as_ref() == Some(cards));
+        let at = at.ok_or(Error::NotReady("spawner of the cards"))?;
         let child = self.order(at, (Role::WorkerGpu, index, node), None)?;
         self.on_cards.insert(child.id, at);
         Ok(child)

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::compute::Place;
-use super::config::{Config, Lifetime, Swap};
+use super::config::{Config, Devices, Lifetime, Swap};
 use super::control::Command;
 use super::nursery::spawner_profile;
 use super::readings::Reading;
@@ -133,7 +133,7 @@ impl Supervisor {
             "opened": model.speed.json(),
             "numa_node": place.node,
             "threads": place.threads,
-            "gpu_device": self.card_of(model.index),
+            "gpu_devices": self.cards_of(model.index).map(Devices::numbers),
             "workers": self.workers_of(model),
             "observed": model.facts,
             "declared": { "engine": engine },

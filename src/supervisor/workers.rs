@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use zeroize::Zeroizing;
 
-use super::config::{Activations, Config, Lifetime};
+use super::config::{Activations, Config, Devices, Lifetime};
 use super::error::Error;
 use super::ledger::request_name;
 use super::opening::Opened;
@@ -75,8 +75,8 @@ pub(super) struct WorkerSeat {
     pub(super) seat: Seat<ToWorkerControl>,
     /// The gateway's end of its data channel, until the gateway has it.
     data: Option<OwnedFd>,
-    /// The card that the one that sits there was started to use.
-    pub(super) card: Option<u16>,
+    /// The cards that the one that sits there was started to use.
+    pub(super) cards: Option<Devices>,
 }
 
 /// The places of all models' workers, each empty.
@@ -89,7 +89,7 @@ pub(super) fn worker_seats(config: &Config, models: &[Served]) -> Vec<WorkerSeat
             Lifetime::Request => format!("worker {} {number}", model.facts.model),
         };
         let (index, model) = (WorkerIndex(index), model.index);
-        WorkerSeat { index, model, seat: Seat::new(name), data: None, card: None }
+        WorkerSeat { index, model, seat: Seat::new(name), data: None, cards: None }
     };
     (0..).zip(each).map(seat).collect()
 }
@@ -117,7 +117,7 @@ impl Supervisor {
     pub(super) fn worker_gone(&mut self, at: usize, exit: Exit) {
         let worker = &mut self.workers[at];
         worker.data = None;
-        worker.card = None;
+        worker.cards = None;
         let served = self.dispatch.served(worker.index);
         let cause = worker.seat.leave(exit, served.is_some(), Instant::now());
         let (name, is_given_up) = (worker.seat.name.clone(), worker.seat.has_failed);
@@ -238,13 +238,14 @@ impl Supervisor {
 
     pub(super) fn start_worker(&mut self, at: usize) -> Result<(), Error> {
         let since = Instant::now();
-        let (child, card) = self.spawn_worker(at)?;
+        let (child, cards) = self.spawn_worker(at)?;
         let worker = &mut self.workers[at];
         let model_at = usize::from(worker.model.0);
         let (model, place) = (&self.models[model_at], &self.places[model_at]);
         worker.seat.sit(child, since);
-        worker.card = card;
-        self.dispatch.worker_started(worker.index, card.is_some());
+        let has_card = cards.is_some();
+        worker.cards = cards;
+        self.dispatch.worker_started(worker.index, has_card);
         let (near, far) = data_pair().map_err(Error::Channel)?;
         worker.data = Some(near);
         let (asked, limits) = (self.config.worker, self.config.limits);
@@ -267,7 +268,7 @@ impl Supervisor {
                 Lifetime::Request => limits.body_len_max_bytes.into(),
             },
             one_request,
-            gpu_layers: card.and(self.config.models[model_at].gpu_layers),
+            gpu_layers: self.config.models[model_at].gpu_layers.filter(|_| has_card),
         };
         let Some(image) = &model.image else { return Ok(()) };
         let image = image.try_clone();

@@ -83,10 +83,11 @@ fn parts_that_are_not_the_last_layers_are_refused() {
     with_cards("stages::parts_that_are_not_the_last_layers_are_refused", |cards| {
         let file = PackedFile::read(&tiny::path("gemma3")).unwrap();
         let model = Model::from_image(file.image()).unwrap();
-        let wrong: [&[Range<usize>]; 6] =
-            [&[], &[4..7, 2..3], &[4..7, 1..4], &[2..6], &[4..7, 3..6], &[7..7]];
+        let (six, none) = (2..6, 7..7);
+        let wrong =
+            [vec![], vec![4..7, 2..3], vec![4..7, 1..4], vec![4..7, 3..6], vec![six], vec![none]];
         for parts in wrong {
-            let made = engine(&model, options(KvType::F16, 5), cards, parts);
+            let made = engine(&model, options(KvType::F16, 5), cards, &parts);
             assert_eq!(made.err(), Some(Error::BadOption("gpu_layers")), "{parts:?}");
         }
     });

@@ -7,7 +7,8 @@
 // is given back, and not while work waits; nothing may be left when the context goes; a stream, a kernel and
 // what it is told of are those of the card that is worked on.
 //
-// What it plays is told by the environment:
+// What it plays is told by the environment, or, where there is none, by the text of `settings`, which a test may
+// change in the file of the library:
 //   STANDIN_VERSION   the driver's version               STANDIN_DEVICES      how many cards
 //   STANDIN_MEMORY    bytes of each card                 STANDIN_CAPABILITY   ten times the capability
 //   STANDIN_PINNED    bytes of the host that it may pin
@@ -38,6 +39,16 @@ constexpr Result LAUNCH_FAILED = 719, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALID
 constexpr unsigned CAPTURE_THREAD_LOCAL = 1;
 constexpr uint32_t IMAGE_MAGIC = 0xBA55ED50;
 constexpr int MULTIPROCESSORS = 16, MAJOR = 75, MINOR = 76, MAX_DYNAMIC_SHARED = 8;
+
+// How many cards, and bytes of each.
+const volatile char settings[] = "stand-in: 01 cards of 1073741824 bytes";
+
+size_t in_settings(size_t at) {
+    size_t value = 0;
+    for (; settings[at] >= '0' && settings[at] <= '9'; at++) value = value * 10 + size_t(settings[at] - '0');
+    return value;
+}
+size_t cards() { return in_settings(10); }
 
 size_t setting(const char* name, size_t otherwise) {
     const char* value = getenv(name);
@@ -83,7 +94,7 @@ std::map<int, Context> contexts;
 // The one that is worked on.
 Context* current = nullptr;
 
-size_t capacity() { return setting("STANDIN_MEMORY", size_t(1) << 30); }
+size_t capacity() { return setting("STANDIN_MEMORY", in_settings(22)); }
 
 // Whether so many bytes lie in one allocation.
 bool is_inside(const std::map<Address, size_t>& all, Address address, size_t size) {
@@ -185,9 +196,9 @@ Result cuDriverGetVersion(int* version) {
     *version = int(setting("STANDIN_VERSION", 13000));
     return SUCCESS;
 }
-Result cuInit(unsigned) { return setting("STANDIN_DEVICES", 1) == 0 ? NO_DEVICE : SUCCESS; }
+Result cuInit(unsigned) { return setting("STANDIN_DEVICES", cards()) == 0 ? NO_DEVICE : SUCCESS; }
 Result cuDeviceGetCount(int* count) {
-    *count = int(setting("STANDIN_DEVICES", 1));
+    *count = int(setting("STANDIN_DEVICES", cards()));
     return SUCCESS;
 }
 Result cuDeviceGet(int* device, int number) {

@@ -42,7 +42,7 @@ pub(super) enum End<'m> {
     /// `[tokens, embed_dim]`: what the next stage takes.
     Host(HostTarget<'m, f32>),
     /// Logits, or tokens that are chosen of them.
-    Output(Output<'m>),
+    Output(Box<Output<'m>>),
 }
 
 /// What the last stage gives.
@@ -106,7 +106,7 @@ impl<'m> Buffers<'m> {
             gates: Buffer::new(card, tokens * config.ffn_dim)?,
             ups: Buffer::new(card, tokens * config.ffn_dim)?,
             end: match weights.output {
-                Some(_) => End::Output(Output::new(card, config, options)?),
+                Some(_) => End::Output(Box::new(Output::new(card, config, options)?)),
                 None => End::Host(HostTarget::new(card, x_len)?),
             },
         })

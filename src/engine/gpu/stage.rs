@@ -113,7 +113,7 @@ impl<'m> Stage<'m> {
         choices: &[Option<Choice>],
     ) -> Result<(), CudaError> {
         let End::Output(output) = &mut self.buffers.end else { return Ok(()) };
-        let Output { logits, host_logits, selection, chosen } = output;
+        let Output { logits, host_logits, selection, chosen } = &mut **output;
         let vocab_size = config.vocab_size;
         chosen.clear();
         if choices.iter().all(Option::is_none) {

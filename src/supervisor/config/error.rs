@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::{fmt, io};
 
+use super::devices::DEVICES_COUNT_MAX;
 use super::{ERASURE_USERS_COUNT_MAX, LISTENERS_COUNT_MAX, MODELS_COUNT_MAX, WORKERS_COUNT_MAX};
 use crate::ipc::message::NAME_LEN_MAX_BYTES;
 
@@ -54,6 +55,8 @@ pub enum Fault {
     EvaluationAsRoot,
     /// A number out of its range.
     Range(std::ops::RangeInclusive<u32>),
+    /// No card, more than [`DEVICES_COUNT_MAX`], or one twice.
+    Devices,
     /// More than [`WORKERS_COUNT_MAX`] worker processes.
     TooManyWorkers,
     /// 8-bit keys and values asked together with the exact mode.
@@ -153,6 +156,7 @@ impl fmt::Display for Fault {
             Self::Range(range) => {
                 write!(f, "give a number from {} to {}", range.start(), range.end())
             }
+            Self::Devices => write!(f, "give 1 to {DEVICES_COUNT_MAX} cards, each once"),
             Self::TooManyWorkers => write!(
                 f,
                 "models times (sequences + spare) is more than {WORKERS_COUNT_MAX} processes; lower \

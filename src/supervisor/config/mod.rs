@@ -15,9 +15,11 @@ use crate::audit::{Mode, Retention};
 use crate::ipc::message::{GpuLayers, KvFormat};
 use crate::sandbox::LANDLOCK_ABI_FLOOR;
 
+mod devices;
 mod error;
 mod text;
 
+pub use self::devices::Devices;
 pub use self::error::{Error, Fault};
 
 /// Where the configuration is without `--config`.
@@ -227,8 +229,8 @@ pub struct Model {
     pub allow_unsigned: bool,
     /// Layers that a card computes; none if no card is used.
     pub gpu_layers: Option<GpuLayers>,
-    /// Which card: the number of its device file.
-    pub gpu_device: u16,
+    /// Which cards.
+    pub gpu_devices: Devices,
 }
 
 impl Model {

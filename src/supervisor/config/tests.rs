@@ -122,19 +122,36 @@ fn models_are_checked() {
 fn layers_go_to_a_card_by_number_all_or_as_many_as_fit() {
     let layers = |text: &str| {
         let config = parse(&format!("{SMALLEST}{text}\n")).unwrap();
-        (config.models[0].gpu_layers, config.models[0].gpu_device)
+        (config.models[0].gpu_layers, config.models[0].gpu_devices.numbers().to_vec())
     };
-    assert_eq!(layers(""), (None, 0));
-    assert_eq!(layers("gpu_layers = 0\ngpu_device = 3"), (None, 3));
-    assert_eq!(layers("gpu_layers = -1"), (Some(GpuLayers::All), 0));
-    assert_eq!(layers("gpu_layers = 33"), (Some(GpuLayers::Count(33)), 0));
+    assert_eq!(layers(""), (None, vec![0]));
+    assert_eq!(layers("gpu_layers = 0\ngpu_device = 3"), (None, vec![3]));
+    assert_eq!(layers("gpu_layers = -1"), (Some(GpuLayers::All), vec![0]));
+    assert_eq!(layers("gpu_layers = 33"), (Some(GpuLayers::Count(33)), vec![0]));
     assert_eq!(layers("gpu_layers = \"auto\"").0, Some(GpuLayers::Auto));
     let asked = "a number of layers, -1 for all of them, or \"auto\"";
     for wrong in ["-2", "\"all\"", "65536", "true"] {
         refuses(&format!("{SMALLEST}gpu_layers = {wrong}\n"), 3, "gpu_layers", asked);
     }
-    let device = format!("{SMALLEST}gpu_device = 256\n");
-    refuses(&device, 3, "model.gpu_device", "from 0 to 255");
+    assert_eq!(layers("gpu_layers = -1\ngpu_device = [3, 0, 255]").1, [0, 3, 255]);
+    let many = format!("{:?}", (0..17).collect::<Vec<_>>());
+    for (wrong, why) in [
+        ("256", "from 0 to 255"),
+        ("[1, 256]", "from 0 to 255"),
+        ("[]", "1 to 16 cards, each once"),
+        ("[1, 0, 1]", "1 to 16 cards, each once"),
+        (&many, "1 to 16 cards, each once"),
+    ] {
+        let device = format!("{SMALLEST}gpu_device = {wrong}\n");
+        refuses(&device, 3, "model.gpu_device", why);
+    }
+    for (wrong, why) in [
+        ("-1", "the number of a card, or a list of such numbers"),
+        ("\"all\"", "the number of a card, or a list of such numbers"),
+        ("[0, -1]", "u32"),
+    ] {
+        refuses(&format!("{SMALLEST}gpu_device = {wrong}\n"), 3, "gpu_device", why);
+    }
     let driver = parse(&format!("{SMALLEST}[gpu]\ndriver = \"lib\"\n")).unwrap().gpu_driver;
     assert_eq!(driver.as_deref(), Some(Path::new("/c/lib")));
 }

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use ring::digest::{SHA256, digest};
 use serde::Deserialize;
-use serde::de::{Unexpected, Visitor};
+use serde::de::{SeqAccess, Unexpected, Visitor};
 use toml::Spanned;
 
 use super::{
-    Activations, Config, DEFAULT_AUDIT_FOLDER, DEFAULT_CONTROL_SOCKET, ERASURE_USERS_COUNT_MAX,
-    Erasure, Error, Fault, Keys, Kv, LISTENERS_COUNT_MAX, Limits, Listen, MODELS_COUNT_MAX, Model,
-    Profile, Sandbox, Users, WORKERS_COUNT_MAX, Worker,
+    Activations, Config, DEFAULT_AUDIT_FOLDER, DEFAULT_CONTROL_SOCKET, Devices,
+    ERASURE_USERS_COUNT_MAX, Erasure, Error, Fault, Keys, Kv, LISTENERS_COUNT_MAX, Limits, Listen,
+    MODELS_COUNT_MAX, Model, Profile, Sandbox, Users, WORKERS_COUNT_MAX, Worker,
 };
 use crate::audit::Mode;
 use crate::audit::principal_keys::hex;
@@ -24,8 +24,6 @@ use crate::sandbox::LANDLOCK_ABI_FLOOR;
 
 /// Longest request body that fits a data frame after it was written anew as JSON, in bytes.
 const BODY_LEN_MAX_BYTES: u32 = 8 << 20;
-/// Highest number of a card's device file.
-const GPU_DEVICE_MAX: u32 = 255;
 /// A landlock ABI that no kernel has yet.
 const LANDLOCK_ABI_MAX: u32 = 64;
 /// Prefix of a path that names a systemd credential.
@@ -64,7 +62,7 @@ struct ModelText {
     #[serde(default)]
     allow_unsigned: bool,
     gpu_layers: Option<LayersText>,
-    gpu_device: Option<Spanned<u32>>,
+    gpu_device: Option<Spanned<DevicesText>>,
 }
 
 /// Layers on a card; none for 0.
@@ -96,6 +94,38 @@ impl<'de> Deserialize<'de> for LayersText {
                     "auto" => Ok(LayersText(Some(GpuLayers::Auto))),
                     _ => Err(E::invalid_value(Unexpected::Str(value), &self)),
                 }
+            }
+        }
+        from.deserialize_any(Either)
+    }
+}
+
+/// The number of a card, or of several.
+struct DevicesText(Vec<u32>);
+
+impl<'de> Deserialize<'de> for DevicesText {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = DevicesText;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the number of a card, or a list of such numbers")
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<DevicesText, E> {
+                let number = u32::try_from(value);
+                let number =
+                    number.map_err(|_| E::invalid_value(Unexpected::Signed(value), &self))?;
+                Ok(DevicesText(vec![number]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<DevicesText, A::Error> {
+                let mut numbers = Vec::new();
+                while let Some(number) = list.next_element()? {
+                    numbers.push(number);
+                }
+                Ok(DevicesText(numbers))
             }
         }
         from.deserialize_any(Either)
@@ -361,12 +391,13 @@ impl TextReader<'_> {
         if name.is_empty() || name.len() > NAME_LEN_MAX_BYTES || !name.chars().all(is_plain) {
             return Err(self.error(Some(span), "model.name", Fault::ModelName));
         }
-        let device = asked.gpu_device.as_ref();
-        let gpu_device = device.map_or(0, |device| *device.get_ref());
-        if gpu_device > GPU_DEVICE_MAX {
-            let fault = Fault::Range(0..=GPU_DEVICE_MAX);
-            return Err(self.error(device.map(Spanned::span), "model.gpu_device", fault));
-        }
+        let devices = asked.gpu_device.as_ref();
+        let gpu_devices = match devices.map(|devices| &devices.get_ref().0[..]) {
+            Some(numbers) => Devices::of(numbers),
+            None => Devices::of(&[0]),
+        };
+        let gpu_devices = gpu_devices
+            .map_err(|fault| self.error(devices.map(Spanned::span), "model.gpu_device", fault))?;
         let default_signature = format!("{plain}.sig");
         Ok(Model {
             name: name.to_owned(),
@@ -374,7 +405,7 @@ impl TextReader<'_> {
             signature: self.path(asked.signature.as_ref().unwrap_or(&default_signature)),
             allow_unsigned: asked.allow_unsigned,
             gpu_layers: asked.gpu_layers.as_ref().and_then(|layers| layers.0),
-            gpu_device: u16::try_from(gpu_device).unwrap_or(u16::MAX),
+            gpu_devices,
         })
     }
 

@@ -136,6 +136,47 @@ fn assert_golden(appliance: &Appliance) {
     }
 }
 
+/// The stand-in, as two cards of so many bytes each.
+fn two_cards(memory: usize) -> Vec<u8> {
+    let mut driver = fs::read(folder().join("libcuda.so.1")).unwrap();
+    let (known, wanted) = (
+        "stand-in: 01 cards of 1073741824 bytes",
+        format!("stand-in: 02 cards of {memory:010} bytes"),
+    );
+    let at = driver.windows(known.len()).position(|bytes| bytes == known.as_bytes()).unwrap();
+    driver[at..][..known.len()].copy_from_slice(wanted.as_bytes());
+    driver
+}
+
+/// Bytes of a card that has room for one of the tiny model's layers with all that a card needs, not for two.
+const ONE_LAYER_MEMORY: usize = 33 << 20;
+
+#[test]
+fn a_model_whose_layers_are_on_two_cards_answers_as_the_reference_from_its_jail() {
+    if !can_emulate() || std::env::var_os("CLOISTER_CARD").is_some() {
+        return;
+    }
+    for user in users() {
+        let mut appliance = with_driver(user, &two_cards(ONE_LAYER_MEMORY));
+        ask_layers(&appliance, "-1\ngpu_device = [1, 0]");
+        appliance.start_again();
+        appliance.wait_until_ready();
+        let told = status(&appliance);
+        let model = &told["models"][0];
+        assert_eq!(model["gpu_devices"], json!([0, 1]), "{told}");
+        let engine = model["declared"]["engine"].as_str().unwrap();
+        assert!(engine.contains("layers 2 to 2 and the output on card 1: "), "{engine}");
+        assert!(engine.contains("the embedding and layers 1 to 1 on card 2: "), "{engine}");
+        assert!(appliance.told().contains(&format!("cards 0, 1: {engine}")), "{engine}");
+        assert_golden(&appliance);
+        look_at(&appliance, appliance.only_child(WORKER));
+        appliance.stop();
+        let ends = facts(&appliance, "child_died");
+        assert!(ends.is_empty(), "{ends:?}");
+        assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+    }
+}
+
 #[test]
 fn a_model_with_all_its_layers_on_a_card_answers_as_the_reference_from_its_jail() {
     if !can_emulate() {
@@ -153,7 +194,7 @@ fn a_model_with_all_its_layers_on_a_card_answers_as_the_reference_from_its_jail(
         let engine = model["declared"]["engine"].as_str().unwrap();
         assert!(engine.contains("all layers, embedding and output on the card: "), "{engine}");
         assert!(engine.contains("MiB"), "{engine}");
-        assert_eq!(model["gpu_device"], 0, "{told}");
+        assert_eq!(model["gpu_devices"], json!([0]), "{told}");
         assert!(appliance.told().contains(engine), "the plan stands in the log too");
         let missing = told["missing_protections"].to_string();
         assert!(missing.contains("driver runs in the worker"), "{missing}");
@@ -260,7 +301,11 @@ fn one_worker_of_several_that_finds_no_card_leaves_the_others_theirs_and_status_
         let model = &told["models"][0];
         let has_driver = told["missing_protections"].to_string().contains("driver");
         assert_eq!(has_driver, on_card > 0, "{told}");
-        assert_eq!(model["gpu_device"], if on_card > 0 { json!(0) } else { json!(null) }, "{told}");
+        assert_eq!(
+            model["gpu_devices"],
+            if on_card > 0 { json!([0]) } else { json!(null) },
+            "{told}"
+        );
         // What the last that became ready says of itself.
         let engine = model["declared"]["engine"].as_str().unwrap();
         assert_eq!(engine.contains("on the card"), on_processors == 0, "{engine}");
@@ -292,7 +337,7 @@ fn without_a_driver_auto_goes_to_the_processors_and_a_number_is_refused() {
         appliance.only_child("cloister-worker");
         assert!(appliance.children(WORKER).into_iter().all(|pid| !is_running(pid)));
         let told = status(&appliance);
-        assert!(told["models"][0]["gpu_device"].is_null(), "{told}");
+        assert!(told["models"][0]["gpu_devices"].is_null(), "{told}");
         assert!(!told["missing_protections"].to_string().contains("driver"), "{told}");
         appliance.stop();
 
@@ -329,7 +374,7 @@ fn where_the_worker_of_a_card_cannot_be_started_auto_goes_to_the_processors() {
             assert!(appliance.told().contains(&line), "{}", appliance.told());
             appliance.only_child("cloister-worker");
             let told = status(appliance);
-            assert!(told["models"][0]["gpu_device"].is_null(), "{told}");
+            assert!(told["models"][0]["gpu_devices"].is_null(), "{told}");
             assert!(!told["missing_protections"].to_string().contains("driver"), "{told}");
             assert_golden(appliance);
             let deaths = facts(appliance, "child_died");
