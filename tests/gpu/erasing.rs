@@ -1,5 +1,5 @@
 //! Of a prompt that an engine with a card has read and erased, no part is left anywhere in the process, the
-//! emulated card's memory included.
+//! emulated card's memory included; and memory that a card gives anew holds nothing of an engine that is gone.
 
 use std::fs::{File, read_to_string};
 use std::ops::Range;
@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt as _;
 use cloister::cli::golden::PackedFile;
 use cloister::engine::{BatchToken, Model, Options};
 use kernels::Isa;
+use kernels::cuda::Memory;
 use zeroize::Zeroize as _;
 
 use crate::stand_in::with_card;
@@ -81,6 +82,42 @@ fn of_an_erased_prompt_nothing_is_left_in_the_process() {
             engine.sequence_end(seq).unwrap();
             engine.erase().unwrap();
             assert_eq!(copies(), 0, "with {gpu_layers} layers");
+        }
+    });
+}
+
+/// Bytes of an allocation of the card, and how many of those are looked through, of a real one and of the stand-in.
+const GIVEN_LEN: usize = 16 << 20;
+const GIVEN_COUNT: [usize; 2] = [512, 8];
+
+fn holds(memory: &Memory<'_>, sought: &[u8]) -> bool {
+    let mut bytes = vec![0; memory.size()];
+    memory.read(0, &mut bytes).unwrap();
+    memchr::memmem::find(&bytes, sought).is_some()
+}
+
+#[test]
+fn memory_that_a_card_gives_anew_holds_nothing_of_a_request() {
+    with_card("erasing::memory_that_a_card_gives_anew_holds_nothing_of_a_request", |card| {
+        let file = PackedFile::read(&tiny::path("llama")).unwrap();
+        let model = Model::from_image(file.image()).unwrap();
+        let options =
+            Options { gpu_layers: model.config().n_layers, ..Options::fast(Isa::detect(), 1, 96) };
+        let mut engine = tiny::engine(&model, options, card);
+        let seq = engine.sequence_start(96).unwrap();
+        let prompt: Vec<_> = (0..PROMPT_LEN).map(token).collect();
+        engine.prefill(seq, &prompt).unwrap();
+        let logits = engine.logits(0).iter().take(SOUGHT.len());
+        let logits: Vec<u8> = logits.flat_map(|logit| logit.to_ne_bytes()).collect();
+        let tokens: Vec<u8> = SOUGHT.flat_map(|index| token(index).to_ne_bytes()).collect();
+        drop(engine);
+        let count = GIVEN_COUNT[usize::from(std::env::var_os("CLOISTER_CARD").is_none())];
+        let given = (0..count).map_while(|_| card.allocate(GIVEN_LEN).ok());
+        let mut given: Vec<_> = given.collect();
+        for sought in [&logits, &tokens] {
+            assert!(given.iter().all(|memory| !holds(memory, sought)), "what is gone is found");
+            given[0].write(GIVEN_LEN / 2, sought).unwrap();
+            assert!(holds(&given[0], sought), "what is looked for is found");
         }
     });
 }
