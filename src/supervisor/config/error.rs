@@ -55,7 +55,7 @@ pub enum Fault {
     EvaluationAsRoot,
     /// A number out of its range.
     Range(std::ops::RangeInclusive<u32>),
-    /// No card, more than [`DEVICES_COUNT_MAX`], or one twice.
+    /// No card, more than 16, or one twice.
     Devices,
     /// More than [`WORKERS_COUNT_MAX`] worker processes.
     TooManyWorkers,

@@ -426,7 +426,7 @@ fn a_worker_whose_card_fails_as_it_zeroes_pages_says_so_as_it_ends_and_another_f
     eventually("another worker", || appliance.children(WORKER).iter().any(|&it| it != worker));
     eventually("its readiness", || appliance.get("/health/ready").unwrap().0 == 200);
     appliance.stop();
-    let causes = super::hostile::deaths(&appliance, "worker");
+    let causes = hostile::deaths(&appliance, "worker");
     assert_eq!(causes, ["ended with code 20"], "{}", appliance.told());
     all_records(&appliance);
 }
