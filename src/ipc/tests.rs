@@ -199,6 +199,7 @@ fn worker_config(gpu_layers: Option<GpuLayers>) -> WorkerConfig {
         texts_len_max_bytes: 128 << 20,
         one_request: true,
         gpu_layers,
+        gpu_count: u16::from(gpu_layers.is_some()),
     }
 }
 

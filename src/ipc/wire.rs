@@ -249,6 +249,7 @@ fields!(WorkerConfig {
     texts_len_max_bytes,
     one_request,
     gpu_layers,
+    gpu_count,
 });
 
 variants!(GpuLayers { 1 Auto, 2 All, 3 Count(count) });

@@ -95,7 +95,7 @@ impl Nursery {
         let mut lost = Vec::new();
         for (together, root) in cards.roots() {
             let (path, uid) = (beside(WORKER_GPU), users.worker_first);
-            let many = CARD_DESCRIPTORS_COUNT * together.numbers().len() as u64;
+            let many = CARD_DESCRIPTORS_COUNT * u64::from(together.count());
             let worker = program(Role::WorkerGpu, path, uid, workers_count, many);
             match start(Some(together.clone()), vec![worker], root.clone()) {
                 Ok(line) => lines.push(line),

@@ -244,6 +244,7 @@ impl Supervisor {
         let (model, place) = (&self.models[model_at], &self.places[model_at]);
         worker.seat.sit(child, since);
         let has_card = cards.is_some();
+        let gpu_count = cards.as_ref().map_or(0, Devices::count);
         worker.cards = cards;
         self.dispatch.worker_started(worker.index, has_card);
         let (near, far) = data_pair().map_err(Error::Channel)?;
@@ -269,6 +270,7 @@ impl Supervisor {
             },
             one_request,
             gpu_layers: self.config.models[model_at].gpu_layers.filter(|_| has_card),
+            gpu_count,
         };
         let Some(image) = &model.image else { return Ok(()) };
         let image = image.try_clone();

@@ -41,6 +41,11 @@ pub(super) fn serve(
     // Its library is never unloaded: that is done by the end of the process.
     let driver = ManuallyDrop::new(Driver::load().map_err(|error| refuse(error.to_string()))?);
     let cards = open(&driver).map_err(|error| refuse(error.to_string()))?;
+    let named = usize::from(start.config.gpu_count);
+    if cards.len() < named && asked != GpuLayers::Auto {
+        let why = format!("the driver finds {} of the {named} cards of gpu_device", cards.len());
+        return Err(refuse(why));
+    }
     let plan = Needs::of(model, &options).and_then(|needs| {
         let free = cards.iter().map(Card::free_memory).collect::<Result<Vec<_>, _>>();
         needs.plan(asked.into(), &free.map_err(engine::Error::from)?)

@@ -126,8 +126,10 @@ pub struct WorkerConfig {
     pub texts_len_max_bytes: u64,
     /// It serves one request and ends.
     pub one_request: bool,
-    /// Layers that a card computes; none for a worker that has none.
+    /// Layers that cards compute; none for a worker that has none.
     pub gpu_layers: Option<GpuLayers>,
+    /// Cards that were named for them; 0 without any.
+    pub gpu_count: u16,
 }
 
 /// How many layers of a model go to a card: the last ones, and then the output too.

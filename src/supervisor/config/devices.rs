@@ -33,6 +33,11 @@ impl Devices {
         }
     }
 
+    /// Returns how many they are.
+    pub fn count(&self) -> u16 {
+        u16::try_from(self.0.len()).unwrap_or(u16::MAX)
+    }
+
     /// Returns their numbers.
     pub fn numbers(&self) -> &[u16] {
         &self.0

@@ -165,8 +165,8 @@ fn a_model_whose_layers_are_on_two_cards_answers_as_the_reference_from_its_jail(
         let model = &told["models"][0];
         assert_eq!(model["gpu_devices"], json!([0, 1]), "{told}");
         let engine = model["declared"]["engine"].as_str().unwrap();
-        assert!(engine.contains("layers 2 to 2 and the output on card 1: "), "{engine}");
-        assert!(engine.contains("the embedding and layers 1 to 1 on card 2: "), "{engine}");
+        assert!(engine.contains("layers 2 to 2 and the output on card 1 of 2: "), "{engine}");
+        assert!(engine.contains("the embedding and layers 1 to 1 on card 2 of 2: "), "{engine}");
         assert!(appliance.told().contains(&format!("cards 0, 1: {engine}")), "{engine}");
         assert_golden(&appliance);
         look_at(&appliance, appliance.only_child(WORKER));
@@ -458,6 +458,25 @@ fn more_layers_than_there_are_are_refused() {
     let why =
         "cloister.toml: model.gpu_layers of model smol: engine option gpu_layers is out of bounds";
     assert!(told.contains(why), "{told}");
+}
+
+#[test]
+fn a_card_that_is_named_and_not_found_is_refused_to_a_number_and_missed_by_auto() {
+    if !can_emulate() || std::env::var_os("CLOISTER_CARD").is_some() {
+        return;
+    }
+    let mut appliance = with_stand_in(As::Oneself);
+    ask_layers(&appliance, "-1\ngpu_device = [0, 1]");
+    let told = refusal(&mut appliance);
+    let why = "model.gpu_layers of model smol: the driver finds 1 of the 2 cards of gpu_device";
+    assert!(told.contains(why), "{told}");
+    appliance.change_config("gpu_layers = -1", "gpu_layers = \"auto\"");
+    give_to(&appliance.folder, appliance.user);
+    appliance.start_again();
+    appliance.wait_until_ready();
+    let told = status(&appliance);
+    let engine = told["models"][0]["declared"]["engine"].as_str().unwrap();
+    assert!(engine.contains("all layers, embedding and output on the card: "), "{engine}");
 }
 
 /// Starts it again; returns how it refused.
