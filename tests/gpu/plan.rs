@@ -125,8 +125,8 @@ fn several_cards_are_filled_one_after_the_other_from_the_last_layer_on() {
     let told = plan(GpuLayers::All, &room).unwrap().to_string();
     assert_eq!(
         told,
-        "layers 7 to 10 and the output on card 1: 690 of 690 MiB; layers 4 to 6 on card 2: 380 of 381 MiB; \
-         the embedding and layers 1 to 3 on card 3: 600 of 600 MiB"
+        "layers 7 to 10 and the output on card 1 of 3: 690 of 690 MiB; layers 4 to 6 on card 2 of 3: 380 of 381 MiB; \
+         the embedding and layers 1 to 3 on card 3 of 3: 600 of 600 MiB"
     );
     let none = plan(GpuLayers::Auto, &[0, 0]).unwrap().to_string();
     assert_eq!(none, "no layer on the cards, of whose memory 0 MiB are free");

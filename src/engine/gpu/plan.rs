@@ -238,8 +238,9 @@ impl fmt::Display for Plan {
                 for (index, part) in parts.iter().enumerate() {
                     let (between, what) =
                         (if index > 0 { "; " } else { "" }, self.what(&part.layers));
-                    let (number, total, free) = (index + 1, mib(part.total), mib(part.free));
-                    write!(f, "{between}{what} on card {number}: {total} of {free} MiB")?;
+                    let (total, free) = (mib(part.total), mib(part.free));
+                    let (nth, all) = (index + 1, parts.len());
+                    write!(f, "{between}{what} on card {nth} of {all}: {total} of {free} MiB")?;
                 }
                 Ok(())
             }
