@@ -142,7 +142,7 @@ impl Appliance {
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("ended at its start: {status}\n{}", self.told());
             }
-            assert!(start.elapsed() < Duration::from_secs(120), "not ready:\n{}", self.told());
+            assert!(start.elapsed() < support::patience(120), "not ready:\n{}", self.told());
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -165,7 +165,7 @@ impl Appliance {
     /// Sends a request and returns the open connection.
     fn post(&self, path: &str, body: &Value) -> TcpStream {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+        stream.set_read_timeout(Some(support::patience(120))).unwrap();
         let body = body.to_string();
         let head = format!(
             "POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n\
@@ -229,7 +229,7 @@ impl Appliance {
             kill(self.child.id().cast_signed(), "TERM");
             let start = Instant::now();
             while self.child.try_wait().unwrap().is_none() {
-                assert!(start.elapsed() < Duration::from_secs(30), "does not stop");
+                assert!(start.elapsed() < support::patience(30), "does not stop");
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
@@ -277,7 +277,7 @@ fn kill(pid: i32, signal: &str) {
 fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
-        assert!(start.elapsed() < Duration::from_secs(60), "never came: {what}");
+        assert!(start.elapsed() < support::patience(60), "never came: {what}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }

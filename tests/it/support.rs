@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use cloister::cli::fetch::{self, KnownModel};
 
@@ -36,6 +37,12 @@ pub(crate) fn skip(what: &str, why: &str) {
 pub(crate) fn tell(line: &str) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// How long to wait for what must come: in an emulated machine all is slow, and slower beside other tests.
+pub(crate) fn patience(usual_s: u64) -> Duration {
+    let is_emulated = std::env::var_os("CLOISTER_OWN_MACHINE").is_some();
+    Duration::from_secs(if is_emulated { 10 * usual_s } else { usual_s })
 }
 
 /// A Python that has `module`: `CLOISTER_PYTHON`, or `python3`.

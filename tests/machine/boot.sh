@@ -4,7 +4,8 @@
 #
 #     boot.sh KERNEL OUT SCRIPT [PATH...]
 #
-# KERNEL: a bzImage. OUT: a folder; what the script leaves in /out comes back there, with the console. PATH:
+# KERNEL: a bzImage. OUT: a folder; what the script leaves in /out comes back there, with the console, on
+# which the script's output stands as it is written: all that is left of a machine that never ends. PATH:
 # files and folders of this host that the machine finds at the same paths; programs come with their
 # libraries. CLOISTER_KERNEL_ARGUMENTS: more words for the kernel's command line.
 # Needs qemu-system-x86, busybox-static, cpio, zstd.
@@ -54,8 +55,7 @@ chmod 755 /
 ip link set lo up
 export PATH=/usr/bin:/bin
 cd /
-sh -eux /script >/out/script.log 2>&1
-echo $? >/out/status
+{ sh -eux /script 2>&1; echo $? >/out/status; } | tee /out/script.log >/dev/ttyS0
 tar -C /out -cf - . | gzip -1 | base64 >/dev/ttyS1
 echo o >/proc/sysrq-trigger
 sleep 60

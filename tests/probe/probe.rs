@@ -31,7 +31,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::{Arc, Barrier};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use cloister::ipc::message::FromLoader;
@@ -319,7 +319,8 @@ fn orphan(role: Role) {
     let inmate = jail.admit(role, "full");
     pidfd_send_signal(jail.started.pidfd.as_fd(), 9).unwrap();
     println!("control {:?}", receive(&inmate.control));
-    for _ in 0..100 {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(60) {
         let Ok(status) = fs::read_to_string(format!("/proc/{}/status", inmate.pid)) else {
             println!("child gone");
             return;
