@@ -177,11 +177,11 @@ async fn generate(
     begun: &mut Option<RequestId>,
 ) -> Result<Response<ResponseBody>, ApiError> {
     let key = shared.presented_key(request.headers())?;
-    check_media_type(request.headers())?;
     let permit = Arc::clone(&shared.requests).try_acquire_owned();
     let permit = permit.map_err(|_| ApiError::TooManyRequests)?;
-    // Nobody without a key has a body read into memory or parsed.
+    // Nobody without a key hears of the body, or has it read into memory or parsed.
     shared.control.authorize(key).await?;
+    check_media_type(request.headers())?;
     let body = read_body(shared, request).await?;
     let asked = api::parse(endpoint, &body)?;
     drop(body);

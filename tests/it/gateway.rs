@@ -79,11 +79,15 @@ fn wrong_paths_methods_and_keys_have_openai_errors() {
     );
     client.send(body.as_bytes());
     assert_eq!(client.reply().error().0, 401);
-    client.send(
-        b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer sk-test-key\r\n\
-          content-type: text/plain\r\ncontent-length: 2\r\n\r\n{}",
-    );
-    assert_eq!(client.reply().error().0, 415);
+    // What the body is said to be comes after the key, as all about a body does.
+    for (key, status) in [("", 401), ("Bearer wrong", 401), ("Bearer sk-test-key", 415)] {
+        let key = if key.is_empty() { String::new() } else { format!("authorization: {key}\r\n") };
+        for media in ["", "content-type: text/plain\r\n"] {
+            let head = format!("POST /v1/completions HTTP/1.1\r\nhost: x\r\n{key}{media}");
+            client.send(format!("{head}content-length: 2\r\n\r\n{{}}").as_bytes());
+            assert_eq!(client.reply().error().0, status, "{head}");
+        }
+    }
     assert_eq!(client.get("/health/live").status, 200);
 }
 
