@@ -135,6 +135,11 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// There is no trust folder.
+    TrustMissing {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
     /// What should be the trust folder is a file.
     TrustNotFolder {
         /// The file.
@@ -270,6 +275,7 @@ impl Error {
                 | Self::Key { .. }
                 | Self::KeyExposed { .. }
                 | Self::IdentityMissing
+                | Self::TrustMissing { .. }
                 | Self::TrustNotFolder { .. }
                 | Self::TrustEmpty { .. }
                 | Self::DigestList { .. }
@@ -291,6 +297,7 @@ impl Error {
             | Self::Ownership { path, .. }
             | Self::Key { path, .. }
             | Self::KeyExposed { path, .. }
+            | Self::TrustMissing { path }
             | Self::TrustNotFolder { path }
             | Self::TrustEmpty { path }
             | Self::Admission { path }
@@ -315,6 +322,10 @@ impl Error {
             }
             Self::KeyExposed { .. } => "keep it to its owner: chmod 600",
             Self::IdentityMissing => "give the age identity that opens it: --identity FILE",
+            Self::TrustMissing { .. } => {
+                "make it and put the signer's public key (PEM) into it, or name another: \
+                 --trust DIR, for the service keys.trust in cloister.toml"
+            }
             Self::TrustNotFolder { .. } => {
                 "put the signer's public key (PEM) into a folder, and name the folder"
             }
@@ -442,6 +453,9 @@ impl fmt::Display for Error {
             Self::IdentityMissing => f.write_str("the file is encrypted and there is no identity"),
             Self::TrustTooMany { limit } => {
                 write!(f, "the trust folder holds more than {limit} files")
+            }
+            Self::TrustMissing { path } => {
+                write!(f, "there is no trust folder {}", path.display())
             }
             Self::TrustNotFolder { path } => {
                 write!(f, "{} is not a folder of trusted keys", path.display())

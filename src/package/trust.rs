@@ -5,6 +5,7 @@
 //! that say which models are allowed and what is revoked: `digest_lists.rs`.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use pki_types::CertificateDer;
@@ -128,7 +129,10 @@ impl TrustStore {
     /// No folder, a folder or file that another user could have changed, a file that is no regular
     /// file or holds no key, a list with a line that is none, more files than [`TRUST_COUNT_MAX`], or no key.
     pub fn open(folder: &Path, ownership: &Ownership) -> Result<Self, Error> {
-        let opened = File::open(folder).map_err(io_error("open", folder))?;
+        let opened = File::open(folder).map_err(|source| match source.kind() {
+            ErrorKind::NotFound => Error::TrustMissing { path: folder.to_owned() },
+            _ => io_error("open", folder)(source),
+        })?;
         if !opened.metadata().map_err(io_error("read", folder))?.is_dir() {
             return Err(Error::TrustNotFolder { path: folder.to_owned() });
         }

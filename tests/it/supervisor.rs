@@ -319,6 +319,15 @@ fn a_signed_file_that_is_no_model_is_refused_by_its_field() {
 }
 
 #[test]
+fn without_a_trust_folder_it_says_what_to_put_there() {
+    let site = Site::new("trust", User::Own);
+    fs::remove_dir_all(site.path("trust")).unwrap();
+    let errors = site.refusal();
+    let what = format!("there is no trust folder {}; make it", site.path("trust").display());
+    assert!(errors.contains(&what) && errors.contains("keys.trust"), "{errors}");
+}
+
+#[test]
 fn an_unsigned_model_is_served_only_by_an_override_that_is_recorded() {
     let mut site = Site::new("override", User::Own);
     fs::remove_file(site.path("tiny.gguf.sig")).unwrap();

@@ -91,6 +91,15 @@ fn faults_are_not_refusals() {
     cloister(&["model", "sign", &model, "--key", &key], 0);
     let again = cloister(&["model", "sign", &model, "--key", &key], 2);
     assert!(again.contains("m.gguf.sig exists already") && again.contains("--force"), "{again}");
+    let nowhere = text(&folder.path("nowhere"));
+    for (command, code) in [("verify", 2), ("explain", 1)] {
+        let shown = cloister(&["model", command, &model, "--trust", &nowhere], code);
+        assert!(shown.contains(&format!("there is no trust folder {nowhere}")), "{shown}");
+        assert!(
+            shown.contains("public key (PEM) into it, or name another: --trust DIR"),
+            "{shown}"
+        );
+    }
     cloister(&["model", "seal", &model, "--recipient", "age1pq1xyz"], 2);
     cloister(&["keygen", "model-identity", "--out", &id], 0);
     let again = cloister(&["keygen", "model-identity", "--out", &id], 2);

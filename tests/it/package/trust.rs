@@ -94,6 +94,8 @@ fn a_folder_of_anything_else_is_refused() {
     }
     let folder = Folder::new();
     assert!(matches!(TrustStore::open(&folder.0, &mine()), Err(Error::TrustEmpty { .. })));
+    let nowhere = TrustStore::open(&folder.path("none"), &mine());
+    assert!(matches!(nowhere, Err(Error::TrustMissing { path }) if path == folder.path("none")));
     let file = folder.write(".hidden", "");
     assert!(matches!(TrustStore::open(&file, &mine()), Err(Error::TrustNotFolder { .. })));
     folder.write("long.pem", vec![b'x'; 20_000]);
