@@ -1,13 +1,13 @@
 //! `cloister reload`: hands the running supervisor the files that it takes without a restart.
 
-use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 
 use super::status::{explain, read_config};
 use super::{Outcome, Verdict, tell};
+use crate::package::files::open_regular;
 use crate::supervisor::config;
 use crate::supervisor::control::{Command, List, ask};
 
@@ -33,12 +33,10 @@ pub struct Arguments {
 /// A file that cannot be opened; no supervisor.
 pub fn run(arguments: &Arguments) -> Outcome {
     let config = read_config(&arguments.config)?;
-    let open =
-        |path: &Path| File::open(path).map_err(|error| format!("{}: {error}", path.display()));
-    let mut files = vec![open(&config.tokens_file)?];
+    let mut files = vec![open_regular(&config.tokens_file)?];
     let tls = config.certificate.as_ref().zip(config.keys.tls.as_ref());
     if let Some((certificate, key)) = tls {
-        files.extend([open(certificate)?, open(key)?]);
+        files.extend([open_regular(certificate)?, open_regular(key)?]);
     }
     let mut lists = None;
     if config.keys.trust_folder.is_dir() {
@@ -46,7 +44,7 @@ pub fn run(arguments: &Arguments) -> Outcome {
         for list in [List::Allowed, List::Revoked] {
             let path = config.keys.trust_folder.join(list.file());
             if path.exists() {
-                files.push(open(&path)?);
+                files.push(open_regular(&path)?);
                 names.push(list);
             }
         }

@@ -1,11 +1,13 @@
 //! How much memory a sealed process may hold: a bound that Cloister sets, whatever the machine allows.
 //!
-//! `RLIMIT_DATA` counts private memory that can be written, touched or not; shared memory, stacks that grow
-//! and memfds, which it does not count, no filter lets a sealed process make (the loader's one memfd has its
-//! own bound, `fsize`). `RLIMIT_AS` counts every address, so that page tables cannot grow without end either:
-//! they take at most a 512th of it. It is the bound that always holds: the kernel lets reserved addresses
-//! become data although there is too much of that, where their number is near its own bound. What is over
-//! the bounds is refused, and a process that is refused memory ends and is started again.
+//! `RLIMIT_DATA` counts private memory that can be written, touched or not; anonymous shared memory and
+//! stacks that grow, which it does not count, no filter lets a sealed process make. Nor does it count memfds:
+//! the loader has one and the opener makes some, each of `fsize` at most, no more than it has descriptors,
+//! and what of them is mapped counts as addresses. `RLIMIT_AS` counts every address, so that page tables
+//! cannot grow without end either: they take at most a 512th of it. It is the bound that always holds: the
+//! kernel lets reserved addresses become data although there is too much of that, where their number is near
+//! its own bound. What is over the bounds is refused, and a process that is refused memory ends and is
+//! started again.
 //!
 //! A driver holds memory that nobody here has counted, and addresses by the terabyte. So the bounds of a worker with
 //! layers on a card are what the process holds when it is sealed, and what may come.

@@ -168,16 +168,16 @@ mod tests {
         let mapping = unsafe { Mapping::new(fd.as_fd(), LEN, Access::Read).unwrap() };
         mapping.hide_from_dumps().unwrap();
         assert_eq!((mapping[0], mapping[HUGE_LEN_BYTES], mapping.len()), (0, 7, LEN));
-        let page_kib = |name: &str| {
+        let field = |name: &str| {
             let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
             let start = format!("{:x}-", mapping.as_ptr().addr());
-            let fields = maps.lines().skip_while(|line| !line.starts_with(&start));
-            let field = fields.skip(1).find_map(|line| line.strip_prefix(name)).unwrap().trim();
-            field.trim_end_matches(" kB").parse::<usize>().unwrap()
+            let mut fields = maps.lines().skip_while(|line| !line.starts_with(&start)).skip(1);
+            fields.find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned()
         };
+        assert!(field("VmFlags:").split(' ').any(|flag| flag == "dd"), "no core dump has it");
         // None where the kernel has none to give.
-        let huge = page_kib("ShmemPmdMapped:");
-        assert!(huge % 2048 == 0 && huge <= 4096, "{huge} KiB");
+        let huge: usize = field("ShmemPmdMapped:").trim_end_matches(" kB").parse().unwrap();
+        assert!(huge.is_multiple_of(2048) && huge <= 4096, "{huge} KiB");
     }
 
     #[test]

@@ -23,7 +23,13 @@ import tempfile
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # The arguments of these are read as names; of all others, as numbers.
 NAMED = "execve,execveat,prctl,clone3"
-PR_SET_NAME = 15
+# What of them is checked by number, or by value.
+NUMBERS = {
+    "PR_SET_PDEATHSIG": 1, "PR_GET_PDEATHSIG": 2, "PR_SET_DUMPABLE": 4, "PR_SET_NAME": 15, "PR_CAPBSET_DROP": 24,
+    "PR_SET_NO_NEW_PRIVS": 38, "PR_CAP_AMBIENT": 47, "PR_SET_MEMORY_MERGE": 67,
+    "SUID_DUMP_DISABLE": 0, "PR_CAP_AMBIENT_CLEAR_ALL": 4,
+}
+AT_EMPTY_PATH = 0x1000
 CLONE_THREAD = 0x10000
 # What a thread is called, and the filter that is meant for it; the main thread has no name of its own.
 THREADS = {
@@ -59,7 +65,9 @@ class Thread:
 
     def __init__(self, path):
         self.number = int(path.rsplit(".", 1)[1])
-        self.calls, self.children, self.program, self.name = [], [], None, ""
+        self.calls, self.program, self.name = [], None, ""
+        # Those of it that no new program forgets, and what it made.
+        self.all_calls, self.children, self.processes = [], [], []
         for line in open(path, errors="replace"):
             if not (match := LINE.match(line)):
                 continue
@@ -71,11 +79,15 @@ class Thread:
                 self.program, self.calls = "supervisor" if is_supervisor else None, []
             elif call == "prctl" and (name := re.match(r'PR_SET_NAME, "([^"-]*)', text)):
                 self.name = name[1]
+                # A copy of the supervisor, and no program of its own.
+                if self.name == "spawner":
+                    self.program, self.name = "spawner", ""
             words = arguments(call, text)
             is_thread = "CLONE_THREAD" in text or call == "clone" and bool(words[0] & CLONE_THREAD)
-            if is_thread and (child := child_number(result)):
-                self.children.append(child)
+            if call in ("clone", "clone3") and (child := child_number(result)):
+                (self.children if is_thread else self.processes).append(child)
             self.calls.append((time, call, words))
+            self.all_calls.append((call, tuple(words)))
 
     def sealed_at(self):
         """When the process put its filter on all threads."""
@@ -92,11 +104,18 @@ def child_number(result):
 
 def arguments(call, text):
     if call == "prctl":
-        return [PR_SET_NAME if text.startswith("PR_SET_NAME") else -1]
+        return [number(word) for word in text.split(",")]
+    if call == "execveat":
+        return [0, 0, 0, 0, AT_EMPTY_PATH if "AT_EMPTY_PATH" in text else 0]
     if call in NAMED.split(","):
         return []
     words = [word.strip() for word in text.replace("<unfinished ...>", "").split(",")]
     return [int(word, 0) for word in words if re.fullmatch(r"-?(0x[0-9a-f]+|\d+)", word)]
+
+
+def number(word):
+    word = word.split("/*")[0].strip()
+    return int(word, 0) if re.fullmatch(r"-?(0x[0-9a-f]+|\d+)", word) else NUMBERS.get(word, -1)
 
 
 def matches(rule, words):
@@ -131,6 +150,13 @@ def seen_by_kind(threads):
                     seen[thread.program, None].add((call, tuple(words)))
                 if kind and own and time > own[-1]:
                     seen[thread.program, kind].add((call, tuple(words)))
+        if thread.program == "spawner":
+            # Its children keep its filter, below their own.
+            waiting = list(thread.processes)
+            while waiting:
+                if child := threads.get(waiting.pop()):
+                    seen["spawner", None].update(child.all_calls)
+                    waiting += child.children + child.processes
     return seen, count
 
 

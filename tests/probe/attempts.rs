@@ -10,13 +10,14 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, SockaddrIn, UnixAddr,
     bind, connect, send, sendmsg, sendto, shutdown, socket,
 };
 use nix::sys::stat::Mode;
-use nix::unistd::{Pid, chdir, execve, setgid, setuid};
+use nix::unistd::{Pid, chdir, execve, ftruncate, setgid, setuid};
 
 /// `MSG_FASTOPEN`: send, and connect on the way.
 const FAST_OPEN: MsgFlags = MsgFlags::from_bits_retain(0x2000_0000);
@@ -184,11 +185,22 @@ fn take_memory(way: &str) -> Result<(), Errno> {
             let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
             touch(map_pages(MUCH_LEN_BYTES, write, shared)?, MUCH_LEN_BYTES)
         }
+        "memfds" => (0..150).try_for_each(|_| take_memfd(MUCH_LEN_BYTES / 150)),
         "stack" => map_pages(MUCH_LEN_BYTES, write, anonymous | libc::MAP_GROWSDOWN).map(drop),
         // Addresses alone: each pair of MiB that is read takes a page of the kernel's tables.
         "addresses" => map_pages(64 << 30, libc::PROT_READ, anonymous).map(drop),
         _ => panic!("no such way: {way}"),
     }
+}
+
+/// Takes a memfd, which lives on without its descriptor while it is mapped.
+fn take_memfd(len: usize) -> Result<(), Errno> {
+    let fd = memfd_create("probe", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+    ftruncate(&fd, len.try_into().unwrap())?;
+    let (write, raw) = (libc::PROT_READ | libc::PROT_WRITE, fd.as_raw_fd());
+    // SAFETY: a new mapping, of nobody's memory.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), len, write, libc::MAP_SHARED, raw, 0) };
+    if at == libc::MAP_FAILED { Err(Errno::last()) } else { touch(at, len) }
 }
 
 fn touch(at: *mut libc::c_void, len: usize) -> Result<(), Errno> {

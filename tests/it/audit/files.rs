@@ -48,6 +48,10 @@ fn a_pipe_or_an_endless_file_is_refused_wherever_a_small_file_is_read() {
             assert!(told.contains(why) && told.len() < 500, "{command:?}: {told}");
         }
     }
+    fs::write(&config, "[[model]]\nfile = \"m.gguf\"\n[tokens]\nfile = \"pipe\"\n").unwrap();
+    let done = within_seconds(&["reload", "--config", &config]);
+    let told = text(&done.stderr);
+    assert!(done.status.code() == Some(2) && told.contains("regular file"), "{told}");
 }
 
 #[test]
