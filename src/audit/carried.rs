@@ -53,27 +53,49 @@ impl Carried {
     /// Takes the next record into account; returns the tiles that it completed.
     pub(super) fn note(&mut self, bytes: &[u8]) -> Result<Vec<FullTile>, Error> {
         let index = self.edge.size();
-        let record: Record =
-            serde_json::from_slice(bytes).map_err(|_| Error::RecordMalformed { index })?;
-        self.last_moment = Some((record.boot, record.time_s, record.monotonic_s));
+        let record = serde_json::from_slice(bytes).map_err(|_| Error::RecordMalformed { index })?;
+        self.note_record(&record);
+        Ok(self.edge.push(leaf_hash(bytes)))
+    }
+
+    /// Takes the next record into account, but for the edge.
+    pub(super) fn note_record(&mut self, record: &Record) {
+        let (boot, time_s, monotonic_s) = self.last_moment.get_or_insert_default();
+        boot.clone_from(&record.boot);
+        (*time_s, *monotonic_s) = (record.time_s, record.monotonic_s);
         self.is_stopped = matches!(record.event, Event::Stop {});
-        match record.event {
+        match &record.event {
             Event::Begin { request, .. } => {
-                self.open.insert(request);
+                self.open.insert(request.clone());
             }
             Event::End { request, .. } | Event::EndMissing { request, .. } => {
-                self.open.remove(&request);
+                self.open.remove(request);
             }
             Event::Erased { observed } => {
-                self.tombstones.insert(observed.principal);
+                self.tombstones.insert(observed.principal.clone());
             }
             Event::Start { observed } => {
                 self.tpm_counter = observed.tpm_counter.or(self.tpm_counter);
-                self.last_start = Some(observed);
+                self.last_start = Some(observed.clone());
             }
             _ => {}
         }
-        Ok(self.edge.push(leaf_hash(bytes)))
+    }
+
+    /// Whether a journal's head may say this where a walk has `seen` that: the same, but for the edge, which no
+    /// start believes unproven. Behind pruned records the head knows more than was seen.
+    pub(super) fn agrees_with(&self, seen: &Self, is_pruned: bool) -> bool {
+        let Self { open, tombstones, is_stopped, last_start, tpm_counter, last_moment, edge: _ } =
+            self;
+        let has = |known: &BTreeSet<String>, seen: &BTreeSet<String>| {
+            known == seen || is_pruned && seen.is_subset(known)
+        };
+        has(open, &seen.open)
+            && has(tombstones, &seen.tombstones)
+            && *is_stopped == seen.is_stopped
+            && (*last_start == seen.last_start || is_pruned && seen.last_start.is_none())
+            && (*tpm_counter == seen.tpm_counter || is_pruned && seen.tpm_counter.is_none())
+            && *last_moment == seen.last_moment
     }
 }
 

@@ -4,7 +4,7 @@
 //! signed, in its place. What it cannot: that the whole log was not replaced by an older
 //! state of itself; for that it is held against a checkpoint kept elsewhere.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Error;
@@ -13,7 +13,7 @@ use super::carried::Carried;
 use super::journal::{Content, Journal};
 use super::merkle::{Edge, TILE_WIDTH};
 use super::note::{Checkpoint, NOTE_LEN_MAX_BYTES, Verifier};
-use super::record::{Event, Record, StartFacts};
+use super::record::{Event, Record};
 use super::rotation::Rotation;
 use super::tiles::{Kind, read_bounded, read_hashes, tile_path};
 
@@ -134,8 +134,8 @@ fn verify_at(
     let mut walk = Walk::new(folder, anchor, journal.as_ref());
     walk.handed.extend(followed.changes().iter().map(|change| &change.checkpoint));
     read_in_order(folder, signed.size, |bundle| walk.push(bundle, visit))?;
-    compare_open_tiles(folder, &walk.edge)?;
-    if walk.edge.root() != signed.root {
+    compare_open_tiles(folder, &walk.carried.edge)?;
+    if walk.carried.edge.root() != signed.root {
         return Err(Error::RootMismatch { size: signed.size });
     }
     let mut report = walk.finish(&signed)?;
@@ -151,33 +151,27 @@ fn verify_at(
 
 struct Walk<'a> {
     folder: &'a Path,
-    edge: Edge,
     report: Report,
-    began: HashSet<String>,
+    /// The state behind the records that were seen.
+    carried: Carried,
     /// Records that may be gone, as the log says.
     pruned_recorded: u64,
     anchor: Option<&'a Checkpoint>,
     /// What one key handed over to the next.
     handed: Vec<&'a Checkpoint>,
     journal: Option<&'a Content>,
-    /// What the last start recorded of itself, and who was erased.
-    last_start: Option<StartFacts>,
-    erased: BTreeSet<String>,
 }
 
 impl<'a> Walk<'a> {
     fn new(folder: &'a Path, anchor: Option<&'a Checkpoint>, journal: Option<&'a Content>) -> Self {
         Self {
             folder,
-            edge: Edge::default(),
             report: Report::default(),
-            began: HashSet::new(),
+            carried: Carried::default(),
             pruned_recorded: 0,
             anchor,
             handed: Vec::new(),
             journal,
-            last_start: None,
-            erased: BTreeSet::new(),
         }
     }
 
@@ -190,7 +184,8 @@ impl<'a> Walk<'a> {
                     visit(index, record);
                     self.note(index, record);
                     self.note_start(index, record)?;
-                    self.check_journal(index, record)?;
+                    self.carried.note_record(record);
+                    self.check_journal(index)?;
                 }
             }
             None if first == self.report.pruned => self.report.pruned = end,
@@ -204,10 +199,10 @@ impl<'a> Walk<'a> {
         let has_anchor = known.any(|one| (first + 1..end).contains(&one.size));
         let mut full = Vec::new();
         match root {
-            Some(root) if !has_anchor => full = self.edge.push_tile(leaves, root),
+            Some(root) if !has_anchor => full = self.carried.edge.push_tile(leaves, root),
             _ => {
                 for leaf in leaves {
-                    full.extend(self.edge.push(leaf));
+                    full.extend(self.carried.edge.push(leaf));
                     self.check_anchor()?;
                 }
             }
@@ -230,12 +225,9 @@ impl<'a> Walk<'a> {
         }
         report.time_s = Some((first, record.time_s));
         match &record.event {
-            Event::Begin { request, .. } => {
-                self.began.insert(request.clone());
-            }
             Event::End { request, .. } | Event::EndMissing { request, .. } => {
                 // Its begin may have been pruned.
-                let is_matched = self.began.remove(request) || report.pruned > 0;
+                let is_matched = self.carried.open.contains(request) || report.pruned > 0;
                 report.unmatched_ends += u64::from(!is_matched);
             }
             Event::RetentionRun { observed } => {
@@ -251,7 +243,6 @@ impl<'a> Walk<'a> {
     /// Holds the TPM's counter of a start against that of the start before it.
     fn note_start(&mut self, index: u64, record: &Record) -> Result<(), Error> {
         let Event::Start { observed } = &record.event else { return Ok(()) };
-        self.last_start = Some(observed.clone());
         let known = &mut self.report.tpm_counter;
         match (known.as_mut(), observed.tpm_counter) {
             (None, None) => {}
@@ -276,41 +267,24 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    /// Holds the journal's head, which no key signs, against the records before it. Of those that were pruned
-    /// it knows more than is here.
-    fn check_journal(&mut self, index: u64, record: &Record) -> Result<(), Error> {
-        if let Event::Erased { observed } = &record.event {
-            self.erased.insert(observed.principal.clone());
-        }
-        let Some(journal) = self.journal.filter(|journal| journal.base == index + 1) else {
-            return Ok(());
-        };
-        let Carried { open, tombstones, is_stopped, last_start, tpm_counter, last_moment, edge: _ } =
-            &journal.carried;
-        let last_counter = self.report.tpm_counter.as_ref().map(|counter| counter.last);
-        let has_all = |known: usize, seen: usize| known == seen || self.report.pruned > 0;
-        let moment = (record.boot.as_str(), record.time_s, record.monotonic_s);
-        let is_it = self.began.iter().all(|request| open.contains(request))
-            && has_all(open.len(), self.began.len())
-            && self.erased.is_subset(tombstones)
-            && has_all(tombstones.len(), self.erased.len())
-            && *is_stopped == matches!(record.event, Event::Stop {})
-            && (self.last_start == *last_start
-                || self.last_start.is_none() && self.report.pruned > 0)
-            && (last_counter == *tpm_counter || last_counter.is_none() && self.report.pruned > 0)
-            && last_moment.as_ref().map(|(boot, wall, mono)| (boot.as_str(), *wall, *mono))
-                == Some(moment);
-        match is_it {
-            true => Ok(()),
-            false => Err(Error::JournalHead { base: journal.base }),
+    /// Holds the journal's head, which no key signs, against the records before it.
+    fn check_journal(&self, index: u64) -> Result<(), Error> {
+        let at_head = self.journal.filter(|journal| journal.base == index + 1);
+        match at_head {
+            Some(Content { base, carried, .. })
+                if !carried.agrees_with(&self.carried, self.report.pruned > 0) =>
+            {
+                Err(Error::JournalHead { base: *base })
+            }
+            _ => Ok(()),
         }
     }
 
     /// Holds the tree against the anchor, and what a key handed over, once it has their size.
     fn check_anchor(&mut self) -> Result<(), Error> {
-        let size = self.edge.size();
+        let size = self.carried.edge.size();
         for known in self.anchor.iter().chain(&self.handed).filter(|one| one.size == size) {
-            if known.root != self.edge.root() {
+            if known.root != self.carried.edge.root() {
                 return Err(Error::RootMismatch { size });
             }
         }
@@ -346,7 +320,7 @@ impl<'a> Walk<'a> {
         self.report.origin.clone_from(&signed.origin);
         self.report.size = signed.size;
         self.report.root = super::principal_keys::hex(&signed.root);
-        self.report.open_requests = self.began.len() as u64;
+        self.report.open_requests = self.carried.open.len() as u64;
         Ok(self.report)
     }
 }
