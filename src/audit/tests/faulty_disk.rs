@@ -1,10 +1,11 @@
-//! A disk that notes every operation, can fail any of them, and forgets as a power cut does.
+//! A disk that notes every operation, can fail any of them or be slow, and forgets as a power cut does.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use super::super::disk::{Disk, Kernel};
 
@@ -69,9 +70,16 @@ pub(super) struct FaultyDisk {
     done: Mutex<Vec<Operation>>,
     fault: Mutex<Option<Fault>>,
     unsynced: Mutex<Vec<(PathBuf, u64, usize)>>,
+    /// How long a whole tile takes to become durable.
+    tile_sync_pause: Duration,
 }
 
 impl FaultyDisk {
+    /// One that makes a whole tile durable slowly.
+    pub(super) fn slow_tiles(tile_sync_pause: Duration) -> Self {
+        Self { tile_sync_pause, ..Self::default() }
+    }
+
     /// From now on operations fail as `fault` says; `None` mends the disk.
     pub(super) fn set(&self, fault: Option<Fault>) {
         *self.fault.lock().unwrap() = fault;
@@ -132,6 +140,9 @@ impl Disk for FaultyDisk {
     }
 
     fn sync(&self, file: &File, path: &Path) -> io::Result<()> {
+        if path.to_string_lossy().contains("tile") {
+            std::thread::sleep(self.tile_sync_pause);
+        }
         let asked = self.ask(Operation::Sync(path.to_owned()));
         if asked.is_err() {
             self.lose_unsynced(file, path);

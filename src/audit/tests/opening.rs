@@ -9,7 +9,6 @@ use nix::errno::Errno;
 use ring::digest::{Context, SHA256};
 use serde_json::{Value, json};
 
-use super::super::disk::{Disk, Kernel};
 use super::super::log::Options;
 use super::super::record::samples;
 use super::faulty_disk::{Fault, FaultyDisk};
@@ -101,59 +100,12 @@ fn an_end_whose_disk_fails_takes_nothing() {
     }
 }
 
-/// A disk that makes whole tiles durable slowly.
-#[derive(Debug)]
-struct SlowDisk;
-
-/// What it is beside that.
-const KERNEL: Kernel = Kernel { is_durable: false };
-
-impl Disk for SlowDisk {
-    fn create(&self, path: &Path) -> io::Result<fs::File> {
-        KERNEL.create(path)
-    }
-
-    fn open(&self, path: &Path) -> io::Result<fs::File> {
-        KERNEL.open(path)
-    }
-
-    fn write_at(&self, file: &fs::File, path: &Path, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        KERNEL.write_at(file, path, offset, bytes)
-    }
-
-    fn sync(&self, _: &fs::File, path: &Path) -> io::Result<()> {
-        if path.to_string_lossy().contains("tile") {
-            std::thread::sleep(Duration::from_millis(40));
-        }
-        Ok(())
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        KERNEL.rename(from, to)
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        KERNEL.remove(path)
-    }
-
-    fn make_folders(&self, path: &Path) -> io::Result<()> {
-        KERNEL.make_folders(path)
-    }
-
-    fn remove_folder(&self, path: &Path) -> io::Result<()> {
-        KERNEL.remove_folder(path)
-    }
-
-    fn sync_folder(&self, path: &Path) -> io::Result<()> {
-        KERNEL.sync_folder(path)
-    }
-}
-
 #[test]
 fn a_journal_stays_short_however_slowly_whole_tiles_become_durable() {
     const BATCH_COUNT: u64 = 64;
     let (folder, key) = (Folder::new("slow"), Key::new());
-    let options = Options { disk: Arc::new(SlowDisk), settle_count: 256, ..Options::default() };
+    let disk = FaultyDisk::slow_tiles(Duration::from_millis(40));
+    let options = Options { disk: Arc::new(disk), settle_count: 256, ..Options::default() };
     let (mut log, _) = Log::open_with(&[&folder.0], key.signer(), options).unwrap();
     let mut longest = 0;
     for commit in 0..50 {
