@@ -321,33 +321,31 @@ impl<P: AsMut<[u8]> + Send + 'static> Decryptor<P> {
         let mut firsts = (0..payload.layout.chunks_count).step_by(chunks_in);
         let most = (self.threads.len() + 1) * sink.pieces_per_thread();
         let (mut under_way, mut next, mut passed) = (0, 0, Ok(0));
-        for first in firsts.by_ref().take(most) {
-            passed = self.push(payload, first, sink).map(|()| 0);
-            if passed.is_err() {
-                break;
-            }
-            under_way += 1;
-        }
         let mut waiting: Vec<Batch<P>> = Vec::new();
-        while under_way > 0 {
-            waiting.push(self.next_done());
-            waiting.extend(self.done.try_iter());
-            while let Some(place) = waiting.iter().position(|batch| batch.first == next) {
-                let batch = waiting.swap_remove(place);
-                under_way -= 1;
-                next += chunks_in as u64;
-                passed = passed.and_then(|before| Ok(before + batch.pass(sink)?));
-                let Ok(passed_bytes) = passed else {
-                    continue;
-                };
-                progress(passed_bytes);
-                if let Some(first) = firsts.next() {
-                    passed = self.push(payload, first, sink).map(|()| passed_bytes);
-                    under_way += usize::from(passed.is_ok());
+        loop {
+            while passed.is_ok() && under_way < most {
+                let Some(first) = firsts.next() else { break };
+                match self.push(payload, first, sink) {
+                    Ok(()) => under_way += 1,
+                    Err(error) => passed = Err(error),
                 }
             }
+            if under_way == 0 {
+                return passed;
+            }
+            let Some(place) = waiting.iter().position(|batch| batch.first == next) else {
+                waiting.push(self.next_done());
+                waiting.extend(self.done.try_iter());
+                continue;
+            };
+            let batch = waiting.swap_remove(place);
+            under_way -= 1;
+            next += chunks_in as u64;
+            passed = passed.and_then(|before| Ok(before + batch.pass(sink)?));
+            if let Ok(passed_bytes) = passed {
+                progress(passed_bytes);
+            }
         }
-        passed
     }
 
     /// Has a piece decrypted, from chunk `first` on.
