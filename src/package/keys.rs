@@ -185,13 +185,15 @@ impl fmt::Debug for FileKey {
 }
 
 /// Opens model files that were sealed to its recipient. In the supervisor and `cloister` only.
-pub struct Identity(age::x25519::Identity);
+///
+/// In a place of its own, so that whoever passes it on leaves no copy behind.
+pub struct Identity(Box<age::x25519::Identity>);
 
 impl Identity {
     /// Makes a new identity.
     #[must_use]
     pub fn generate() -> Self {
-        Self(age::x25519::Identity::generate())
+        Self(Box::new(age::x25519::Identity::generate()))
     }
 
     /// Reads an identity file as `age-keygen` writes it: comments and one `AGE-SECRET-KEY-1...`.
@@ -217,7 +219,7 @@ impl Identity {
         if !line.starts_with(IDENTITY_PREFIX) {
             return None;
         }
-        age::x25519::Identity::from_str(line).ok().map(Self)
+        age::x25519::Identity::from_str(line).ok().map(|identity| Self(Box::new(identity)))
     }
 
     /// Returns the text of an identity file.

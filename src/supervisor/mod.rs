@@ -60,6 +60,7 @@ use self::error::Error;
 use self::manager::Manager;
 use self::nursery::Nursery;
 use crate::sandbox::Thread;
+use crate::sys::erasing::erase_stack;
 
 /// Runs the program. Under the name `opener` it is that child: the same file, another role.
 pub fn main() -> ExitCode {
@@ -95,7 +96,9 @@ fn run(arguments: &[OsString]) -> Result<(), Error> {
     let sandboxed = start::give_up_powers(&config)?;
     // 5. to 7. From here on nothing is reached but the own folders and the children.
     let supervisor = start::begin(config, nursery, opened, &sandboxed)?;
-    // The models are open: no more threads.
+    // The models are open: the identity is gone, with what reading and using keys left behind.
+    erase_stack();
+    // No more threads.
     sandboxed.narrow(Thread::SupervisorServing).map_err(Error::Sandbox)?;
     supervisor.serve()
 }

@@ -1,15 +1,28 @@
-//! An allocator that zeroes memory before it gives it back: for processes that hold text.
+//! Memory that is zeroed when it is given back: for processes that hold text or keys.
 //!
-//! What a library copies (bodies, buffers of TLS and HTTP, values of a template) is gone when the library
-//! drops it. Not covered: the stack, registers, and buffers inside the kernel.
+//! What a library copies (bodies, buffers of TLS and HTTP, values of a template, a key's bytes) is gone from the
+//! heap when the library drops it, and from the stack where [`erase_stack`] is called. Not covered: registers,
+//! and buffers inside the kernel.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::arch::asm;
+
+use zeroize::Zeroize as _;
 
 /// Size of a block, in bytes, above which the system's allocator gives it a mapping of its own, and the
 /// mapping back to the kernel when it is freed (`M_MMAP_THRESHOLD` of glibc is never above). To zero it would
 /// only claim the pages of it that were never used.
 const MAPPED_SIZE: usize = 32 << 20;
+
+/// How much of the stack is erased, in bytes: several times what reading and using a key takes.
+const STACK_LEN_BYTES: usize = 1 << 20;
+
+/// Erases what calls that have returned left on this thread's stack, below the caller.
+#[inline(never)]
+pub fn erase_stack() {
+    let mut left = [0_u8; STACK_LEN_BYTES];
+    left.zeroize();
+}
 
 /// The system's allocator, which zeroes what is freed.
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,5 +95,27 @@ mod tests {
             let bytes = after_free(size);
             assert!(bytes.is_none_or(|bytes| !bytes.contains(&0xA5)), "{size}: {bytes:?}");
         }
+    }
+
+    /// Leaves a pattern on the stack, and returns where.
+    #[inline(never)]
+    fn leave_behind() -> u64 {
+        let mut left = [0_u8; STACK_LEN_BYTES / 2];
+        std::hint::black_box(&mut left).fill(0xA5);
+        left.as_ptr().addr() as u64
+    }
+
+    #[test]
+    fn what_a_call_left_on_the_stack_is_erased() {
+        let memory = std::fs::File::open("/proc/self/mem").unwrap();
+        let place = leave_behind();
+        let mut bytes = [0; 64];
+        let mut look = || {
+            std::os::unix::fs::FileExt::read_exact_at(&memory, &mut bytes, place).unwrap();
+            bytes
+        };
+        assert_eq!(look(), [0xA5; 64], "the control");
+        erase_stack();
+        assert_eq!(look(), [0; 64]);
     }
 }

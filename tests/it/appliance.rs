@@ -19,6 +19,7 @@ mod erasure;
 mod full_disk;
 mod hang;
 mod hostile;
+mod keys;
 mod lifetime;
 mod live_memory;
 mod long_log;
@@ -36,6 +37,7 @@ mod speed;
 mod swap;
 mod tpm_counter;
 
+pub(crate) use keys::scalar;
 pub(crate) use live_memory::found_in;
 
 /// As whom an appliance is started.
