@@ -49,7 +49,9 @@ fn a_number_that_does_not_fit_is_an_error_that_names_the_field() {
     assert!(error.to_string().contains("lower gpu_layers"), "{error}");
     assert_eq!(layers(GpuLayers::Count(0), 0), Ok(0));
     assert_eq!(layers(GpuLayers::All, 1 << 40), Ok(10));
-    assert_eq!(layers(GpuLayers::Count(11), 1 << 40), Err(Error::BadOption("gpu_layers")));
+    let error = layers(GpuLayers::Count(11), 1 << 40).unwrap_err();
+    assert_eq!(error, Error::Card(CardError::TooManyLayers { asked: 11, layers: 10 }));
+    assert!(error.to_string().contains("set gpu_layers = 10 or less"), "{error}");
 }
 
 #[test]

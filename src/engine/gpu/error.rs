@@ -13,6 +13,13 @@ pub enum CardError {
     Cuda(CudaError),
     /// There is no kernel for this.
     Unsupported(&'static str),
+    /// More layers are asked for than the model has.
+    TooManyLayers {
+        /// Layers that are asked for.
+        asked: usize,
+        /// Layers of the model.
+        layers: usize,
+    },
     /// Several cards have no room together.
     NoRoom {
         /// Layers that are left over.
@@ -29,6 +36,10 @@ impl fmt::Display for CardError {
             Self::Unsupported(what) => {
                 write!(f, "no card computes {what}: set gpu_layers = 0")
             }
+            Self::TooManyLayers { asked, layers } => write!(
+                f,
+                "{asked} layers are asked for, and the model has {layers}: set gpu_layers = {layers} or less, or -1 for all"
+            ),
             Self::NoRoom { layers, cards } => write!(
                 f,
                 "the {cards} cards have no room for {layers} of the layers: lower gpu_layers or context_len"

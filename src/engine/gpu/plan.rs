@@ -116,14 +116,14 @@ impl Needs {
     ///
     /// # Errors
     ///
-    /// [`Error::BadOption`] if there are not as many as asked for; [`Error::Card`] if they do not fit. `Auto`
-    /// takes as many as fit, and leaves some memory free.
+    /// [`Error::Card`] if there are not as many as asked for, or they do not fit. `Auto` takes as many as fit, and
+    /// leaves some memory free.
     pub fn plan(&self, asked: GpuLayers, free: &[usize]) -> Result<Plan, Error> {
         let n_layers = self.layers.len();
         let layers = match asked {
             GpuLayers::All => self.place(n_layers, free, 0),
             GpuLayers::Count(count) if count <= n_layers => self.place(count, free, 0),
-            GpuLayers::Count(_) => return Err(Error::BadOption("gpu_layers")),
+            GpuLayers::Count(asked) => Err(CardError::TooManyLayers { asked, layers: n_layers }),
             GpuLayers::Auto => {
                 let most =
                     (0..=n_layers).rev().find_map(|count| self.place(count, free, RESERVE).ok());

@@ -455,8 +455,8 @@ fn more_layers_than_there_are_are_refused() {
     let mut appliance = with_stand_in(As::Oneself);
     ask_layers(&appliance, "3");
     let told = refusal(&mut appliance);
-    let why =
-        "cloister.toml: model.gpu_layers of model smol: engine option gpu_layers is out of bounds";
+    let why = "cloister.toml: model.gpu_layers of model smol: 3 layers are asked for, and the model has 2: \
+               set gpu_layers = 2 or less, or -1 for all";
     assert!(told.contains(why), "{told}");
 }
 
