@@ -107,23 +107,22 @@ impl Cards {
     ///
     /// # Errors
     ///
-    /// `error`, where one of them asks for layers by number.
+    /// [`Error::Card`], where one of them asks for layers by number.
     pub(super) fn lose(
         &mut self,
         config: &Config,
         cards: &Devices,
-        error: Error,
+        why: &str,
     ) -> Result<(), Error> {
-        let why = error.to_string();
         for (model, its) in config.models.iter().zip(&mut self.of_models) {
             if its.as_ref() != Some(cards) {
                 continue;
             }
             if model.gpu_layers != Some(GpuLayers::Auto) {
-                return Err(error);
+                return Err(fault(config, model, or_none(why)));
             }
             *its = None;
-            say_none(model, &why);
+            say_none(model, why);
         }
         Ok(())
     }
@@ -136,6 +135,11 @@ impl Cards {
 
 fn fault(config: &Config, model: &Model, why: String) -> Error {
     Error::Card(config.file.clone(), model.name.clone(), why)
+}
+
+/// A reason that is not said with what to do.
+fn or_none(why: &str) -> String {
+    format!("{why}; mend that, or set gpu_layers = 0")
 }
 
 /// Whether this stage of a start needs what a worker with a card alone has: its root, its program.
@@ -243,23 +247,61 @@ impl Supervisor {
     }
 
     /// Starts a worker's process, on its model's cards if that has some, which are returned too. With `"auto"` the model
-    /// goes to the processors where the driver's files or the program keep it from starting.
-    pub(super) fn spawn_worker(&mut self, at: usize) -> Result<(Child, Option<Devices>), Error> {
+    /// goes to the processors where the driver's files, the program or a spawner that is gone keep it from starting;
+    /// with a number the start is refused, and there is no process.
+    pub(super) fn spawn_worker(
+        &mut self,
+        at: usize,
+    ) -> Result<Option<(Child, Option<Devices>)>, Error> {
         let worker = &self.workers[at];
         let (index, model) = (worker.index.0, usize::from(worker.model.0));
         let node = self.places[model].node;
-        let Some(cards) = self.cards.of(model).cloned() else {
-            return Ok((self.nursery.spawn(Role::Worker, index, node, None)?, None));
-        };
-        match self.nursery.spawn_on(&cards, index, node) {
-            Err(Error::Spawn(_, failed)) if is_of_a_card(failed.stage) && self.is_auto(model) => {
-                let name = worker.seat.name.clone();
-                self.leave_card(model, &failed.to_string());
-                self.record_death(name, None, failed.to_string(), None);
-                Ok((self.nursery.spawn(Role::Worker, index, node, None)?, None))
+        if let Some(cards) = self.cards.of(model).cloned() {
+            match self.nursery.spawn_on(&cards, index, node) {
+                Ok(Some(child)) => return Ok(Some((child, Some(cards)))),
+                Ok(None) => self.lose_cards()?,
+                Err(Error::Spawn(_, failed))
+                    if is_of_a_card(failed.stage) && self.is_auto(model) =>
+                {
+                    let name = self.workers[at].seat.name.clone();
+                    self.leave_card(model, &failed.to_string());
+                    self.record_death(name, None, failed.to_string(), None);
+                }
+                Err(Error::Spawn(_, failed))
+                    if is_of_a_card(failed.stage) && self.is_starting() =>
+                {
+                    self.refuse(model, or_none(&failed.to_string()));
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
             }
-            started => Ok((started?, Some(cards))),
         }
+        Ok(Some((self.nursery.spawn(Role::Worker, index, node, None)?, None)))
+    }
+
+    /// Models whose cards' spawner is gone go to the processors.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cards::lose`].
+    pub(super) fn lose_cards(&mut self) -> Result<(), Error> {
+        let mut gone = self.nursery.gone();
+        gone.try_for_each(|cards| self.cards.lose(&self.config, cards, "its spawner is gone"))
+    }
+
+    /// Whether a start may still be refused.
+    fn is_starting(&self) -> bool {
+        !self.is_announced && self.stop.is_none()
+    }
+
+    /// Refuses the start for what a model asks of its cards, by a stop like any other.
+    fn refuse(&mut self, model: usize, why: String) {
+        let model = &self.config.models[model];
+        let check = "no card computes the layers that it is to have there".to_owned();
+        let observed = ModelRefusedFacts { model: model.name.clone(), check };
+        self.ledger.append(Event::ModelRefused { observed, declared: None });
+        self.refused = Some(fault(&self.config, model, why));
+        self.begin_stop();
     }
 
     fn is_auto(&self, model: usize) -> bool {
@@ -282,15 +324,10 @@ impl Supervisor {
             self.leave_card(at, &why);
             return self.doom_worker(index, Doom::Replaced("found no card for its layers"));
         }
-        let model = &self.config.models[at];
-        if self.is_announced || self.stop.is_some() {
-            super::say(&format!("model {}: {why}", model.name));
+        if self.is_starting() {
+            self.refuse(at, why);
         } else {
-            let check = "no card computes the layers that it is to have there".to_owned();
-            let observed = ModelRefusedFacts { model: model.name.clone(), check };
-            self.ledger.append(Event::ModelRefused { observed, declared: None });
-            self.refused = Some(fault(&self.config, model, why));
-            self.begin_stop();
+            super::say(&format!("model {}: {why}", self.config.models[at].name));
         }
         self.doom_worker(index, Doom::Fault("found no card for its layers".to_owned()))
     }
@@ -331,10 +368,11 @@ mod tests {
         let only = |card: u16| Devices::of(&[card.into()]).unwrap();
         let of_models = models.map(|(_, card)| Some(only(card))).to_vec();
         let mut cards = Cards { of_models, roots: Vec::new() };
-        cards.lose(&config, &only(0), Error::NotReady("spawner")).unwrap();
+        cards.lose(&config, &only(0), "no spawner").unwrap();
         assert_eq!(cards.of_models, [None, Some(only(1)), Some(only(1)), None]);
-        let refused = cards.lose(&config, &only(1), Error::NotReady("spawner")).unwrap_err();
-        assert!(matches!(refused, Error::NotReady("spawner")), "{refused}");
+        let refused = cards.lose(&config, &only(1), "no spawner").unwrap_err().to_string();
+        let why = "model.gpu_layers of model 1: no spawner; mend that, or set gpu_layers = 0";
+        assert_eq!(refused, format!("/c/cloister.toml: {why}"));
     }
 
     #[test]

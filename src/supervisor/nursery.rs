@@ -9,6 +9,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
+use nix::sys::signal::Signal;
 
 use super::cards::{Cards, WORKER_GPU};
 use super::config::{Config, Devices, Profile, Swap};
@@ -45,6 +46,8 @@ struct Line {
     cards: Option<Devices>,
     channel: Channel,
     pidfd: OwnedFd,
+    /// It ended, and its children with it.
+    is_gone: bool,
 }
 
 /// The spawners, as seen from here.
@@ -89,7 +92,7 @@ impl Nursery {
             let asked = spawner::Config { profile, programs, locks_memory, root };
             let started = spawner::start(&asked).map_err(Error::Spawner)?;
             let spawner::Started { channel, pidfd } = started;
-            Ok(Line { cards, channel, pidfd })
+            Ok(Line { cards, channel, pidfd, is_gone: false })
         };
         let mut lines = vec![start(None, programs, Vec::new())?];
         let mut lost = Vec::new();
@@ -99,10 +102,10 @@ impl Nursery {
             let worker = program(Role::WorkerGpu, path, uid, workers_count, many);
             match start(Some(together.clone()), vec![worker], root.clone()) {
                 Ok(line) => lines.push(line),
-                Err(error) => lost.push((together.clone(), error)),
+                Err(error) => lost.push((together.clone(), error.to_string())),
             }
         }
-        lost.into_iter().try_for_each(|(lost, error)| cards.lose(config, &lost, error))?;
+        lost.iter().try_for_each(|(lost, why)| cards.lose(config, lost, why))?;
         Ok(Self { lines, on_cards: BTreeMap::new(), next: 1, ends: VecDeque::new() })
     }
 
@@ -118,18 +121,43 @@ impl Nursery {
         self.order(0, (role, index, node), signals)
     }
 
-    /// Starts a worker that uses cards.
+    /// Starts a worker that uses cards; `None` if their spawner is [gone](Nursery::gone).
     pub(super) fn spawn_on(
         &mut self,
         cards: &Devices,
         index: u16,
         node: Option<u16>,
-    ) -> Result<Child, Error> {
-        let at = self.lines.iter().position(|line| line.cards.as_ref() == Some(cards));
-        let at = at.ok_or(Error::NotReady("spawner of the cards"))?;
-        let child = self.order(at, (Role::WorkerGpu, index, node), None)?;
-        self.on_cards.insert(child.id, at);
-        Ok(child)
+    ) -> Result<Option<Child>, Error> {
+        let is_its = |line: &Line| line.cards.as_ref() == Some(cards);
+        let Some(at) = self.lines.iter().position(|line| is_its(line) && !line.is_gone) else {
+            return Ok(None);
+        };
+        match self.order(at, (Role::WorkerGpu, index, node), None) {
+            Ok(child) => {
+                self.on_cards.insert(child.id, at);
+                Ok(Some(child))
+            }
+            Err(Error::Channel(ipc::Error::Closed)) => {
+                self.lose(at);
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes note that a spawner of cards is gone, whose end killed all its children.
+    fn lose(&mut self, at: usize) {
+        self.lines[at].is_gone = true;
+        let its = self.on_cards.iter().filter(|(_, line)| **line == at).map(|(&child, _)| child);
+        let killed = its.filter(|child| self.ends.iter().all(|(ended, _)| ended != child));
+        let killed: Vec<ChildId> = killed.collect();
+        let exit = Exit::Signal(Signal::SIGKILL as i32);
+        self.ends.extend(killed.into_iter().map(|child| (child, exit)));
+    }
+
+    /// The cards whose spawner is gone.
+    pub(super) fn gone(&self) -> impl Iterator<Item = &Devices> {
+        self.lines.iter().filter(|line| line.is_gone).filter_map(|line| line.cards.as_ref())
     }
 
     fn order(
@@ -170,8 +198,12 @@ impl Nursery {
     /// Kills a child; its end will follow.
     pub(super) fn kill(&self, id: ChildId) -> Result<(), Error> {
         let at = self.on_cards.get(&id).copied().unwrap_or_default();
-        let kill = ToSpawner::Kill { child: id };
-        self.lines[at].channel.try_send(&kill, &[]).map_err(Error::Channel)
+        let line = &self.lines[at];
+        match line.channel.try_send(&ToSpawner::Kill { child: id }, &[]) {
+            // It died with its spawner.
+            Err(ipc::Error::Closed) if line.cards.is_some() => Ok(()),
+            sent => sent.map_err(Error::Channel),
+        }
     }
 
     /// Kills children that use no card and waits for their ends; `None` for one whose end does not come in time.
@@ -202,14 +234,15 @@ impl Nursery {
 
     /// The children that ended since the last call.
     pub(super) fn ends(&mut self) -> Result<Vec<(ChildId, Exit)>, Error> {
-        for line in &self.lines {
-            loop {
-                match line.channel.try_recv() {
+        for at in 0..self.lines.len() {
+            while !self.lines[at].is_gone {
+                match self.lines[at].channel.try_recv() {
                     Ok((FromSpawner::Exited { child, exit }, _)) => {
                         self.ends.push_back((child, exit));
                     }
                     Ok(_) => return Err(Error::NotReady("spawner")),
                     Err(ipc::Error::WouldBlock) => break,
+                    Err(ipc::Error::Closed) if self.lines[at].cards.is_some() => self.lose(at),
                     Err(error) => return Err(Error::Channel(error)),
                 }
             }
@@ -222,7 +255,8 @@ impl Nursery {
 
     /// What to poll: of each spawner the channel, and its own end.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.lines.iter().flat_map(|line| [line.channel.as_fd(), line.pidfd.as_fd()])
+        let there = self.lines.iter().filter(|line| !line.is_gone);
+        there.flat_map(|line| [line.channel.as_fd(), line.pidfd.as_fd()])
     }
 }
 

@@ -105,9 +105,14 @@ impl Supervisor {
     /// Serves until told to stop, or until the spawner is gone.
     pub(super) fn serve(mut self) -> Result<(), Error> {
         for at in 0..self.workers.len() {
-            self.start_worker(at)?;
+            // A start that was refused for what a worker's card lacks is a stop already.
+            if self.stop.is_none() {
+                self.start_worker(at)?;
+            }
         }
-        self.start_gateway()?;
+        if self.stop.is_none() {
+            self.start_gateway()?;
+        }
         loop {
             self.sleep()?;
             self.read_signals();
@@ -192,7 +197,9 @@ impl Supervisor {
 
     /// Records the ends of children, after their last words were read.
     fn bury(&mut self) -> Result<(), Error> {
-        for (id, exit) in self.nursery.ends()? {
+        let ends = self.nursery.ends()?;
+        self.lose_cards()?;
+        for (id, exit) in ends {
             if self.gateway.is(id) {
                 self.read_gateway(LAST_WORDS_COUNT_MAX)?;
                 self.gateway_gone(exit)?;

@@ -238,7 +238,7 @@ impl Supervisor {
 
     pub(super) fn start_worker(&mut self, at: usize) -> Result<(), Error> {
         let since = Instant::now();
-        let (child, cards) = self.spawn_worker(at)?;
+        let Some((child, cards)) = self.spawn_worker(at)? else { return Ok(()) };
         let worker = &mut self.workers[at];
         let model_at = usize::from(worker.model.0);
         let (model, place) = (&self.models[model_at], &self.places[model_at]);

@@ -393,7 +393,61 @@ fn where_the_worker_of_a_card_cannot_be_started_auto_goes_to_the_processors() {
         appliance.change_config("gpu_layers = \"auto\"", "gpu_layers = -1");
         give_to(&appliance.folder, user);
         let told = refusal(&mut appliance);
-        assert!(told.contains("root with the driver's files: Not a directory"), "{told}");
+        let why = "cloister.toml: model.gpu_layers of model smol: start of a child: root with the driver's files: \
+                   Not a directory; mend that, or set gpu_layers = 0";
+        assert!(told.contains(why), "{told}");
+        let refused = facts(&appliance, "model_refused");
+        assert_eq!(refused.last().unwrap()["observed"]["model"], "smol");
+        assert_eq!(appliance.records("stop").len(), appliance.records("start").len());
+        assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+    }
+}
+
+/// Kills the process that started a card's worker, which waits for orders.
+fn kill_spawner(appliance: &Appliance) {
+    let worker = appliance.only_child(WORKER);
+    let status = fs::read_to_string(format!("/proc/{worker}/status")).unwrap();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:\t")).unwrap();
+    kill(parent.parse().unwrap(), "KILL");
+}
+
+#[test]
+fn a_card_whose_spawner_dies_is_left_by_auto_and_ends_what_asks_for_a_number() {
+    if !can_emulate() {
+        return;
+    }
+    for user in users() {
+        let mut appliance = with_stand_in(user);
+        ask_layers(&appliance, "\"auto\"");
+        appliance.start_again();
+        appliance.wait_until_ready();
+        assert!(status(&appliance)["models"][0]["gpu_devices"].is_array(), "the control");
+        kill_spawner(&appliance);
+        appliance.only_child("cloister-worker");
+        appliance.wait_until_ready();
+        assert_golden(&appliance);
+        let line = "model smol: no layer on a card: its spawner is gone\n";
+        assert_eq!(appliance.told().matches(line).count(), 1, "{}", appliance.told());
+        let told = status(&appliance);
+        assert!(told["models"][0]["gpu_devices"].is_null(), "{told}");
+        assert!(!told["missing_protections"].to_string().contains("driver"), "{told}");
+        appliance.stop();
+        assert_eq!(hostile::deaths(&appliance, "worker"), ["killed by signal 9"]);
+        assert_eq!(appliance.verify_log()["verdict"], "INTACT");
+
+        appliance.change_config("gpu_layers = \"auto\"", "gpu_layers = -1");
+        give_to(&appliance.folder, user);
+        appliance.start_again();
+        appliance.wait_until_ready();
+        kill_spawner(&appliance);
+        let mut ended = None;
+        eventually("its end", || {
+            ended = appliance.child.try_wait().unwrap();
+            ended.is_some()
+        });
+        let told = appliance.told();
+        let why = "cloister.toml: model.gpu_layers of model smol: its spawner is gone; mend that";
+        assert!(!ended.unwrap().success() && told.contains(why), "{told}");
     }
 }
 
