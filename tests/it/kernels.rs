@@ -113,7 +113,7 @@ fn boot(name: &str, arguments: &str, script: &str) -> Option<Booted> {
         env!("CARGO_BIN_EXE_cloister-worker"),
         "/usr/bin/setpriv",
     ]);
-    command.env("CLOISTER_KERNEL_ARGUMENTS", arguments).env("CLOISTER_BOOT_LIMIT_S", "3600");
+    command.env("CLOISTER_KERNEL_ARGUMENTS", arguments).env("CLOISTER_BOOT_LIMIT_S", "1200");
     let done = command.output().unwrap();
     let booted = Booted { folder, is_success: done.status.success() };
     let told = String::from_utf8_lossy(&done.stderr);
