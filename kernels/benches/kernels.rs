@@ -2,8 +2,8 @@
 //!
 //! `cargo bench -p kernels -- [--quick] [--threads N] [--isa NAME] [--format NAME|attention]`
 //!
-//! Decode (one token) is held against the read bandwidth over a weight set larger than any
-//! cache, and so is attention over 4,096 positions; prefill (512 tokens) against the peak of the
+//! Decode (a token of each of 1, 4 and 16 sequences) is held against the read bandwidth over a weight
+//! set larger than any cache, and so is attention over 4,096 positions; prefill (512 tokens) against the peak of the
 //! 8-bit dot product instruction. Each figure is that of a run which only a tenth of many short
 //! runs beat: neighbours on the machine make most runs slower, and a single lucky one proves
 //! nothing.
@@ -75,7 +75,9 @@ fn main() {
             if is_slow && options.isa.is_none() {
                 continue;
             }
-            decode(&pool, isa, ty, options.is_quick || is_slow, bandwidth);
+            for tokens in [1, 4, 16] {
+                decode(&pool, isa, ty, tokens, options.is_quick || is_slow, bandwidth);
+            }
             for (tokens, precision) in [
                 (4, Precision::Int8),
                 (16, Precision::Int8),
@@ -115,26 +117,26 @@ fn options() -> Options {
     options
 }
 
-/// One token through a weight set of many matrices.
-fn decode(pool: &Pool, isa: Isa, ty: TensorType, is_quick: bool, bandwidth: f64) {
+/// A few tokens through a weight set of many matrices.
+fn decode(pool: &Pool, isa: Isa, ty: TensorType, tokens: usize, is_quick: bool, bandwidth: f64) {
     let (rows, cols) = SHAPE;
     let matrix = matrix(ty, rows, cols);
     let size = if is_quick { DECODE_SIZE_QUICK } else { BANDWIDTH_SIZE };
     let count = size.div_ceil(matrix.len());
     let weights = Aligned::new(&matrix, count);
-    let x = activations(cols);
-    let mut scratch = Activations::new(cols, 1);
-    let mut out = vec![0.0; rows];
+    let x = activations(tokens * cols);
+    let mut scratch = Activations::new(cols, tokens);
+    let mut out = vec![0.0; tokens * rows];
     let mut matrices = weights.bytes().chunks_exact(matrix.len()).cycle();
     let seconds = fast_run(count * 4, || {
         let bytes = matrices.next().expect("a cycle has no end");
         let weights = Packed::new(ty, rows, cols, bytes).expect("it was packed so");
         let product = Product { weights, out: &mut out };
-        gemm(pool, isa, Precision::Int8, &mut scratch, &x, 1, &mut [product]);
+        gemm(pool, isa, Precision::Int8, &mut scratch, &x, tokens, &mut [product]);
         black_box(&mut out);
     });
     let rate = matrix.len() as f64 / seconds;
-    report("decode 1 token", ty, isa, (rate, "GB/s"), rate / bandwidth);
+    report(&format!("decode of {tokens}"), ty, isa, (rate, "GB/s"), rate / bandwidth);
 }
 
 /// One token after many, through the caches of many layers.

@@ -66,8 +66,9 @@ fn chunk_blocks(tokens: usize) -> usize {
 pub(crate) const FLOAT_CHUNK_COLS: usize = 256;
 /// Tokens whose sums are kept while the chunks of a unit go by: 66 KB.
 pub(crate) const TOKENS_MAX: usize = 86 * PANEL_TOKENS;
-/// Tokens from which on a unit is so long that a thread takes the next only when it has ended.
-const LONG_UNIT_TOKENS: usize = 7;
+/// Tokens from which on a unit is so long that a thread takes the next only when it has ended; up to
+/// them, reading neighbours in one stream is worth more (measured with 8 to 32 tokens: 2 to 5 %).
+const LONG_UNIT_TOKENS: usize = 65;
 /// Products that share a parallel region.
 const REGION_PRODUCTS: usize = 8;
 
@@ -365,11 +366,11 @@ impl<'a> UnitPart<'_, 'a> {
         UNIT_TILES.min(self.weights.tiles() - self.unit * UNIT_TILES)
     }
 
-    /// Returns the tiles of an integer format.
-    fn int_tiles(&self) -> [Option<IntTile<'a>>; UNIT_TILES] {
-        let (first, tiles) = (self.unit * UNIT_TILES, self.tiles());
-        let tile = |i: usize| if i < tiles { self.weights.int_tile(first + i) } else { None };
-        core::array::from_fn(tile)
+    /// Returns a tile of this integer format.
+    #[inline]
+    fn int_tile(&self, form: IntForm, index: usize) -> IntTile<'a> {
+        let tile = self.unit * UNIT_TILES + index;
+        IntTile::new(form, self.weights.cols(), self.weights.tile_bytes(tile))
     }
 
     /// Returns the panels: the first token of each in `room`, and how many it has.
@@ -390,12 +391,10 @@ impl<'a> UnitPart<'_, 'a> {
         let sums = room.part(0, input.tokens, true);
         let panel = input.quantized.panel(form, input.tokens, input.cols, 0);
         let ahead = Ahead::new(next, input.cols / BLOCK_LEN);
-        match self.int_tiles() {
-            [Some(first), Some(second)] => {
-                kernel.multiply_direct(&[first, second], &panel, ahead, sums);
-            }
-            [Some(first), None] => kernel.multiply_direct(&[first], &panel, ahead, sums),
-            _ => unreachable!("an integer form has integer tiles"),
+        let tile = |index| self.int_tile(form, index);
+        match self.tiles() {
+            1 => kernel.multiply_direct(&[tile(0)], &panel, ahead, sums),
+            _ => kernel.multiply_direct(&[tile(0), tile(1)], &panel, ahead, sums),
         }
         sums
     }
@@ -412,15 +411,16 @@ impl<'a> UnitPart<'_, 'a> {
         room: &mut Room,
         finished: &mut impl FnMut(usize, &mut [Sums]),
     ) {
-        let (unit_tiles, tiles) = (self.int_tiles(), self.tiles());
+        let tiles = self.tiles();
         let blocks = input.cols / BLOCK_LEN;
         let chunk_blocks = chunk_blocks(self.tokens.len());
         let panels = self.tokens.len().div_ceil(PANEL_TOKENS);
         let mut ahead = Ahead::new(next, blocks * panels);
         for start in (0..blocks).step_by(chunk_blocks) {
             let len = chunk_blocks.min(blocks - start);
-            for (index, tile) in unit_tiles.iter().flatten().enumerate() {
-                kernel.unpack_int(&tile.blocks(start..start + len), chunk, index);
+            for index in 0..tiles {
+                let tile = self.int_tile(form, index).blocks(start..start + len);
+                kernel.unpack_int(&tile, chunk, index);
             }
             for (at, width) in self.panels() {
                 let sums = room.part(at, width, start == 0);

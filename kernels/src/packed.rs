@@ -141,7 +141,9 @@ pub(crate) struct IntTile<'a> {
 }
 
 impl<'a> IntTile<'a> {
-    fn new(form: IntForm, cols: usize, tile: &'a [u8]) -> Self {
+    /// Returns the planes of a tile of `cols` columns.
+    #[inline]
+    pub(crate) fn new(form: IntForm, cols: usize, tile: &'a [u8]) -> Self {
         let blocks = cols / BLOCK_LEN;
         let (step, step_cols) = form.scales.step();
         let (low, rest) = tile.split_at((blocks * form.low_step()).next_multiple_of(LINE));
@@ -150,6 +152,7 @@ impl<'a> IntTile<'a> {
     }
 
     /// Returns a range of the blocks; in a K format it starts and ends between super-blocks.
+    #[inline]
     pub(crate) fn blocks(&self, range: Range<usize>) -> Self {
         let part = |plane: &'a [u8], step: usize| &plane[range.start * step..range.end * step];
         let (step, step_cols) = self.form.scales.step();
@@ -447,12 +450,14 @@ impl<'a> Packed<'a> {
     }
 
     /// Returns the bytes of a tile of a tiled format.
+    #[inline]
     pub(crate) fn tile_bytes(&self, tile: usize) -> &'a [u8] {
         let size = self.bytes.len() / self.tiles();
         &self.bytes[tile * size..][..size]
     }
 
     /// Returns the bytes of up to `count` tiles of a tiled format.
+    #[inline]
     pub(crate) fn tiles_bytes(&self, first: usize, count: usize) -> &'a [u8] {
         let size = self.bytes.len() / self.tiles();
         &self.bytes[first * size..self.bytes.len().min((first + count) * size)]

@@ -172,6 +172,7 @@ impl Activations {
     }
 
     /// Returns all blocks of a panel, for weights of a form that `quantize` was told of.
+    #[inline]
     pub(crate) fn panel(
         &self,
         form: IntForm,
@@ -199,6 +200,7 @@ impl Activations {
 
 impl<'a> Panel<'a> {
     /// Returns a range of the blocks.
+    #[inline]
     pub(crate) fn blocks(&self, scales: Scales, start: usize, len: usize) -> Self {
         let subs = BLOCK_LEN / scales.sub_len() * self.width;
         let floats = |all: &'a [f32]| &all[start * self.width..][..len * self.width];
