@@ -56,7 +56,15 @@ impl ModelPackage {
 
     /// Reads the signature.
     pub(super) fn bundle(&self) -> Result<Zeroizing<Vec<u8>>, Error> {
-        read_small(&self.signature(), "signature bundle", BUNDLE_LEN_MAX_BYTES as u64)
+        let path = self.signature();
+        read_small(&path, "signature bundle", BUNDLE_LEN_MAX_BYTES as u64).map_err(|error| {
+            match error {
+                Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                    Error::SignatureMissing { path }
+                }
+                other => other,
+            }
+        })
     }
 
     /// Returns digest and length of the plaintext.

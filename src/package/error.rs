@@ -135,6 +135,11 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// There is no signature beside a model.
+    SignatureMissing {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
     /// There is no trust folder.
     TrustMissing {
         /// Where it was looked for.
@@ -275,6 +280,7 @@ impl Error {
                 | Self::Key { .. }
                 | Self::KeyExposed { .. }
                 | Self::IdentityMissing
+                | Self::SignatureMissing { .. }
                 | Self::TrustMissing { .. }
                 | Self::TrustNotFolder { .. }
                 | Self::TrustEmpty { .. }
@@ -297,6 +303,7 @@ impl Error {
             | Self::Ownership { path, .. }
             | Self::Key { path, .. }
             | Self::KeyExposed { path, .. }
+            | Self::SignatureMissing { path }
             | Self::TrustMissing { path }
             | Self::TrustNotFolder { path }
             | Self::TrustEmpty { path }
@@ -322,6 +329,10 @@ impl Error {
             }
             Self::KeyExposed { .. } => "keep it to its owner: chmod 600",
             Self::IdentityMissing => "give the age identity that opens it: --identity FILE",
+            Self::SignatureMissing { .. } => {
+                "put the signer's signature there, make one with cloister model sign, or name another: \
+                 --signature FILE"
+            }
             Self::TrustMissing { .. } => {
                 "make it and put the signer's public key (PEM) into it, or name another: \
                  --trust DIR, for the service keys.trust in cloister.toml"
@@ -453,6 +464,9 @@ impl fmt::Display for Error {
             Self::IdentityMissing => f.write_str("the file is encrypted and there is no identity"),
             Self::TrustTooMany { limit } => {
                 write!(f, "the trust folder holds more than {limit} files")
+            }
+            Self::SignatureMissing { path } => {
+                write!(f, "there is no signature {}", path.display())
             }
             Self::TrustMissing { path } => {
                 write!(f, "there is no trust folder {}", path.display())

@@ -119,7 +119,7 @@ impl Cards {
                 continue;
             }
             if model.gpu_layers != Some(GpuLayers::Auto) {
-                return Err(fault(config, model, or_none(why)));
+                return Err(fault(config, model, with_remedy(why)));
             }
             *its = None;
             say_none(model, why);
@@ -137,8 +137,8 @@ fn fault(config: &Config, model: &Model, why: String) -> Error {
     Error::Card(config.file.clone(), model.name.clone(), why)
 }
 
-/// A reason that is not said with what to do.
-fn or_none(why: &str) -> String {
+/// Returns the reason with what to do about it.
+fn with_remedy(why: &str) -> String {
     format!("{why}; mend that, or set gpu_layers = 0")
 }
 
@@ -270,7 +270,7 @@ impl Supervisor {
                 Err(Error::Spawn(_, failed))
                     if is_of_a_card(failed.stage) && self.is_starting() =>
                 {
-                    self.refuse(model, or_none(&failed.to_string()));
+                    self.refuse(model, with_remedy(&failed.to_string()));
                     return Ok(None);
                 }
                 Err(error) => return Err(error),

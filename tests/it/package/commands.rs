@@ -87,7 +87,9 @@ fn faults_are_not_refusals() {
     cloister(&["model", "sign", &text(&folder.path("none")), "--key", &key], 2);
     cloister(&["model", "sign", &model, "--key", &model], 2);
     cloister(&["model", "sign", &model], 2);
-    cloister(&["model", "verify", &model, "--trust", &trust], 2);
+    let unsigned = cloister(&["model", "verify", &model, "--trust", &trust], 2);
+    assert!(unsigned.contains(&format!("there is no signature {model}.sig")), "{unsigned}");
+    assert!(unsigned.contains("or name another: --signature FILE"), "{unsigned}");
     cloister(&["model", "sign", &model, "--key", &key], 0);
     let again = cloister(&["model", "sign", &model, "--key", &key], 2);
     assert!(again.contains("m.gguf.sig exists already") && again.contains("--force"), "{again}");
