@@ -70,9 +70,9 @@ const RUN_TASKS_MAX: usize = 8;
 /// The share of what is left that a thread takes at once, so that all end together.
 const RUNS_A_THREAD: usize = 8;
 
-/// The tasks that come to one thread; iterated, each with the one that will come after it: tasks
-/// are taken while the one before them still runs, several neighbours at a time, which is for
-/// many short tasks.
+/// The tasks that come to one thread; iterated, each with the one that will likely come after it:
+/// several neighbours are taken at a time, and the next while the last of them still runs, unless so
+/// few are left that another thread could be without one.
 pub(crate) struct Tasks<'a> {
     counter: &'a AtomicUsize,
     n_tasks: usize,
@@ -121,10 +121,15 @@ impl Iterator for Tasks<'_> {
             self.taken = self.claim();
         }
         let task = self.taken.next()?;
-        if self.taken.is_empty() {
-            self.taken = self.claim();
+        if !self.taken.is_empty() {
+            return Some((task, Some(self.taken.start)));
         }
-        Some((task, self.taken.clone().next()))
+        let mut next = self.counter.load(Ordering::Relaxed);
+        if self.n_tasks.saturating_sub(next) > self.threads {
+            self.taken = self.claim();
+            next = self.taken.start;
+        }
+        Some((task, (next < self.n_tasks).then_some(next)))
     }
 }
 
@@ -399,6 +404,17 @@ mod tests {
     use core::sync::atomic::AtomicU32;
 
     #[test]
+    fn no_thread_takes_two_tasks_while_another_could_be_without_one() {
+        for (n_tasks, threads) in [(1, 2), (4, 4), (3, 4), (48, 64)] {
+            let counter = AtomicUsize::new(0);
+            let first = |_| Tasks::new(&counter, n_tasks, threads).next().map(|(task, _)| task);
+            let firsts: Vec<_> = (0..threads).map(first).collect();
+            let each: Vec<_> = (0..threads).map(|task| (task < n_tasks).then_some(task)).collect();
+            assert_eq!(firsts, each, "{n_tasks} tasks, {threads} threads");
+        }
+    }
+
+    #[test]
     fn every_task_runs_once_whatever_the_number_of_threads() {
         for threads in 1..=5 {
             let pool = Pool::new(threads);
@@ -423,7 +439,8 @@ mod tests {
                 for (task, following) in tasks {
                     assert!(expected.is_none_or(|expected| expected == task));
                     counts[task].fetch_add(1, Ordering::Relaxed);
-                    expected = following;
+                    // The last tasks are whoever's comes first.
+                    expected = following.filter(|next| next + threads < n_tasks);
                 }
                 assert_eq!(expected, None, "what was said to follow came");
             });
