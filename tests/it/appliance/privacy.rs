@@ -52,8 +52,19 @@ fn kind(number: usize) -> Kind {
     }
 }
 
-/// Sends bytes that need not be JSON; returns the status.
+/// Sends bytes that need not be JSON, and again while too many are under way, as clients do: a request
+/// that was given up is under way until the worker has noticed. Returns the status.
 fn send(appliance: &Appliance, token: &str, path: &str, body: &[u8]) -> u16 {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match send_once(appliance, token, path, body) {
+            429 if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(50)),
+            status => return status,
+        }
+    }
+}
+
+fn send_once(appliance: &Appliance, token: &str, path: &str, body: &[u8]) -> u16 {
     let mut stream = TcpStream::connect(("127.0.0.1", appliance.port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
     let head = format!(
