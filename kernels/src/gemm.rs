@@ -366,11 +366,14 @@ impl<'a> UnitPart<'_, 'a> {
         UNIT_TILES.min(self.weights.tiles() - self.unit * UNIT_TILES)
     }
 
-    /// Returns a tile of this integer format.
+    /// Returns the tiles of this integer format, of which the first `tiles` count.
     #[inline]
-    fn int_tile(&self, form: IntForm, index: usize) -> IntTile<'a> {
-        let tile = self.unit * UNIT_TILES + index;
-        IntTile::new(form, self.weights.cols(), self.weights.tile_bytes(tile))
+    fn int_tiles(&self, form: IntForm) -> [IntTile<'a>; UNIT_TILES] {
+        let last = self.tiles() - 1;
+        core::array::from_fn(|index| {
+            let tile = self.unit * UNIT_TILES + index.min(last);
+            IntTile::new(form, self.weights.cols(), self.weights.tile_bytes(tile))
+        })
     }
 
     /// Returns the panels: the first token of each in `room`, and how many it has.
@@ -391,11 +394,7 @@ impl<'a> UnitPart<'_, 'a> {
         let sums = room.part(0, input.tokens, true);
         let panel = input.quantized.panel(form, input.tokens, input.cols, 0);
         let ahead = Ahead::new(next, input.cols / BLOCK_LEN);
-        let tile = |index| self.int_tile(form, index);
-        match self.tiles() {
-            1 => kernel.multiply_direct(&[tile(0)], &panel, ahead, sums),
-            _ => kernel.multiply_direct(&[tile(0), tile(1)], &panel, ahead, sums),
-        }
+        kernel.multiply_direct(&self.int_tiles(form)[..self.tiles()], &panel, ahead, sums);
         sums
     }
 
@@ -411,16 +410,15 @@ impl<'a> UnitPart<'_, 'a> {
         room: &mut Room,
         finished: &mut impl FnMut(usize, &mut [Sums]),
     ) {
-        let tiles = self.tiles();
+        let (unit_tiles, tiles) = (self.int_tiles(form), self.tiles());
         let blocks = input.cols / BLOCK_LEN;
         let chunk_blocks = chunk_blocks(self.tokens.len());
         let panels = self.tokens.len().div_ceil(PANEL_TOKENS);
         let mut ahead = Ahead::new(next, blocks * panels);
         for start in (0..blocks).step_by(chunk_blocks) {
             let len = chunk_blocks.min(blocks - start);
-            for index in 0..tiles {
-                let tile = self.int_tile(form, index).blocks(start..start + len);
-                kernel.unpack_int(&tile, chunk, index);
+            for (index, tile) in unit_tiles[..tiles].iter().enumerate() {
+                kernel.unpack_int(&tile.blocks(start..start + len), chunk, index);
             }
             for (at, width) in self.panels() {
                 let sums = room.part(at, width, start == 0);
