@@ -2,9 +2,9 @@
 //!
 //! `cargo bench -p kernels -- [--quick] [--threads N] [--isa NAME] [--format NAME|attention]`
 //!
-//! Decode (a token of each of 1, 4 and 16 sequences) is held against the read bandwidth over a weight
-//! set larger than any cache, and so is attention over 4,096 positions; prefill (512 tokens) against the peak of the
-//! 8-bit dot product instruction. Each figure is that of a run which only a tenth of many short
+//! Decode (a token of each of 1, 4 and 16 sequences) is held against the read bandwidth over a
+//! weight set larger than any cache, and so is attention over 4,096 positions; prefill (512 tokens)
+//! against the peak of the 8-bit dot product instruction. Each figure is that of a run which only a tenth of many short
 //! runs beat: neighbours on the machine make most runs slower, and a single lucky one proves
 //! nothing.
 

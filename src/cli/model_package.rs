@@ -14,9 +14,9 @@ use super::model_report::{Counted, progress_bar, with_suffix};
 use crate::ipc::message::Digest;
 use crate::package::Error;
 use crate::package::age_stream::Decryptor;
-use crate::package::bundle::BUNDLE_LEN_MAX_BYTES;
+use crate::package::bundle::read_bundle;
 use crate::package::digest::hash_through;
-use crate::package::files::{Ownership, open_regular, read_small};
+use crate::package::files::{Ownership, open_regular};
 use crate::package::keys::Identity;
 use crate::package::open::{is_age, open_age};
 use crate::package::pieces::Passed;
@@ -56,15 +56,7 @@ impl ModelPackage {
 
     /// Reads the signature.
     pub(super) fn bundle(&self) -> Result<Zeroizing<Vec<u8>>, Error> {
-        let path = self.signature();
-        read_small(&path, "signature bundle", BUNDLE_LEN_MAX_BYTES as u64).map_err(|error| {
-            match error {
-                Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                    Error::SignatureMissing { path }
-                }
-                other => other,
-            }
-        })
+        read_bundle(&self.signature())
     }
 
     /// Returns digest and length of the plaintext.

@@ -14,9 +14,14 @@
 //!
 //! Source: OpenSSF Model Signing v1.0; sigstore bundle v0.3; DSSE v1.0.2.
 
+use std::io::ErrorKind;
+use std::path::Path;
+
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use zeroize::Zeroizing;
 
+use super::files::read_small;
 use super::json::{self, Json, Object};
 use super::{Error, Fault};
 
@@ -43,6 +48,20 @@ const PAYLOAD: &str = "dsseEnvelope.payload";
 const SIGNATURES: &str = "dsseEnvelope.signatures";
 const SIG: &str = "dsseEnvelope.signatures[0].sig";
 const KEY_ID: &str = "dsseEnvelope.signatures[0].keyid";
+
+/// Reads the file of a bundle.
+///
+/// # Errors
+///
+/// [`Error::SignatureMissing`], [`Error::TooLong`], or another that keeps it from being read.
+pub fn read_bundle(path: &Path) -> Result<Zeroizing<Vec<u8>>, Error> {
+    read_small(path, PART, BUNDLE_LEN_MAX_BYTES as u64).map_err(|error| match error {
+        Error::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+            Error::SignatureMissing { path: path.to_owned() }
+        }
+        other => other,
+    })
+}
 
 /// How the bundle says who signed.
 #[derive(Debug)]

@@ -330,8 +330,8 @@ impl Error {
             Self::KeyExposed { .. } => "keep it to its owner: chmod 600",
             Self::IdentityMissing => "give the age identity that opens it: --identity FILE",
             Self::SignatureMissing { .. } => {
-                "put the signer's signature there, make one with cloister model sign, or name another: \
-                 --signature FILE"
+                "put the signer's signature there, make one with `cloister model sign`, or name another: \
+                 --signature FILE, for the service signature in cloister.toml"
             }
             Self::TrustMissing { .. } => {
                 "make it and put the signer's public key (PEM) into it, or name another: \

@@ -21,7 +21,7 @@ use super::tls::TlsKey;
 use super::tokens::TokenTable;
 use crate::audit::{Signer, Verifier, WrappingKey};
 use crate::ipc::message::ListenerKind;
-use crate::package::bundle::BUNDLE_LEN_MAX_BYTES;
+use crate::package::bundle::read_bundle;
 use crate::package::files::{
     Overwrite, Ownership, open_regular, read_small, read_small_open, write_new,
 };
@@ -171,7 +171,7 @@ pub(super) fn open_models(config: &Config) -> Result<(Option<TrustStore>, Vec<Mo
     for model in &config.models {
         let file = open_regular(&model.file).map_err(Error::Package)?;
         let bundle = match &trust {
-            Some(_) => read_bundle(model),
+            Some(_) => bundle_of(model),
             None => Ok(None),
         };
         let bundle = quarantine::check(&model.file).and(bundle);
@@ -181,11 +181,11 @@ pub(super) fn open_models(config: &Config) -> Result<(Option<TrustStore>, Vec<Mo
 }
 
 /// Reads a model's bundle; the override takes a bundle that is not there, never a wrong one.
-fn read_bundle(model: &Model) -> Result<Option<Zeroizing<Vec<u8>>>, crate::package::Error> {
+fn bundle_of(model: &Model) -> Result<Option<Zeroizing<Vec<u8>>>, crate::package::Error> {
     if model.allow_unsigned && fs::symlink_metadata(&model.signature).is_err() {
         return Ok(None);
     }
-    read_small(&model.signature, "signature", BUNDLE_LEN_MAX_BYTES as u64).map(Some)
+    read_bundle(&model.signature).map(Some)
 }
 
 /// Binds the listeners, in order, but for those that the service manager hands down.

@@ -297,7 +297,10 @@ fn unsigned_wrongly_signed_and_linked_models_are_refused() {
     fs::write(&signature, good.replacen("\"sig\":\"ME", "\"sig\":\"MF", 1)).unwrap();
     assert!(site.refusal().contains("model tiny is refused"));
     fs::remove_file(&signature).unwrap();
-    assert!(site.refusal().contains("model tiny is refused"));
+    let unsigned = site.refusal();
+    assert!(unsigned.contains("model tiny is refused"), "{unsigned}");
+    let missing = format!("there is no signature {}", signature.display());
+    assert!(unsigned.contains(&missing) && unsigned.contains("cloister.toml"), "{unsigned}");
     assert!(has(&site.events(), "model_refused"));
     fs::write(&signature, good).unwrap();
     fs::rename(site.path("tiny.gguf"), site.path("elsewhere.gguf")).unwrap();
