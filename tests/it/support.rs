@@ -55,6 +55,12 @@ pub(crate) fn python_with(module: &str) -> Option<PathBuf> {
     found.is_ok_and(|status| status.success()).then_some(python)
 }
 
+/// Copies a program that is to be run. Another process does it: were the copy open for writing in this one, a child that
+/// another test forks at that moment would hold it too, and running it would fail with "Text file busy".
+pub(crate) fn copy_program(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("--").args([from, to]).status().unwrap().success(), "{to:?}");
+}
+
 /// Builds a program of the tests, which `cargo test --test it` does not do.
 pub(crate) fn build_example(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap();

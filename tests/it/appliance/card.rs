@@ -68,9 +68,9 @@ fn with_driver(user: As, driver: &[u8]) -> Appliance {
     fs::create_dir(&programs).unwrap();
     fs::create_dir(&libraries).unwrap();
     for name in ["cloister-supervisor", "cloister-gateway", "cloister-worker"] {
-        fs::copy(appliance.programs.join(name), programs.join(name)).unwrap();
+        support::copy_program(&appliance.programs.join(name), &programs.join(name));
     }
-    fs::copy(worker_gpu(), programs.join(WORKER)).unwrap();
+    support::copy_program(worker_gpu(), &programs.join(WORKER));
     fs::write(libraries.join("libcuda.so.1"), driver).unwrap();
     appliance.programs = programs;
     appliance.change_config("[audit]\n", "[gpu]\ndriver = \"lib\"\n[audit]\n");

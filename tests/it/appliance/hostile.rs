@@ -27,9 +27,9 @@ pub(super) fn taken_over(user: As, program: &str) -> Appliance {
     let programs = appliance.folder.join("programs");
     fs::create_dir(&programs).unwrap();
     for name in ["cloister-supervisor", "cloister-gateway", "cloister-worker"] {
-        fs::copy(appliance.programs.join(name), programs.join(name)).unwrap();
+        support::copy_program(&appliance.programs.join(name), &programs.join(name));
     }
-    fs::copy(support::build_example("hostile"), programs.join(program)).unwrap();
+    support::copy_program(&support::build_example("hostile"), &programs.join(program));
     appliance.programs = programs;
     give_to(&appliance.folder, user);
     appliance
