@@ -14,7 +14,7 @@ use crate::isa::Isa;
 use crate::ops::{self, Gate};
 use crate::packed::{BLOCK_LEN, Packed};
 use crate::pool::{Disjoint, Pool};
-use crate::quantize::{Activations, StartsNeeded, Writer};
+use crate::quantize::{Activations, Needed, Writer};
 use crate::{Precision, Product, reference};
 
 /// The matrices of a gated feed-forward layer.
@@ -94,7 +94,7 @@ pub fn feed_forward(
         return;
     }
     let needed = |weights: &[&Packed<'_>]| {
-        StartsNeeded::of(weights.iter().copied().filter(|weights| weights.reads_bytes(precision)))
+        Needed::of(weights.iter().copied().filter(|weights| weights.reads_bytes(precision)))
     };
     if let Some(needed) = needed(&[gate, up]) {
         assert!(scratch.fits(tokens, cols), "scratch is too small");
@@ -105,7 +105,7 @@ pub fn feed_forward(
     let target = match needed(&[down]) {
         Some(needed) => {
             assert!(quantized.fits(tokens, width), "the hidden values' buffer is too small");
-            HiddenTarget::Bytes(quantized.writer(needed, width))
+            HiddenTarget::Bytes(quantized.writer(isa, needed, tokens, width))
         }
         None => HiddenTarget::Floats(Disjoint::new(&mut floats[..tokens * width])),
     };
@@ -118,6 +118,8 @@ pub fn feed_forward(
         Isa::AvxVnni(proof) => make.run(pool, proof),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512(proof) => make.run(pool, proof),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx(proof) => make.run(pool, proof),
         #[cfg(target_arch = "aarch64")]
         Isa::Neon(proof) => make.run(pool, proof),
         #[cfg(target_arch = "aarch64")]
@@ -129,6 +131,7 @@ pub fn feed_forward(
 }
 
 /// Where the hidden values go: what the last product reads.
+#[expect(clippy::large_enum_variant, reason = "one a call, and it stays where it is")]
 enum HiddenTarget<'a> {
     Bytes(Writer<'a>),
     /// `[tokens, hidden]`
@@ -146,7 +149,7 @@ struct Make<'a> {
 impl Make<'_> {
     fn run<K: Kernel>(&self, pool: &Pool, kernel: K) {
         let units = self.layer.gate.tiles().div_ceil(UNIT_TILES);
-        run_units(pool, self.input, units, &|unit, next, memory| {
+        run_units(pool, kernel, self.input, units, &|unit, next, memory| {
             let next = next.map_or(&[][..], |next| unit_bytes(&self.layer.gate, next));
             self.run_unit(kernel, unit, next, memory);
         });

@@ -12,14 +12,20 @@
 //!
 //! Otherwise `sum = fma(weight, x, sum)` for each column, with the exact weight.
 
-use core::mem::MaybeUninit;
 use core::ops::Range;
 
+use crate::gemm_memory::Tiled;
+pub(crate) use crate::gemm_memory::{
+    FLOAT_CHUNK_COLS, FloatChunk, INT_CHUNK_BLOCKS, IntChunk, Memory, Room, SUPER_BLOCKS,
+    TOKENS_MAX, TileDots,
+};
 use crate::isa::Isa;
 use crate::packed::{BLOCK_LEN, Form, IntForm, IntTile, Packed, TILE_ROWS};
 use crate::pool::{Disjoint, Pool};
 use crate::prefetch::Ahead;
-use crate::quantize::{Activations, PANEL_TOKENS, Panel, StartsNeeded};
+use crate::quantize::{
+    Activations, Needed, PANEL_TOKENS, Panel, TILE_TOKENS, TILED_TOKENS_MIN, TilePanel, is_tiled,
+};
 use crate::reference;
 
 /// How activations take part in a product.
@@ -49,9 +55,6 @@ pub(crate) type Sums = [f32; UNIT_ROWS];
 /// A vector of one value for each row of a tile.
 pub(crate) type Lanes = [f32; TILE_ROWS];
 
-/// Most blocks of an [`IntChunk`], whole super-blocks: 33 KB that stay in the first-level cache.
-pub(crate) const INT_CHUNK_BLOCKS: usize = 24;
-
 /// Returns how many blocks are unpacked at a time, whole super-blocks. What is read only a few
 /// times is best read while it is still at hand.
 fn chunk_blocks(tokens: usize) -> usize {
@@ -62,49 +65,11 @@ fn chunk_blocks(tokens: usize) -> usize {
     }
 }
 
-/// Columns of a [`FloatChunk`]: at least one block of every format.
-pub(crate) const FLOAT_CHUNK_COLS: usize = 256;
-/// Tokens whose sums are kept while the chunks of a unit go by: 66 KB.
-pub(crate) const TOKENS_MAX: usize = 86 * PANEL_TOKENS;
 /// Tokens from which on a unit is so long that a thread takes the next only when it has ended; up to
 /// them, reading neighbours in one stream is worth more (measured with 8 to 32 tokens: 2 to 5 %).
 const LONG_UNIT_TOKENS: usize = 65;
 /// Products that share a parallel region.
 const REGION_PRODUCTS: usize = 8;
-
-/// Unpacked columns of a unit in an integer format.
-#[repr(C, align(64))]
-pub(crate) struct IntChunk {
-    /// `[tile][column / 4][row][4]`
-    pub(crate) bytes: [[[u8; 64]; INT_CHUNK_BLOCKS * 8]; UNIT_TILES],
-    /// `[tile][sub-block]`
-    pub(crate) scales: [[Lanes; INT_CHUNK_BLOCKS * 2]; UNIT_TILES],
-    /// `[tile][block]`
-    pub(crate) mins: [[Lanes; INT_CHUNK_BLOCKS]; UNIT_TILES],
-}
-
-impl IntChunk {
-    pub(crate) fn zeroed() -> Self {
-        Self {
-            bytes: [[[0; 64]; INT_CHUNK_BLOCKS * 8]; UNIT_TILES],
-            scales: [[[0.0; TILE_ROWS]; INT_CHUNK_BLOCKS * 2]; UNIT_TILES],
-            mins: [[[0.0; TILE_ROWS]; INT_CHUNK_BLOCKS]; UNIT_TILES],
-        }
-    }
-}
-
-/// Unpacked columns of a unit as floats.
-#[repr(C, align(64))]
-pub(crate) struct FloatChunk {
-    /// `[tile][column]`
-    pub(crate) weights: [[Lanes; FLOAT_CHUNK_COLS]; UNIT_TILES],
-}
-
-impl FloatChunk {
-    fn zeroed() -> Self {
-        Self { weights: [[[0.0; TILE_ROWS]; FLOAT_CHUNK_COLS]; UNIT_TILES] }
-    }
-}
 
 /// A range of the columns of one tile.
 #[derive(Clone, Copy)]
@@ -153,6 +118,28 @@ pub(crate) trait Kernel: Copy + Sync {
         sums: &mut [Sums],
     );
 
+    /// Whether products with K formats that have minima are made on tiles, for [`TILED_TOKENS_MIN`] tokens
+    /// and more.
+    const TILED: bool = false;
+
+    /// Does `work` with tiles.
+    fn with_tiles(self, work: impl FnOnce()) {
+        work();
+    }
+
+    /// Adds the first super-block of `chunk` times `panel` to the sums of its first 8 tokens, or of all 16.
+    /// Called in `with_tiles`, where `TILED` is set.
+    fn multiply_tiled(
+        self,
+        _chunk: &IntChunk,
+        _panel: &TilePanel<'_>,
+        _dots: &mut TileDots,
+        _ahead: &mut Ahead<'_>,
+        _sums: &mut [Sums],
+    ) {
+        unreachable!("an instruction set without tiles is not asked for them");
+    }
+
     /// Unpacks `len` columns of a tile to floats.
     fn unpack_float(self, tile: &TileCols<'_>, len: usize, chunk: &mut FloatChunk, index: usize);
 
@@ -193,7 +180,7 @@ pub fn gemm(
     }
     let weights = products.iter().map(|product| &product.weights);
     let weights = weights.filter(|weights| weights.reads_bytes(precision));
-    if let Some(needed) = StartsNeeded::of(weights) {
+    if let Some(needed) = Needed::of(weights) {
         scratch.quantize(pool, isa, needed, x, cols);
     }
     let input = Input { precision, quantized: scratch, x, tokens, cols };
@@ -211,6 +198,8 @@ pub(crate) fn run_products(pool: &Pool, isa: Isa, input: &Input<'_>, products: &
             Isa::AvxVnni(proof) => run_region(pool, proof, input, products),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(proof) => run_region(pool, proof, input, products),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(proof) => run_region(pool, proof, input, products),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(proof) => run_region(pool, proof, input, products),
             #[cfg(target_arch = "aarch64")]
@@ -262,7 +251,7 @@ fn run_region<K: Kernel>(pool: &Pool, kernel: K, input: &Input<'_>, products: &m
         *target = Some(Target { weights: product.weights, out: Disjoint::new(product.out) });
     }
     let n_tasks = targets.iter().flatten().map(Target::units).sum();
-    run_units(pool, input, n_tasks, &|task, next, memory| {
+    run_units(pool, kernel, input, n_tasks, &|task, next, memory| {
         let next = next.and_then(|next| find_unit(&targets, next));
         let next = next.map_or(&[][..], |(target, unit)| unit_bytes(&target.weights, unit));
         if let Some((target, unit)) = find_unit(&targets, task) {
@@ -273,28 +262,28 @@ fn run_region<K: Kernel>(pool: &Pool, kernel: K, input: &Input<'_>, products: &m
 
 /// Calls `run(task, next, memory)` for each unit, `next` being the one that this thread will, or
 /// will likely, have after it.
-pub(crate) fn run_units(
+pub(crate) fn run_units<K: Kernel>(
     pool: &Pool,
+    kernel: K,
     input: &Input<'_>,
     n_tasks: usize,
     run: &(dyn Fn(usize, Option<usize>, &mut Memory) + Sync),
 ) {
     pool.run_each(n_tasks, &|tasks| {
         let mut memory = Memory::default();
-        if input.tokens < LONG_UNIT_TOKENS {
-            tasks.for_each(|(task, next)| run(task, next, &mut memory));
+        let work = || {
+            if input.tokens < LONG_UNIT_TOKENS {
+                tasks.for_each(|(task, next)| run(task, next, &mut memory));
+            } else {
+                tasks.one_by_one(|task, next| run(task, next, &mut memory));
+            }
+        };
+        if K::TILED && input.tokens >= TILED_TOKENS_MIN {
+            kernel.with_tiles(work);
         } else {
-            tasks.one_by_one(|task, next| run(task, next, &mut memory));
+            work();
         }
     });
-}
-
-/// What a thread keeps from unit to unit, so that it is cleared once: what a kind of product
-/// needs is made when it is needed.
-#[derive(Default)]
-pub(crate) struct Memory {
-    int: Option<IntChunk>,
-    float: Option<FloatChunk>,
 }
 
 /// Returns the packed bytes of a unit of a tiled format.
@@ -349,6 +338,12 @@ impl<'a> UnitPart<'_, 'a> {
             (Form::Int(form), Precision::Int8) if input.tokens <= K::DIRECT_TOKENS => {
                 let sums = self.sum_direct(kernel, form, input, next, room);
                 finished(self.tokens.start, sums);
+            }
+            (Form::Int(form), Precision::Int8)
+                if K::TILED && input.tokens >= TILED_TOKENS_MIN && is_tiled(form) =>
+            {
+                let tiled = memory.tiled.get_or_insert_with(Tiled::zeroed);
+                self.sum_tiled(kernel, form, input, next, tiled, room, finished);
             }
             (Form::Int(form), Precision::Int8) => {
                 let chunk = memory.int.get_or_insert_with(IntChunk::zeroed);
@@ -433,6 +428,44 @@ impl<'a> UnitPart<'_, 'a> {
         }
     }
 
+    /// Many tokens times integer weights with minima, on tiles: each super-block is unpacked once for all
+    /// of them.
+    #[expect(clippy::too_many_arguments, reason = "see `sum`")]
+    fn sum_tiled<K: Kernel>(
+        &self,
+        kernel: K,
+        form: IntForm,
+        input: &Input<'_>,
+        next: &[u8],
+        Tiled { chunk, dots }: &mut Tiled,
+        room: &mut Room,
+        finished: &mut impl FnMut(usize, &mut [Sums]),
+    ) {
+        const EIGHT: usize = TILE_TOKENS / 2;
+        let unit_tiles = self.int_tiles(form);
+        let (blocks, tokens) = (input.cols / BLOCK_LEN, self.tokens.len());
+        let n_tiles = input.tokens.div_ceil(TILE_TOKENS);
+        // A block is multiplied for a tile of tokens, and added for each eight.
+        let steps = blocks * (tokens.div_ceil(TILE_TOKENS) + tokens.div_ceil(EIGHT));
+        let mut ahead = Ahead::new(next, steps);
+        for start in (0..blocks).step_by(SUPER_BLOCKS) {
+            // Of a last single tile of rows, both are the same: one is not stored.
+            for (index, tile) in unit_tiles.iter().enumerate() {
+                kernel.unpack_int(&tile.blocks(start..start + SUPER_BLOCKS), chunk, index);
+            }
+            for at in (0..tokens).step_by(TILE_TOKENS) {
+                let tile = (self.tokens.start + at) / TILE_TOKENS;
+                let panel = input.quantized.tile_panel(n_tiles, tile, start / SUPER_BLOCKS);
+                let width = if tokens - at > EIGHT { TILE_TOKENS } else { EIGHT };
+                let sums = room.part(at, width, start == 0);
+                kernel.multiply_tiled(chunk, &panel, dots, &mut ahead, sums);
+            }
+        }
+        for (at, width) in self.panels() {
+            finished(self.tokens.start + at, room.part(at, width, false));
+        }
+    }
+
     /// Any number of tokens as floats times any weights.
     fn sum_floats<K: Kernel>(
         &self,
@@ -467,38 +500,6 @@ impl<'a> UnitPart<'_, 'a> {
                 }
             }
         }
-    }
-}
-
-/// The sums of some tokens while the chunks of a unit go by; cleared where and when they are
-/// first used, since clearing all of them ahead would be felt.
-pub(crate) struct Room {
-    sums: [MaybeUninit<Sums>; TOKENS_MAX],
-    /// So many of `sums`, from the first on, were written.
-    written: usize,
-}
-
-impl Room {
-    pub(crate) fn new() -> Self {
-        Self { sums: [const { MaybeUninit::uninit() }; TOKENS_MAX], written: 0 }
-    }
-
-    /// Returns the sums of some tokens, zero when `is_first`.
-    ///
-    /// # Panics
-    ///
-    /// Panics if some of them were never asked for as the first.
-    pub(crate) fn part(&mut self, first: usize, len: usize, is_first: bool) -> &mut [Sums] {
-        let part = &mut self.sums[first..][..len];
-        if is_first && first <= self.written {
-            for sums in &mut *part {
-                sums.write([0.0; UNIT_ROWS]);
-            }
-            self.written = self.written.max(first + len);
-        }
-        assert!(first + len <= self.written, "sums are cleared before they are added to");
-        // SAFETY: all sums below `written` were written, and the assertion keeps the part there.
-        unsafe { part.assume_init_mut() }
     }
 }
 

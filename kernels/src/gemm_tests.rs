@@ -160,7 +160,7 @@ fn every_instruction_set_gives_the_bits_of_the_reference() {
             for precision in [Precision::Int8, Precision::F32] {
                 let want = matrix.times(&pools[0], Isa::Reference, precision, &x);
                 for isa in Isa::available() {
-                    for tokens in (1..=9).chain([33]) {
+                    for tokens in (1..=9).chain([13, 16, 25, 33]) {
                         let got =
                             matrix.times(&pools[tokens % 3], isa, precision, &x[..tokens * cols]);
                         // Every batch is the start of the largest: nothing depends on the batch.
@@ -377,6 +377,8 @@ fn every_set_but_the_plain_one_asks_for_all_that_comes_after_any_number_of_block
                         Isa::AvxVnni(proof) => asks_for_all(proof, form, shape),
                         #[cfg(target_arch = "x86_64")]
                         Isa::Avx512(proof) => asks_for_all(proof, form, shape),
+                        #[cfg(target_arch = "x86_64")]
+                        Isa::Amx(proof) => asks_for_all(proof, form, shape),
                         #[cfg(target_arch = "aarch64")]
                         Isa::Neon(proof) => asks_for_all(proof, form, shape),
                         #[cfg(target_arch = "aarch64")]

@@ -19,6 +19,9 @@ pub enum Isa {
     /// AVX-512 with byte operations and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512Vnni),
+    /// AVX-512, and products of bytes on the tiles of AMX.
+    #[cfg(target_arch = "x86_64")]
+    Amx(AmxInt8),
     /// NEON, with bytes multiplied in 16 bits.
     #[cfg(target_arch = "aarch64")]
     Neon(Neon),
@@ -49,8 +52,8 @@ impl core::error::Error for IsaError {}
 
 impl Isa {
     /// The names that [`Isa::by_name`] knows, slowest first.
-    pub const NAMES: [&'static str; 6] =
-        ["reference", "avx2", "avxvnni", "avx512", "neon", "dotprod"];
+    pub const NAMES: [&'static str; 7] =
+        ["reference", "avx2", "avxvnni", "avx512", "amx", "neon", "dotprod"];
 
     /// Returns the fastest instruction set of this CPU.
     #[must_use]
@@ -82,6 +85,8 @@ impl Isa {
             "avx512" => {
                 Avx512Vnni::detect().map(Self::Avx512).ok_or(IsaError::Unavailable("avx512"))
             }
+            #[cfg(target_arch = "x86_64")]
+            "amx" => AmxInt8::detect().map(Self::Amx).ok_or(IsaError::Unavailable("amx")),
             #[cfg(target_arch = "aarch64")]
             "neon" => Neon::detect().map(Self::Neon).ok_or(IsaError::Unavailable("neon")),
             #[cfg(target_arch = "aarch64")]
@@ -96,6 +101,16 @@ impl Isa {
         }
     }
 
+    /// Returns whether some products are made on tiles, not with vectors.
+    #[must_use]
+    pub fn has_tiles(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if matches!(self, Self::Amx(_)) {
+            return true;
+        }
+        false
+    }
+
     /// Returns the name, as [`Isa::by_name`] takes it.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -107,6 +122,8 @@ impl Isa {
             Self::AvxVnni(_) => "avxvnni",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx(_) => "amx",
             #[cfg(target_arch = "aarch64")]
             Self::Neon(_) => "neon",
             #[cfg(target_arch = "aarch64")]
@@ -162,6 +179,31 @@ impl Avx512Vnni {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vnni");
         (wide && Avx2Fma::detect().is_some()).then_some(Self(()))
+    }
+}
+
+/// Proof that the CPU has AMX with bytes, that the kernel lets this process use it, and of all that
+/// [`Avx512Vnni`] proves.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AmxInt8(Avx512Vnni);
+
+#[cfg(target_arch = "x86_64")]
+impl AmxInt8 {
+    /// Asks the kernel for leave the first time, with a system call that a filter must let through.
+    fn detect() -> Option<Self> {
+        static FOUND: std::sync::OnceLock<Option<AmxInt8>> = std::sync::OnceLock::new();
+        *FOUND.get_or_init(|| {
+            let avx512 = Avx512Vnni::detect()?;
+            // Tiles and their products of bytes, by Intel's manual.
+            let has_tiles = core::arch::x86_64::__cpuid_count(7, 0).edx >> 24 & 3 == 3;
+            (has_tiles && crate::amx::is_permitted()).then_some(Self(avx512))
+        })
+    }
+
+    /// Returns the lesser proof.
+    pub(crate) fn avx512(self) -> Avx512Vnni {
+        self.0
     }
 }
 

@@ -4,6 +4,8 @@
 //! meaning of the operation, and every other version is tested against it.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -14,6 +16,7 @@ mod feed_forward;
 mod feed_forward_tests;
 pub mod formats;
 mod gemm;
+mod gemm_memory;
 #[cfg(test)]
 mod gemm_tests;
 mod isa;
@@ -26,13 +29,14 @@ mod packed_source;
 mod pool;
 mod prefetch;
 mod quantize;
+mod quantize_tiles;
 mod reference;
 
 pub use feed_forward::{FeedForward, Hidden, feed_forward};
 pub use formats::{TensorType, dequantize};
 pub use gemm::{Precision, Product, gemm};
 #[cfg(target_arch = "x86_64")]
-pub use isa::{Avx2Fma, Avx2Vnni, Avx512Vnni};
+pub use isa::{AmxInt8, Avx2Fma, Avx2Vnni, Avx512Vnni};
 pub use isa::{Isa, IsaError};
 #[cfg(target_arch = "aarch64")]
 pub use isa::{Neon, NeonDotprod};

@@ -111,6 +111,10 @@ fn sum_avx2(words: &[[u8; 8]]) -> u64 {
 fn dot_steps(isa: Isa, steps: usize) -> (i32, usize) {
     #[cfg(target_arch = "x86_64")]
     {
+        if matches!(isa, Isa::Amx(_)) {
+            // SAFETY: `Isa::Amx` proves AMX with bytes, and that the kernel has given leave.
+            return (0, unsafe { crate::amx::peak_steps(steps) });
+        }
         if matches!(isa, Isa::Avx512(_)) {
             // SAFETY: `Isa::Avx512` proves AVX-512 F and VNNI.
             return (unsafe { dot_steps_avx512(steps) }, AVX512_SUMS * 64);

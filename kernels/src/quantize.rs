@@ -9,6 +9,8 @@ use core::ops::Range;
 use crate::isa::Isa;
 use crate::packed::{BLOCK_LEN, Form, IntForm, Packed, Scales};
 use crate::pool::{Disjoint, Pool};
+pub(crate) use crate::quantize_tiles::{TILE_TOKENS, TILED_TOKENS_MIN, TilePanel, is_tiled};
+use crate::quantize_tiles::{TileActivations, TileWriter};
 
 /// Tokens that a kernel works on at a time: with two row vectors they fill 24 of 32 registers.
 pub(crate) const PANEL_TOKENS: usize = 6;
@@ -41,11 +43,15 @@ const START_KINDS: [StartKind; 4] = [
     StartKind { zero: 32, sub_len: BLOCK_LEN / 2 },
 ];
 
-/// Which of `Activations::starts` a set of products reads.
+/// What of [`Activations`] a set of products reads beside the quants and their scales.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct StartsNeeded([bool; START_KINDS.len()]);
+pub(crate) struct Needed {
+    starts: [bool; START_KINDS.len()],
+    /// What products on tiles read, where there are such.
+    tiles: bool,
+}
 
-impl StartsNeeded {
+impl Needed {
     /// Returns what the products of bytes with these weights read; nothing if there are none.
     pub(crate) fn of<'w, 'a: 'w>(weights: impl Iterator<Item = &'w Packed<'a>>) -> Option<Self> {
         let mut needed = None::<Self>;
@@ -59,8 +65,9 @@ impl StartsNeeded {
 
     fn add(&mut self, form: IntForm) {
         if let Some(index) = start_index(form) {
-            self.0[index] = true;
+            self.starts[index] = true;
         }
+        self.tiles |= is_tiled(form);
     }
 }
 
@@ -84,6 +91,7 @@ pub struct Activations {
     sums: Vec<f32>,
     /// For each of `START_KINDS`: `[panels][cols / sub_len][panel tokens]`
     starts: [Vec<i32>; START_KINDS.len()],
+    tiles: TileActivations,
 }
 
 /// Some blocks of the tokens of one panel.
@@ -115,6 +123,8 @@ impl Activations {
         let len = blocks.checked_mul(BLOCK_LEN * tokens_max).expect("the buffers' size is sane");
         let starts = START_KINDS.map(|kind| vec![0; len / kind.sub_len]);
         let floats = || vec![0.0; len / BLOCK_LEN];
+        // Elsewhere nothing writes them.
+        let has_tiles = Isa::detect().has_tiles();
         Self {
             cols_max,
             tokens_max,
@@ -123,6 +133,7 @@ impl Activations {
             biases: floats(),
             sums: floats(),
             starts,
+            tiles: TileActivations::new(if has_tiles { blocks } else { 0 }, tokens_max),
         }
     }
 
@@ -138,6 +149,7 @@ impl Activations {
             floats.fill(0.0);
         }
         self.starts.iter_mut().for_each(|starts| starts.fill(0));
+        self.tiles.erase();
     }
 
     /// Quantises `x: [tokens, cols]`, whole blocks of columns.
@@ -145,11 +157,11 @@ impl Activations {
         &mut self,
         pool: &Pool,
         isa: Isa,
-        needed: StartsNeeded,
+        needed: Needed,
         x: &[f32],
         cols: usize,
     ) {
-        let writer = self.writer(needed, cols);
+        let writer = self.writer(isa, needed, x.len() / cols, cols);
         let panels = x.len().div_ceil(PANEL_TOKENS * cols);
         pool.run(panels, &|panel| {
             let first = panel * PANEL_TOKENS;
@@ -159,8 +171,15 @@ impl Activations {
         });
     }
 
-    /// Returns what writes tokens of `cols` columns, for products that need those starts.
-    pub(crate) fn writer(&mut self, needed: StartsNeeded, cols: usize) -> Writer<'_> {
+    /// Returns what writes `tokens` tokens of `cols` columns, for products that need so much.
+    pub(crate) fn writer(
+        &mut self,
+        isa: Isa,
+        needed: Needed,
+        tokens: usize,
+        cols: usize,
+    ) -> Writer<'_> {
+        let has_tiles = needed.tiles && isa.has_tiles() && tokens >= TILED_TOKENS_MIN;
         let floats = [&mut self.scales, &mut self.biases, &mut self.sums];
         Writer {
             needed,
@@ -168,7 +187,14 @@ impl Activations {
             quants: Disjoint::new(&mut self.quants),
             floats: floats.map(|floats| Disjoint::new(floats)),
             starts: self.starts.each_mut().map(|starts| Disjoint::new(starts)),
+            tiles: has_tiles.then(|| self.tiles.writer(tokens)),
         }
+    }
+
+    /// Returns the super-block `index` of the tokens of a tile, out of `tiles`, for weights of a form on
+    /// tiles that `quantize` was told of.
+    pub(crate) fn tile_panel(&self, tiles: usize, tile: usize, index: usize) -> TilePanel<'_> {
+        self.tiles.panel(tiles, tile, index)
     }
 
     /// Returns all blocks of a panel, for weights of a form that `quantize` was told of.
@@ -221,12 +247,13 @@ impl<'a> Panel<'a> {
 
 /// Writes the panels of a call, from several threads.
 pub(crate) struct Writer<'a> {
-    needed: StartsNeeded,
+    needed: Needed,
     cols: usize,
     quants: Disjoint<'a, i8>,
     /// Scales, biases, sums.
     floats: [Disjoint<'a, f32>; 3],
     starts: [Disjoint<'a, i32>; START_KINDS.len()],
+    tiles: Option<TileWriter<'a>>,
 }
 
 impl Writer<'_> {
@@ -251,26 +278,30 @@ impl Writer<'_> {
         });
         let starts = core::array::from_fn(|kind| {
             let sub_len = START_KINDS[kind].sub_len;
-            let len = if self.needed.0[kind] { width * cols / sub_len } else { 0 };
+            let len = if self.needed.starts[kind] { width * cols / sub_len } else { 0 };
             // SAFETY: as above.
             unsafe { self.starts[kind].part(at(sub_len), len) }
         });
-        let target = PanelMut { width, quants, scales, biases, sums, starts };
-        quantize_panel(isa, x, cols, target);
+        let mut target = PanelMut { width, quants, scales, biases, sums, starts };
+        quantize_panel(isa, x, cols, &mut target);
+        if let Some(tiles) = &self.tiles {
+            // SAFETY: the caller's word is passed on.
+            unsafe { tiles.copy(first, blocks.start, &target) };
+        }
     }
 }
 
 /// Where blocks of a panel are written; as [`Panel`], with every kind of starts.
 pub(crate) struct PanelMut<'a> {
-    width: usize,
-    quants: &'a mut [i8],
-    scales: &'a mut [f32],
-    biases: &'a mut [f32],
-    sums: &'a mut [f32],
+    pub(crate) width: usize,
+    pub(crate) quants: &'a mut [i8],
+    pub(crate) scales: &'a mut [f32],
+    pub(crate) biases: &'a mut [f32],
+    pub(crate) sums: &'a mut [f32],
     starts: [&'a mut [i32]; START_KINDS.len()],
 }
 
-fn quantize_panel(isa: Isa, x: &[f32], cols: usize, target: PanelMut<'_>) {
+fn quantize_panel(isa: Isa, x: &[f32], cols: usize, target: &mut PanelMut<'_>) {
     match isa {
         Isa::Reference => write_panel(x, cols, target, quantize_block),
         #[cfg(target_arch = "x86_64")]
@@ -279,6 +310,8 @@ fn quantize_panel(isa: Isa, x: &[f32], cols: usize, target: PanelMut<'_>) {
         Isa::AvxVnni(proof) => crate::avx2::quantize_panel(proof.avx2(), x, cols, target),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512(proof) => crate::avx512::quantize_panel(proof, x, cols, target),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx(proof) => crate::avx512::quantize_panel(proof.avx512(), x, cols, target),
         #[cfg(target_arch = "aarch64")]
         Isa::Neon(proof) => crate::neon::quantize_panel(proof, x, cols, target),
         #[cfg(target_arch = "aarch64")]
@@ -291,7 +324,7 @@ fn quantize_panel(isa: Isa, x: &[f32], cols: usize, target: PanelMut<'_>) {
 pub(crate) fn write_panel(
     x: &[f32],
     cols: usize,
-    target: PanelMut<'_>,
+    target: &mut PanelMut<'_>,
     quantize: impl Fn(&[f32; BLOCK_LEN]) -> QuantBlock,
 ) {
     match target.width {
@@ -309,7 +342,7 @@ pub(crate) fn write_panel(
 fn write_tokens<const WIDTH: usize>(
     x: &[f32],
     cols: usize,
-    target: PanelMut<'_>,
+    target: &mut PanelMut<'_>,
     quantize: impl Fn(&[f32; BLOCK_LEN]) -> QuantBlock,
 ) {
     let x: [&[[f32; BLOCK_LEN]]; WIDTH] =
@@ -319,7 +352,8 @@ fn write_tokens<const WIDTH: usize>(
     let scales = target.scales.as_chunks_mut::<WIDTH>().0.iter_mut();
     let biases = target.biases.as_chunks_mut::<WIDTH>().0.iter_mut();
     let sums = target.sums.as_chunks_mut::<WIDTH>().0.iter_mut();
-    let mut starts = target.starts.map(|starts| starts.as_chunks_mut::<WIDTH>().0.iter_mut());
+    let mut starts =
+        target.starts.each_mut().map(|starts| starts.as_chunks_mut::<WIDTH>().0.iter_mut());
     let floats = scales.zip(biases).zip(sums);
     for ((block, quants), ((scales, biases), sums)) in quants.iter_mut().enumerate().zip(floats) {
         let mut halves = [[0; WIDTH]; 2];
@@ -424,7 +458,7 @@ mod tests {
         let x: Vec<f32> = (0..9 * 192).map(value).collect();
         let run = |isa| {
             let mut all = Activations::new(192, 9);
-            all.quantize(&Pool::new(1), isa, StartsNeeded([true; 4]), &x, 192);
+            all.quantize(&Pool::new(1), isa, Needed { starts: [true; 4], tiles: true }, &x, 192);
             let floats = [all.scales, all.biases, all.sums];
             (
                 all.quants,

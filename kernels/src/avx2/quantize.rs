@@ -8,13 +8,13 @@ use crate::packed::BLOCK_LEN;
 use crate::quantize::{MAGIC, MAGIC_BITS, PanelMut, QuantBlock, scale_and_inverse, write_panel};
 
 /// Quantises the tokens of a panel.
-pub(crate) fn quantize_panel(_: Avx2Fma, x: &[f32], cols: usize, target: PanelMut<'_>) {
+pub(crate) fn quantize_panel(_: Avx2Fma, x: &[f32], cols: usize, target: &mut PanelMut<'_>) {
     // SAFETY: `Avx2Fma` proves that the CPU has the features.
     unsafe { panel(x, cols, target) }
 }
 
 #[target_feature(enable = "avx2")]
-fn panel(x: &[f32], cols: usize, target: PanelMut<'_>) {
+fn panel(x: &[f32], cols: usize, target: &mut PanelMut<'_>) {
     write_panel(x, cols, target, |x| block(x));
 }
 

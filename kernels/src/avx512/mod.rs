@@ -5,3 +5,4 @@ mod quantize;
 mod unpack;
 
 pub(crate) use quantize::quantize_panel;
+pub(crate) use unpack::{load_lanes, store_lanes};

@@ -278,7 +278,7 @@ fn halves(bytes: &[u8; 32]) -> __m512 {
 /// Loads a value for each row.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn load_lanes(lanes: &Lanes) -> __m512 {
+pub(crate) fn load_lanes(lanes: &Lanes) -> __m512 {
     // SAFETY: `lanes` is 16 readable floats, and `loadu` takes any alignment.
     unsafe { _mm512_loadu_ps(lanes.as_ptr()) }
 }
@@ -286,7 +286,7 @@ pub(super) fn load_lanes(lanes: &Lanes) -> __m512 {
 /// Stores a value for each row.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn store_lanes(target: &mut Lanes, lanes: __m512) {
+pub(crate) fn store_lanes(target: &mut Lanes, lanes: __m512) {
     // SAFETY: `target` is 16 writable floats, and `storeu` takes any alignment.
     unsafe { _mm512_storeu_ps(target.as_mut_ptr(), lanes) };
 }

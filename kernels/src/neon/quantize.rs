@@ -8,13 +8,13 @@ use crate::packed::BLOCK_LEN;
 use crate::quantize::{MAGIC, PanelMut, QuantBlock, scale_and_inverse, write_panel};
 
 /// Quantises the tokens of a panel.
-pub(crate) fn quantize_panel(_: Neon, x: &[f32], cols: usize, target: PanelMut<'_>) {
+pub(crate) fn quantize_panel(_: Neon, x: &[f32], cols: usize, target: &mut PanelMut<'_>) {
     // SAFETY: `Neon` proves that the CPU has the features.
     unsafe { panel(x, cols, target) }
 }
 
 #[target_feature(enable = "neon")]
-fn panel(x: &[f32], cols: usize, target: PanelMut<'_>) {
+fn panel(x: &[f32], cols: usize, target: &mut PanelMut<'_>) {
     write_panel(x, cols, target, |x| block(x));
 }
 

@@ -55,6 +55,9 @@ macro_rules! per_isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `proof` says that the CPU has AVX-512 F, BW, VL, DQ, and AVX2, FMA and F16C.
             crate::Isa::Avx512(proof) => unsafe { avx512(proof, $($arg),+) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above; the greater proof holds the lesser.
+            crate::Isa::Amx(proof) => unsafe { avx512(proof.avx512(), $($arg),+) },
             // Nothing to enable: every function of this architecture has NEON.
             #[cfg(target_arch = "aarch64")]
             crate::Isa::Neon(proof) => $body(crate::ops::lanes::Neon(proof), $($arg),+),

@@ -1,0 +1,164 @@
+//! The tile registers: leave to use them, their shapes, and the products of a block. They hold nothing
+//! after [`Shapes`] is dropped.
+
+use core::arch::asm;
+
+use crate::packed::BLOCK_LEN;
+use crate::quantize::{MAGIC_BITS, TILE_TOKENS};
+use crate::quantize_tiles::TileQuants;
+
+/// `arch_prctl`, and what it is asked for: leave to use the state 18, the tiles' data.
+const SYS_ARCH_PRCTL: i64 = 158;
+const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
+const XFEATURE_XTILEDATA: i64 = 18;
+
+/// Weights of a block of a tile of rows: `[column / 4][row][4]`.
+pub(super) type Weights = [[u8; 64]; BLOCK_LEN / 4];
+/// Products of a block: `[token][row]`.
+pub(super) type Dots = [[i32; 16]; TILE_TOKENS];
+
+/// Asks the kernel for leave to use the tiles; it holds for all threads of this process.
+pub(crate) fn is_permitted() -> bool {
+    if !cfg!(target_os = "linux") {
+        return false;
+    }
+    let mut outcome = SYS_ARCH_PRCTL;
+    // SAFETY: the call takes two numbers and writes to no memory; `rcx` and `r11` are what a system
+    // call overwrites.
+    unsafe {
+        asm!(
+            "syscall",
+            inout("rax") outcome,
+            in("rdi") ARCH_REQ_XCOMP_PERM,
+            in("rsi") XFEATURE_XTILEDATA,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    outcome == 0
+}
+
+/// What `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    /// Bytes of a row of each tile.
+    row_sizes: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// The shapes of the tiles of this thread. Dropping it empties them, so that nothing secret stays
+/// there.
+///
+/// | tiles | hold |
+/// |---|---|
+/// | 0 | activations of [`TILE_TOKENS`] tokens |
+/// | 1, 2 | weights of two tiles of rows |
+/// | 3, 4 | their products |
+pub(super) struct Shapes(());
+
+impl Shapes {
+    /// Sets them.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has AMX, and the kernel has given leave to use it.
+    pub(super) unsafe fn set() -> Self {
+        const LINE: u16 = 64;
+        const BLOCK: u16 = BLOCK_LEN as u16;
+        const TOKENS: u8 = TILE_TOKENS as u8;
+        let mut config = Config {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            row_sizes: [0; 16],
+            rows: [0; 16],
+        };
+        config.row_sizes[..5].copy_from_slice(&[BLOCK, LINE, LINE, LINE, LINE]);
+        config.rows[..5].copy_from_slice(&[TOKENS, 8, 8, TOKENS, TOKENS]);
+        // SAFETY: `config` is 64 readable bytes of valid shapes, and the caller has AMX.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
+        Self(())
+    }
+}
+
+impl Drop for Shapes {
+    fn drop(&mut self) {
+        // SAFETY: there is a `Shapes` only where there is AMX.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
+/// What every sum starts from, for as many rows of a tile as are read.
+#[repr(align(64))]
+struct Start(#[expect(dead_code, reason = "read by its address")] [i32; 16]);
+
+static START: Start = Start([MAGIC_BITS; 16]);
+
+/// Writes the products of a block of all tokens with two tiles of rows, each with [`MAGIC_BITS`] added.
+///
+/// # Safety
+///
+/// The thread has [`Shapes`].
+#[inline(always)]
+pub(super) unsafe fn multiply(x: &TileQuants, weights: [&Weights; 2], dots: [&mut Dots; 2]) {
+    let [dots, other_dots] = dots.map(|dots| &raw mut *dots);
+    // SAFETY: the shapes keep reads and writes within the arguments.
+    unsafe {
+        asm!(
+            "tileloadd tmm0, [{x} + {block}*1]",
+            // A step of nothing: every row is the same line.
+            "tileloadd tmm3, [{start} + {none}*1]",
+            "tileloadd tmm4, [{start} + {none}*1]",
+            "tileloadd tmm1, [{weights} + {line}*1]",
+            "tileloadd tmm2, [{other_weights} + {line}*1]",
+            "tdpbsud tmm3, tmm0, tmm1",
+            "tdpbsud tmm4, tmm0, tmm2",
+            "tilestored [{dots} + {line}*1], tmm3",
+            "tilestored [{other_dots} + {line}*1], tmm4",
+            x = in(reg) x,
+            start = in(reg) &raw const START,
+            weights = in(reg) weights[0],
+            other_weights = in(reg) weights[1],
+            dots = in(reg) dots,
+            other_dots = in(reg) other_dots,
+            block = in(reg) BLOCK_LEN,
+            line = in(reg) 64_usize,
+            none = in(reg) 0_usize,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Runs `steps` steps of independent products of whole tiles; returns the products of a step.
+///
+/// # Safety
+///
+/// The CPU has AMX, and the kernel has given leave to use it.
+pub(crate) unsafe fn peak_steps(steps: usize) -> usize {
+    let mut config =
+        Config { palette: 1, start_row: 0, reserved: [0; 14], row_sizes: [0; 16], rows: [0; 16] };
+    config.row_sizes[..8].fill(64);
+    config.rows[..8].fill(16);
+    // SAFETY: `config` is 64 readable bytes of valid shapes, and the caller has AMX.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
+    let _shapes = Shapes(());
+    for _ in 0..steps {
+        // SAFETY: registers alone, whose shapes are set.
+        unsafe {
+            asm!(
+                "tdpbsud tmm0, tmm4, tmm6",
+                "tdpbsud tmm1, tmm4, tmm7",
+                "tdpbsud tmm2, tmm5, tmm6",
+                "tdpbsud tmm3, tmm5, tmm7",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nostack, nomem, preserves_flags),
+            );
+        }
+    }
+    4 * 16 * 16 * 64
+}

@@ -1,0 +1,114 @@
+//! Where a unit is computed: unpacked columns, products that were made on tiles, sums. Nothing is computed
+//! here.
+
+use core::mem::MaybeUninit;
+
+use crate::gemm::{Lanes, Sums, UNIT_ROWS, UNIT_TILES};
+use crate::packed::{BLOCK_LEN, SUPER_LEN, TILE_ROWS};
+use crate::quantize::{PANEL_TOKENS, TILE_TOKENS};
+
+/// Most blocks of an [`IntChunk`], whole super-blocks: 33 KB that stay in the first-level cache.
+pub(crate) const INT_CHUNK_BLOCKS: usize = 24;
+
+/// Columns of a [`FloatChunk`]: at least one block of every format.
+pub(crate) const FLOAT_CHUNK_COLS: usize = 256;
+/// Blocks of a super-block, whose products are made on tiles before they are added.
+pub(crate) const SUPER_BLOCKS: usize = SUPER_LEN / BLOCK_LEN;
+/// Tokens whose sums are kept while the chunks of a unit go by, whole panels and whole tiles: 68 KB.
+pub(crate) const TOKENS_MAX: usize = 88 * PANEL_TOKENS;
+const _: () = assert!(TOKENS_MAX.is_multiple_of(TILE_TOKENS));
+
+/// Unpacked columns of a unit in an integer format.
+#[repr(C, align(64))]
+pub(crate) struct IntChunk {
+    /// `[tile][column / 4][row][4]`
+    pub(crate) bytes: [[[u8; 64]; INT_CHUNK_BLOCKS * 8]; UNIT_TILES],
+    /// `[tile][sub-block]`
+    pub(crate) scales: [[Lanes; INT_CHUNK_BLOCKS * 2]; UNIT_TILES],
+    /// `[tile][block]`
+    pub(crate) mins: [[Lanes; INT_CHUNK_BLOCKS]; UNIT_TILES],
+}
+
+impl IntChunk {
+    pub(crate) fn zeroed() -> Self {
+        Self {
+            bytes: [[[0; 64]; INT_CHUNK_BLOCKS * 8]; UNIT_TILES],
+            scales: [[[0.0; TILE_ROWS]; INT_CHUNK_BLOCKS * 2]; UNIT_TILES],
+            mins: [[[0.0; TILE_ROWS]; INT_CHUNK_BLOCKS]; UNIT_TILES],
+        }
+    }
+}
+
+/// Products of the blocks of a super-block, made on tiles: `[tile of rows][block][token][row]`, from
+/// [`crate::quantize::MAGIC_BITS`] on.
+#[repr(C, align(64))]
+pub(crate) struct TileDots(
+    pub(crate) [[[[i32; TILE_ROWS]; TILE_TOKENS]; SUPER_BLOCKS]; UNIT_TILES],
+);
+
+/// What products on tiles need.
+pub(crate) struct Tiled {
+    pub(crate) chunk: IntChunk,
+    pub(crate) dots: TileDots,
+}
+
+impl Tiled {
+    pub(crate) fn zeroed() -> Self {
+        let dots = TileDots([[[[0; TILE_ROWS]; TILE_TOKENS]; SUPER_BLOCKS]; UNIT_TILES]);
+        Self { chunk: IntChunk::zeroed(), dots }
+    }
+}
+
+/// Unpacked columns of a unit as floats.
+#[repr(C, align(64))]
+pub(crate) struct FloatChunk {
+    /// `[tile][column]`
+    pub(crate) weights: [[Lanes; FLOAT_CHUNK_COLS]; UNIT_TILES],
+}
+
+impl FloatChunk {
+    pub(crate) fn zeroed() -> Self {
+        Self { weights: [[[0.0; TILE_ROWS]; FLOAT_CHUNK_COLS]; UNIT_TILES] }
+    }
+}
+
+/// What a thread keeps from unit to unit, so that it is cleared once: what a kind of product
+/// needs is made when it is needed.
+#[derive(Default)]
+pub(crate) struct Memory {
+    pub(crate) int: Option<IntChunk>,
+    pub(crate) tiled: Option<Tiled>,
+    pub(crate) float: Option<FloatChunk>,
+}
+
+/// The sums of some tokens while the chunks of a unit go by; cleared where and when they are
+/// first used, since clearing all of them ahead would be felt.
+pub(crate) struct Room {
+    sums: [MaybeUninit<Sums>; TOKENS_MAX],
+    /// So many of `sums`, from the first on, were written.
+    written: usize,
+}
+
+impl Room {
+    pub(crate) fn new() -> Self {
+        Self { sums: [const { MaybeUninit::uninit() }; TOKENS_MAX], written: 0 }
+    }
+
+    /// Returns the sums of some tokens, zero when `is_first`.
+    ///
+    /// # Panics
+    ///
+    /// Panics if some of them were never asked for as the first.
+    pub(crate) fn part(&mut self, first: usize, len: usize, is_first: bool) -> &mut [Sums] {
+        let part = &mut self.sums[first..][..len];
+        if is_first && first <= self.written {
+            for sums in &mut *part {
+                sums.write([0.0; UNIT_ROWS]);
+            }
+            self.written = self.written.max(first + len);
+        }
+        assert!(first + len <= self.written, "sums are cleared before they are added to");
+        // SAFETY: all sums below `written` were written, and the assertion keeps the part there.
+        unsafe { part.assume_init_mut() }
+    }
+}

@@ -1,0 +1,133 @@
+//! Quantised activations once more, laid out for registers that hold tiles: a token in a row.
+//!
+//! They are copied from the panels, bit for bit, where a call has a product that reads them.
+
+use crate::gemm::SUPER_BLOCKS;
+use crate::packed::{BLOCK_LEN, IntForm, Scales};
+use crate::pool::Disjoint;
+use crate::quantize::PanelMut;
+
+/// Tokens of a tile.
+pub(crate) const TILE_TOKENS: usize = 16;
+/// Tokens from which on products are made on tiles, where there are any: fewer fill too little of one
+/// (measured with 8, 12 and 16).
+pub(crate) const TILED_TOKENS_MIN: usize = 13;
+
+/// The quants of a block of the tokens of a tile: `[token][column]`.
+pub(crate) type TileQuants = [[i8; BLOCK_LEN]; TILE_TOKENS];
+
+/// Buffers for the activations of one call. The rows of tokens that a call does not have keep what was
+/// there, and are read, but never into a result.
+pub(crate) struct TileActivations {
+    /// `[super-blocks][tokens / 16][8]` of [`TileQuants`], from `quants_at` on: what a super-block of weights
+    /// meets is one stream
+    quants: Vec<i8>,
+    /// Where the first line of `quants` starts: a row must not lie in two lines.
+    quants_at: usize,
+    /// Scales, biases and sums, as those of a panel: `[super-blocks][tokens / 16][8][16]`
+    floats: [Vec<f32>; 3],
+}
+
+/// Returns whether products with weights of a form are made on tiles, where there are any.
+pub(crate) fn is_tiled(form: IntForm) -> bool {
+    form.scales == Scales::SuperMin
+}
+
+/// A super-block of the tokens of one tile.
+#[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no other CPU here has tiles"))]
+pub(crate) struct TilePanel<'a> {
+    pub(crate) quants: &'a [TileQuants],
+    /// `[block][token]`
+    pub(crate) scales: &'a [[f32; TILE_TOKENS]],
+    /// `[block][token]`
+    pub(crate) biases: &'a [[f32; TILE_TOKENS]],
+    /// `[block][token]`
+    pub(crate) sums: &'a [[f32; TILE_TOKENS]],
+}
+
+impl TileActivations {
+    /// Allocates for so many blocks of so many tokens.
+    pub(crate) fn new(blocks: usize, tokens: usize) -> Self {
+        const LINE: usize = 64;
+        let len = blocks
+            .checked_mul(tokens.next_multiple_of(TILE_TOKENS) * BLOCK_LEN)
+            .expect("the buffers' size is sane");
+        let quants = vec![0; len + LINE];
+        let quants_at = quants.as_ptr().align_offset(LINE).min(LINE);
+        Self { quants, quants_at, floats: [(); 3].map(|()| vec![0.0; len / BLOCK_LEN]) }
+    }
+
+    /// Overwrites the buffers with zeros.
+    pub(crate) fn erase(&mut self) {
+        self.quants.fill(0);
+        self.floats.iter_mut().for_each(|floats| floats.fill(0.0));
+    }
+
+    /// Returns the super-block `index` of the tokens of a tile, out of `tiles`.
+    pub(crate) fn panel(&self, tiles: usize, tile: usize, index: usize) -> TilePanel<'_> {
+        fn part<T>(all: &[T], at: usize) -> &[T] {
+            &all[at..][..SUPER_BLOCKS]
+        }
+        let at = (index * tiles + tile) * SUPER_BLOCKS;
+        let quants = self.quants[self.quants_at..].as_chunks().0.as_chunks().0;
+        let [scales, biases, sums] = self.floats.each_ref().map(|floats| floats.as_chunks().0);
+        TilePanel {
+            quants: part(quants, at),
+            scales: part(scales, at),
+            biases: part(biases, at),
+            sums: part(sums, at),
+        }
+    }
+
+    /// Returns what copies the panels of so many tokens.
+    pub(crate) fn writer(&mut self, tokens: usize) -> TileWriter<'_> {
+        TileWriter {
+            tiles: tokens.div_ceil(TILE_TOKENS),
+            quants: Disjoint::new(&mut self.quants[self.quants_at..]),
+            floats: self.floats.each_mut().map(|floats| Disjoint::new(floats)),
+        }
+    }
+}
+
+/// Copies the panels of a call, from several threads.
+pub(crate) struct TileWriter<'a> {
+    /// Those of the call.
+    tiles: usize,
+    quants: Disjoint<'a, i8>,
+    /// Scales, biases, sums.
+    floats: [Disjoint<'a, f32>; 3],
+}
+
+impl TileWriter<'_> {
+    /// Copies the blocks from `first_block` on of the tokens from `first` on.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else may work on these blocks of these tokens meanwhile.
+    pub(crate) unsafe fn copy(&self, first: usize, first_block: usize, panel: &PanelMut<'_>) {
+        let width = panel.width;
+        let quants = panel.quants.as_chunks::<4>().0.chunks_exact(width * BLOCK_LEN / 4);
+        let sources = [&*panel.scales, &*panel.biases, &*panel.sums];
+        for (index, quants) in quants.enumerate() {
+            let (part, block) =
+                ((first_block + index) / SUPER_BLOCKS, (first_block + index) % SUPER_BLOCKS);
+            for i in 0..width {
+                let (tile, row) = ((first + i) / TILE_TOKENS, (first + i) % TILE_TOKENS);
+                let at = (part * self.tiles + tile) * SUPER_BLOCKS + block;
+                let at = at * TILE_TOKENS + row;
+                // SAFETY: a block of a token has these quants, and the caller has it alone.
+                let target = unsafe { self.quants.part(at * BLOCK_LEN, BLOCK_LEN) };
+                let groups = quants[i..].iter().step_by(width);
+                for (target, group) in target.as_chunks_mut().0.iter_mut().zip(groups) {
+                    *target = *group;
+                }
+                for (target, source) in self.floats.iter().zip(sources) {
+                    // SAFETY: as above.
+                    let target = unsafe { target.part(at, 1) };
+                    target[0] = source[index * width + i];
+                }
+            }
+        }
+    }
+}
