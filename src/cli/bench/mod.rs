@@ -6,6 +6,7 @@
 //! a worker has them.
 
 mod audit;
+mod limits;
 mod measure;
 mod report;
 mod work;
@@ -18,16 +19,15 @@ use std::time::Duration;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use kernels::limits::{BANDWIDTH_SIZE, int8_peak, read_bandwidth};
-use kernels::{Isa, Pool};
+use kernels::Isa;
 
+use self::limits::Probe;
 use self::measure::{Prepared, Round, Row, Setting};
-use self::report::{Limits, Measured, Report};
+use self::report::{Measured, Report};
 use self::work::Work;
 use super::packed_file::PackedFile;
 use super::{Kv, Outcome, Verdict, print};
 use crate::engine::Model;
-use crate::sys::memory::UnsealedMemory;
 use crate::sys::processors;
 
 /// Most threads that may be asked for.
@@ -66,9 +66,10 @@ enum Other {
     cloister bench model.gguf --kv q8_0 --depth 4096 --only decode\n  \
     cloister bench audit --folder /var/lib/cloister --records 1000000\n  \
     cloister bench model.gguf --threads 8,16 (twice the cores, as a ratio to the first)\n\n\
-    Prefill is held against the peak of the machine's widest 8-bit dot product: multiply-adds of\n\
-    the matrices, logits of the last token only, attention not counted. Decode is held against\n\
-    the read bandwidth: the file's weights once for all sequences of a batch, of the embedding\n\
+    Each round is held against what the machine did right before and after it. Prefill against\n\
+    the peak of its widest vectors' 8-bit dot product: multiply-adds of the matrices, logits of\n\
+    the last token only, attention not counted (a CPU with tiles, as AMX's, can do more, and its\n\
+    peak is told beside). Decode against the read bandwidth: the file's weights once for all sequences of a batch, of the embedding\n\
     its rows only unless it is the output matrix too, and the keys and values read.")]
 pub struct Arguments {
     #[command(subcommand)]
@@ -220,22 +221,32 @@ fn measure(
 ) -> Result<Report, Box<dyn Error>> {
     let threads = rows.first().map_or(1, |row| row.threads());
     let work = Work::new(model, &setting.options(1, 32))?;
+    let huge = || kernel_count("/proc/self/smaps_rollup", "ShmemPmdMapped:");
+    let huge_before_bytes = huge()?;
+    let loaded_peak_bytes = kernel_count("/proc/self/status", "VmHWM:")?;
+    let probe = (!setting.is_on_card()).then(|| Probe::new(setting.pool(threads))).transpose()?;
+    let probe_huge_bytes = huge()? - huge_before_bytes;
+    let limit = || probe.as_ref().map(Probe::limit);
     let mut measured = Vec::with_capacity(rows.len());
     for &row in rows {
         progress.set_message(row.to_string());
         let mut prepared = Prepared::new(model, row, setting)?;
         let mut rounds = Vec::with_capacity(arguments.rounds as usize);
+        let mut limits = Vec::from_iter(limit());
         for _ in 0..arguments.rounds {
             rounds.push(prepared.round()?);
+            limits.extend(limit());
             progress.inc(1);
         }
-        measured.push(Measured { row, rounds, cache_bytes: prepared.cache_bytes()? });
+        measured.push(Measured { row, rounds, limits, cache_bytes: prepared.cache_bytes()? });
     }
-    // Before the limits: they take memory of their own.
-    let resident_peak_bytes = kernel_count("/proc/self/status", "VmHWM:")?;
-    let huge_bytes = kernel_count("/proc/self/smaps_rollup", "ShmemPmdMapped:")?;
-    progress.set_message("bandwidth and peak");
-    let limits = (!setting.is_on_card()).then(|| limits(&setting.pool(threads))).transpose()?;
+    let probe_bytes = probe.as_ref().map_or(0, |_| Probe::SIZE);
+    let resident_peak_bytes =
+        loaded_peak_bytes.max(kernel_count("/proc/self/status", "VmHWM:")? - probe_bytes);
+    let huge_bytes = huge()?.saturating_sub(probe_huge_bytes);
+    progress.set_message("peaks");
+    let seen: Vec<_> = measured.iter().flat_map(|measured| &measured.limits).copied().collect();
+    let limits = probe.map(|probe| probe.limits(&seen));
     Ok(Report {
         isa: setting.isa,
         kv: setting.kv,
@@ -314,20 +325,6 @@ fn step(model: &Model<'_>, rows: &[Row], setting: Setting<'_>) -> Outcome {
         }
     }
     Ok(Verdict::Holds)
-}
-
-fn limits(pool: &Pool) -> Result<Limits, Box<dyn Error>> {
-    // Kept as weights are.
-    let mut memory = UnsealedMemory::new("cloister-bench", BANDWIDTH_SIZE)?;
-    memory.collapse(0..BANDWIDTH_SIZE);
-    memory.fill(1);
-    let peaks = Isa::available().into_iter().rev().filter(|isa| *isa != Isa::Reference);
-    // A busy machine shows its limits now and then only.
-    let best = |measure: &dyn Fn() -> f64| (0..3).map(|_| measure()).fold(0.0, f64::max);
-    Ok(Limits {
-        read_bandwidth: best(&|| read_bandwidth(pool, &memory)),
-        peaks: peaks.map(|isa| (isa, best(&|| int8_peak(pool, isa)))).collect(),
-    })
 }
 
 /// Returns a count of bytes that the kernel keeps of this process.

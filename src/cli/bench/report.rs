@@ -3,32 +3,20 @@
 use kernels::Isa;
 use serde_json::{Value, json};
 
+use super::limits::{Limit, Limits};
 use super::measure::{Round, Row};
 use super::work::Work;
 use crate::cli::packed_file::LoadTimes;
 use crate::engine::KvType;
 
-/// What the machine can do at all.
-pub(super) struct Limits {
-    /// Bytes per second.
-    pub(super) read_bandwidth: f64,
-    /// Multiply-adds per second of each instruction set, widest first.
-    pub(super) peaks: Vec<(Isa, f64)>,
-}
-
 impl Limits {
-    /// Returns the peak of the widest instruction set.
-    fn peak(&self) -> f64 {
-        self.peaks.first().map_or(f64::NAN, |(_, peak)| *peak)
-    }
-
     fn json(&self, threads: usize) -> Value {
         let peak = |(isa, peak): &(Isa, f64)| (isa.name().to_owned(), json!(peak));
         let peaks: serde_json::Map<String, Value> = self.peaks.iter().map(peak).collect();
         json!({
             "threads": threads,
             "read_bandwidth_bytes_per_s": self.read_bandwidth,
-            "int8_peak_macs_per_s": self.peak(),
+            "int8_peak_macs_per_s": self.peak,
             "int8_peak_macs_per_s_by_isa": peaks,
         })
     }
@@ -38,12 +26,27 @@ impl Limits {
 pub(super) struct Measured {
     pub(super) row: Row,
     pub(super) rounds: Vec<Round>,
+    /// Before and after each round; none where a card computes.
+    pub(super) limits: Vec<Limit>,
     pub(super) cache_bytes: u64,
 }
 
 impl Measured {
     fn tokens_per_s(&self) -> f64 {
         median(self.rounds.iter().map(|round| round.tokens as f64 / round.seconds))
+    }
+
+    /// Returns the rounds' share of a limit, each of the mean of what stood before and after it, if tokens
+    /// take so much of it.
+    fn share(&self, of_a_token: f64, limit: fn(&Limit) -> f64) -> Option<f64> {
+        let beside = self
+            .limits
+            .windows(2)
+            .map(|pair| pair.iter().map(limit).sum::<f64>() / pair.len() as f64);
+        let shares = self.rounds.iter().zip(beside);
+        let shares =
+            shares.map(|(round, limit)| round.tokens as f64 / round.seconds * of_a_token / limit);
+        (!self.limits.is_empty()).then(|| median(shares))
     }
 
     fn first_token_s(&self) -> f64 {
@@ -103,7 +106,7 @@ impl Report {
 
     fn machine(&self) -> String {
         let threads = self.threads;
-        let Some(Limits { read_bandwidth, peaks }) = &self.limits else {
+        let Some(Limits { read_bandwidth, peaks, .. }) = &self.limits else {
             return format!(
                 "machine    {threads} threads, and a card, whose limits the example cuda_roofline of \
                  the crate kernels measures"
@@ -119,13 +122,11 @@ impl Report {
 
     fn line(&self, measured: &Measured) -> String {
         let (speed, row) = (measured.tokens_per_s(), measured.row);
-        let limits = self.limits.as_ref();
         let share = match row {
             Row::Prefill { .. } => {
-                let speed = self.macs_per_s(measured);
-                let share = limits.map_or_else(
-                    || format!("{} G multiply-adds/s", giga(speed, 0)),
-                    |limits| format!("{:>5.1} % of the int8 peak", speed / limits.peak() * 100.0),
+                let share = self.peak_share(measured).map_or_else(
+                    || format!("{} G multiply-adds/s", giga(speed * self.macs(row), 0)),
+                    |share| format!("{:>5.1} % of the int8 peak", share * 100.0),
                 );
                 format!("{share}, first token {:.3} s", measured.first_token_s())
             }
@@ -136,11 +137,10 @@ impl Report {
                 format!("first token {:.3} s{cold}", measured.first_token_s())
             }
             Row::Decode { .. } => {
-                let speed = self.bytes_per_s(measured);
-                let share = |limits: &Limits| speed / limits.read_bandwidth * 100.0;
-                limits.map(share).map_or_else(
-                    || format!("{} GB/s", giga(speed, 1)),
-                    |share| format!("{share:>5.1} % of bandwidth ({} GB/s)", giga(speed, 1)),
+                let speed = giga(speed * self.bytes(row), 1);
+                self.bandwidth_share(measured).map_or_else(
+                    || format!("{speed} GB/s"),
+                    |share| format!("{:>5.1} % of bandwidth ({speed} GB/s)", share * 100.0),
                 )
             }
         };
@@ -165,21 +165,28 @@ impl Report {
         Some(measured.first_token_s() / cold.first_token_s())
     }
 
-    fn macs_per_s(&self, measured: &Measured) -> f64 {
-        let speed = measured.tokens_per_s();
-        match measured.row {
+    fn peak_share(&self, measured: &Measured) -> Option<f64> {
+        measured.share(self.macs(measured.row), |limit| limit.peak)
+    }
+
+    fn bandwidth_share(&self, measured: &Measured) -> Option<f64> {
+        measured.share(self.bytes(measured.row), |limit| limit.read_bandwidth)
+    }
+
+    /// Returns the multiply-adds that a token of a row takes.
+    fn macs(&self, row: Row) -> f64 {
+        match row {
             Row::Warm { .. } => f64::NAN,
-            Row::Prefill { prompt, .. } => speed * self.work.prefill_macs(prompt) / prompt as f64,
-            Row::Decode { batch, .. } => speed * self.work.decode_macs(batch) / batch as f64,
+            Row::Prefill { prompt, .. } => self.work.prefill_macs(prompt) / prompt as f64,
+            Row::Decode { batch, .. } => self.work.decode_macs(batch) / batch as f64,
         }
     }
 
-    /// Returns the bytes per second that a decode row reads.
-    fn bytes_per_s(&self, measured: &Measured) -> f64 {
-        match measured.row {
+    /// Returns the bytes that a token of a decode row reads.
+    fn bytes(&self, row: Row) -> f64 {
+        match row {
             Row::Decode { depth, batch, .. } => {
-                let bytes = self.work.decode_bytes(depth, batch, self.generate as usize);
-                measured.tokens_per_s() / batch as f64 * bytes
+                self.work.decode_bytes(depth, batch, self.generate as usize) / batch as f64
             }
             Row::Prefill { .. } | Row::Warm { .. } => f64::NAN,
         }
@@ -226,11 +233,11 @@ impl Report {
     fn row(&self, measured: &Measured) -> Value {
         let rounds = measured.rounds.iter().map(|round| round.tokens as f64 / round.seconds);
         let rounds: Vec<f64> = rounds.collect();
-        let (macs_per_s, limits) = (self.macs_per_s(measured), self.limits.as_ref());
+        let speed = measured.tokens_per_s();
         let mut row = match measured.row {
             Row::Prefill { threads, prompt } => json!({
                 "threads": threads, "prompt_tokens": prompt,
-                "prefill_tokens_per_s": measured.tokens_per_s(),
+                "prefill_tokens_per_s": speed,
                 "first_token_s": measured.first_token_s(),
             }),
             Row::Warm { threads, prompt, common } => json!({
@@ -241,13 +248,13 @@ impl Report {
             Row::Decode { threads, depth, batch } => json!({
                 "threads": threads, "depth": depth, "batch": batch,
                 "generated_tokens": self.generate,
-                "decode_tokens_per_s": measured.tokens_per_s(),
-                "bytes_per_s": self.bytes_per_s(measured),
-                "bandwidth_share": limits.map(|it| self.bytes_per_s(measured) / it.read_bandwidth),
+                "decode_tokens_per_s": speed,
+                "bytes_per_s": speed * self.bytes(measured.row),
+                "bandwidth_share": self.bandwidth_share(measured),
             }),
         };
-        row["macs_per_s"] = json!(macs_per_s);
-        row["int8_peak_share"] = json!(limits.map(|limits| macs_per_s / limits.peak()));
+        row["macs_per_s"] = json!(speed * self.macs(measured.row));
+        row["int8_peak_share"] = json!(self.peak_share(measured));
         row["cache_bytes"] = json!(measured.cache_bytes);
         row["rounds_tokens_per_s"] = json!(rounds);
         if let Some(ratio) = self.ratio(measured) {
