@@ -101,6 +101,14 @@ impl Isa {
         }
     }
 
+    /// Returns the instruction set of this CPU with the widest vectors: what [`crate::limits::int8_peak`] of
+    /// kernels is held against, also where tiles could do more.
+    #[must_use]
+    pub fn widest_vectors() -> Self {
+        let mut sets = Self::available().into_iter().rev();
+        sets.find(|isa| !isa.has_tiles()).unwrap_or(Self::Reference)
+    }
+
     /// Returns whether some products are made on tiles, not with vectors.
     #[must_use]
     pub fn has_tiles(self) -> bool {

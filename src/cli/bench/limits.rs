@@ -45,8 +45,7 @@ impl Probe {
         let mut memory = UnsealedMemory::new("cloister-bench", BANDWIDTH_SIZE)?;
         memory.collapse(0..BANDWIDTH_SIZE);
         memory.fill(1);
-        let widest = Isa::available().into_iter().rev().find(|isa| !isa.has_tiles());
-        Ok(Self { pool, memory, widest: widest.unwrap_or(Isa::Reference) })
+        Ok(Self { pool, memory, widest: Isa::widest_vectors() })
     }
 
     /// Measures what stands beside a round.
