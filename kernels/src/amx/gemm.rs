@@ -93,7 +93,7 @@ unsafe fn multiply_tiled(
     sums: &mut [Sums],
 ) {
     // Checked here, the lengths let the compiler keep all sums in registers; block by block, they do not.
-    let whole = [panel.scales.len(), panel.biases.len(), panel.sums.len()];
+    let whole = [panel.quants.len(), panel.scales.len(), panel.biases.len(), panel.sums.len()];
     assert!(whole.into_iter().all(|len| len >= SUPER_BLOCKS), "a super-block is whole");
     let mut asked = *ahead;
     let [one, other] = &mut dots.0;

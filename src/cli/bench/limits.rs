@@ -58,14 +58,12 @@ impl Probe {
 
     /// Measures every instruction set; `seen` stood beside the rounds.
     pub(super) fn limits(&self, seen: &[Limit]) -> Limits {
-        let isas = Isa::available().into_iter().rev().filter(|isa| *isa != Isa::Reference);
-        let peaks: Vec<_> = isas.map(|isa| (isa, int8_peak(&self.pool, isa))).collect();
         let now = self.limit();
         let most = |of: fn(&Limit) -> f64| seen.iter().map(of).fold(of(&now), f64::max);
-        Limits {
-            read_bandwidth: most(|limit| limit.read_bandwidth),
-            peaks,
-            peak: most(|limit| limit.peak),
-        }
+        let peak = most(|limit| limit.peak);
+        let of = |isa| if isa == self.widest { peak } else { int8_peak(&self.pool, isa) };
+        let isas = Isa::available().into_iter().rev().filter(|isa| *isa != Isa::Reference);
+        let peaks = isas.map(|isa| (isa, of(isa))).collect();
+        Limits { read_bandwidth: most(|limit| limit.read_bandwidth), peaks, peak }
     }
 }
