@@ -65,9 +65,6 @@ fn chunk_blocks(tokens: usize) -> usize {
     }
 }
 
-/// Tokens from which on a unit is so long that a thread takes the next only when it has ended; up to
-/// them, reading neighbours in one stream is worth more (measured with 8 to 32 tokens: 2 to 5 %).
-const LONG_UNIT_TOKENS: usize = 65;
 /// Products that share a parallel region.
 const REGION_PRODUCTS: usize = 8;
 
@@ -260,8 +257,8 @@ fn run_region<K: Kernel>(pool: &Pool, kernel: K, input: &Input<'_>, products: &m
     });
 }
 
-/// Calls `run(task, next, memory)` for each unit, `next` being the one that this thread will, or
-/// will likely, have after it.
+/// Calls `run(task, next, memory)` for each unit, `next` being the one that this thread will likely
+/// have after it.
 pub(crate) fn run_units<K: Kernel>(
     pool: &Pool,
     kernel: K,
@@ -271,13 +268,7 @@ pub(crate) fn run_units<K: Kernel>(
 ) {
     pool.run_each(n_tasks, &|tasks| {
         let mut memory = Memory::default();
-        let work = || {
-            if input.tokens < LONG_UNIT_TOKENS {
-                tasks.for_each(|(task, next)| run(task, next, &mut memory));
-            } else {
-                tasks.one_by_one(|task, next| run(task, next, &mut memory));
-            }
-        };
+        let work = || tasks.for_each(|(task, next)| run(task, next, &mut memory));
         if K::TILED && input.tokens >= TILED_TOKENS_MIN {
             kernel.with_tiles(work);
         } else {

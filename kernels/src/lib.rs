@@ -31,6 +31,7 @@ mod prefetch;
 mod quantize;
 mod quantize_tiles;
 mod reference;
+mod shares;
 
 pub use feed_forward::{FeedForward, Hidden, feed_forward};
 pub use formats::{TensorType, dequantize};

@@ -1,16 +1,17 @@
 //! A fixed pool of threads that share the tasks of one parallel region at a time.
 //!
-//! No thread is started and nothing is allocated after [`Pool::new`]. Tasks are handed out by a
-//! counter, so a thread that was late or is slow takes fewer of them; a thread that wakes up
+//! No thread is started and nothing is allocated after [`Pool::new`]. A thread that was late or is slow
+//! does fewer of its tasks, and others do the rest (`shares.rs`); a thread that wakes up
 //! after the last task was taken never joins the region and nobody waits for it.
 
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
-use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
+
+use crate::shares::{Share, Tasks, share_out};
 
 /// Polls before a waiting thread parks: about 10 to 50 µs, longer than the gap between two
 /// regions of one layer, shorter than anything a person or a power meter would notice.
@@ -27,7 +28,6 @@ const NEXT_REGION: u64 = 1 << 32;
 #[derive(Clone, Copy)]
 struct Job {
     task: *const (dyn Fn(Tasks<'_>) + Sync),
-    n_tasks: usize,
 }
 
 /// What the caller and the workers share.
@@ -36,8 +36,8 @@ struct Shared {
     state: AtomicU64,
     /// The job of the open region; written only while `state` is closed and nobody is inside.
     job: UnsafeCell<Option<Job>>,
-    /// The next task to hand out.
-    next: AtomicUsize,
+    /// The tasks of the open region; the caller's first.
+    shares: Vec<Share>,
     /// Whether a task of this region panicked on a worker.
     panicked: AtomicBool,
     /// Set while the caller is parked, waiting for the last worker to leave.
@@ -65,74 +65,6 @@ pub struct Pool {
     workers: Vec<JoinHandle<()>>,
 }
 
-/// Most tasks that a thread takes at once: neighbours, whose memory it then reads in one stream.
-const RUN_TASKS_MAX: usize = 8;
-/// The share of what is left that a thread takes at once, so that all end together.
-const RUNS_A_THREAD: usize = 8;
-
-/// The tasks that come to one thread; iterated, each with the one that will likely come after it:
-/// several neighbours are taken at a time, and the next while the last of them still runs, unless so
-/// few are left that another thread could be without one.
-pub(crate) struct Tasks<'a> {
-    counter: &'a AtomicUsize,
-    n_tasks: usize,
-    threads: usize,
-    taken: Range<usize>,
-}
-
-impl<'a> Tasks<'a> {
-    fn new(counter: &'a AtomicUsize, n_tasks: usize, threads: usize) -> Self {
-        Self { counter, n_tasks, threads, taken: 0..0 }
-    }
-
-    /// Calls `task` for each, taken only when the one before it has returned: where tasks are few
-    /// and long, a thread that took two would leave another idle. With each comes the one that
-    /// will follow it if all threads take turns.
-    pub(crate) fn one_by_one(self, mut task: impl FnMut(usize, Option<usize>)) {
-        let claim = || self.counter.fetch_add(1, Ordering::Relaxed);
-        for index in core::iter::repeat_with(claim).take_while(|index| *index < self.n_tasks) {
-            let next = index + self.threads;
-            task(index, (next < self.n_tasks).then_some(next));
-        }
-    }
-
-    /// Takes some of what is left.
-    fn claim(&self) -> Range<usize> {
-        let mut first = self.counter.load(Ordering::Relaxed);
-        loop {
-            let left = self.n_tasks.saturating_sub(first);
-            let len = (left / (self.threads * RUNS_A_THREAD)).clamp(1, RUN_TASKS_MAX).min(left);
-            let end = first + len;
-            let claimed =
-                self.counter.compare_exchange(first, end, Ordering::Relaxed, Ordering::Relaxed);
-            match claimed {
-                Ok(_) => return first..end,
-                Err(now) => first = now,
-            }
-        }
-    }
-}
-
-impl Iterator for Tasks<'_> {
-    type Item = (usize, Option<usize>);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.taken.is_empty() {
-            self.taken = self.claim();
-        }
-        let task = self.taken.next()?;
-        if !self.taken.is_empty() {
-            return Some((task, Some(self.taken.start)));
-        }
-        let mut next = self.counter.load(Ordering::Relaxed);
-        if self.n_tasks.saturating_sub(next) > self.threads {
-            self.taken = self.claim();
-            next = self.taken.start;
-        }
-        Some((task, (next < self.n_tasks).then_some(next)))
-    }
-}
-
 impl Pool {
     /// Starts a pool of `threads` threads, the caller included; returns when all of them run.
     ///
@@ -156,7 +88,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            next: AtomicUsize::new(0),
+            shares: (0..threads).map(|_| Share::empty()).collect(),
             panicked: AtomicBool::new(false),
             caller_parked: AtomicBool::new(false),
             caller: Mutex::new(None),
@@ -199,7 +131,7 @@ impl Pool {
     ///
     /// Panics if a task panics, after all threads have left the region.
     pub fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        self.run_each(n_tasks, &|tasks| tasks.one_by_one(|index, _| task(index)));
+        self.run_each(n_tasks, &|tasks| tasks.for_each(|(index, _)| task(index)));
     }
 
     /// Calls `task` once on each thread of the pool but the caller's.
@@ -226,11 +158,13 @@ impl Pool {
     /// Panics if a call panics, after all threads have left the region.
     pub(crate) fn run_each(&self, n_tasks: usize, work: &(dyn Fn(Tasks<'_>) + Sync)) {
         if self.workers.is_empty() || n_tasks <= 1 {
-            return work(Tasks::new(&AtomicUsize::new(0), n_tasks, 1));
+            let share = [Share::empty()];
+            share_out(&share, n_tasks);
+            return work(Tasks::of(&share, 0));
         }
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         self.open(n_tasks, work);
-        let tasks = Tasks::new(&self.shared.next, n_tasks, self.threads());
+        let tasks = Tasks::of(&self.shared.shares, 0);
         let mine = catch_unwind(AssertUnwindSafe(|| work(tasks)));
         self.close();
         if let Err(cause) = mine {
@@ -249,9 +183,9 @@ impl Pool {
             unsafe { core::mem::transmute(task) };
         // SAFETY: the region is closed and empty, and `turn` is held, so nobody else reads or
         // writes `job` until the store to `state` below.
-        unsafe { *shared.job.get() = Some(Job { task, n_tasks }) };
+        unsafe { *shared.job.get() = Some(Job { task }) };
         *shared.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current());
-        shared.next.store(0, Ordering::Relaxed);
+        share_out(&shared.shares, n_tasks);
         let regions = shared.state.load(Ordering::Relaxed) / NEXT_REGION;
         let region = regions.wrapping_add(1).wrapping_mul(NEXT_REGION);
         shared.state.store(region | OPEN, Ordering::SeqCst);
@@ -334,7 +268,7 @@ fn work(shared: &Shared, index: usize) {
         if let Some(job) = job {
             // SAFETY: the caller of `run` keeps the closure alive until this thread has left.
             let task = unsafe { &*job.task };
-            let tasks = Tasks::new(&shared.next, job.n_tasks, shared.parked.len() + 1);
+            let tasks = Tasks::of(&shared.shares, index + 1);
             let run = AssertUnwindSafe(|| task(tasks));
             if catch_unwind(run).is_err() {
                 shared.panicked.store(true, Ordering::Relaxed);
@@ -401,50 +335,20 @@ impl<'a, T> Disjoint<'a, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use core::sync::atomic::AtomicU32;
-
-    #[test]
-    fn no_thread_takes_two_tasks_while_another_could_be_without_one() {
-        for (n_tasks, threads) in [(1, 2), (4, 4), (3, 4), (48, 64)] {
-            let counter = AtomicUsize::new(0);
-            let first = |_| Tasks::new(&counter, n_tasks, threads).next().map(|(task, _)| task);
-            let firsts: Vec<_> = (0..threads).map(first).collect();
-            let each: Vec<_> = (0..threads).map(|task| (task < n_tasks).then_some(task)).collect();
-            assert_eq!(firsts, each, "{n_tasks} tasks, {threads} threads");
-        }
-    }
+    use core::sync::atomic::{AtomicU32, AtomicUsize};
 
     #[test]
     fn every_task_runs_once_whatever_the_number_of_threads() {
         for threads in 1..=5 {
             let pool = Pool::new(threads);
             assert_eq!(pool.threads(), threads);
-            for n_tasks in [0, 1, 2, 3, 7, 100] {
+            for n_tasks in [0, 1, 2, 3, 7, 100, 1000] {
                 let counts: Vec<AtomicU32> = (0..n_tasks).map(|_| AtomicU32::new(0)).collect();
                 pool.run(n_tasks, &|i| {
                     counts[i].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
             }
-        }
-    }
-
-    #[test]
-    fn runs_of_tasks_are_taken_once_and_tell_what_follows() {
-        for (threads, n_tasks) in [(1, 0), (1, 300), (2, 5), (2, 300), (3, 97), (5, 1000)] {
-            let pool = Pool::new(threads);
-            let counts: Vec<AtomicU32> = (0..n_tasks).map(|_| AtomicU32::new(0)).collect();
-            pool.run_each(n_tasks, &|tasks| {
-                let mut expected = None;
-                for (task, following) in tasks {
-                    assert!(expected.is_none_or(|expected| expected == task));
-                    counts[task].fetch_add(1, Ordering::Relaxed);
-                    // The last tasks are whoever's comes first.
-                    expected = following.filter(|next| next + threads < n_tasks);
-                }
-                assert_eq!(expected, None, "what was said to follow came");
-            });
-            assert!(counts.iter().all(|count| count.load(Ordering::Relaxed) == 1));
         }
     }
 
