@@ -41,7 +41,7 @@ impl Kernel for AmxInt8 {
         self,
         tiles: &[IntTile<'_>],
         panel: &Panel<'_>,
-        ahead: Ahead<'_>,
+        ahead: &mut Ahead<'_>,
         sums: &mut [Sums],
     ) {
         self.avx512().multiply_direct(tiles, panel, ahead, sums);

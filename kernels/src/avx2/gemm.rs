@@ -46,12 +46,11 @@ impl Kernel for Avx2Fma {
         self,
         tiles: &[IntTile<'_>],
         panel: &Panel<'_>,
-        ahead: Ahead<'_>,
+        ahead: &mut Ahead<'_>,
         sums: &mut [Sums],
     ) {
         let [sums] = sums else { unreachable!("one token at a time") };
-        let work = tiles.iter().zip(ahead.parts(tiles.len()));
-        for ((tile, ahead), sums) in work.zip(sums.as_chunks_mut().0) {
+        for (tile, sums) in tiles.iter().zip(sums.as_chunks_mut().0) {
             // SAFETY: `Avx2Fma` proves that the CPU has the features.
             unsafe { multiply_one(tile, panel, ahead, sums) }
         }
@@ -334,7 +333,7 @@ pub(super) fn broadcast(quants: &[i8; 4]) -> __m256i {
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn multiply_one(tile: &IntTile<'_>, panel: &Panel<'_>, ahead: Ahead<'_>, sums: &mut Lanes) {
+fn multiply_one(tile: &IntTile<'_>, panel: &Panel<'_>, ahead: &mut Ahead<'_>, sums: &mut Lanes) {
     let totals = match (tile.form.bits, tile.form.scales) {
         (4, Scales::Plain) => token_times_tile::<4, false, false>(tile, panel, ahead),
         (5, Scales::Plain) => token_times_tile::<5, false, false>(tile, panel, ahead),
@@ -355,12 +354,13 @@ fn multiply_one(tile: &IntTile<'_>, panel: &Panel<'_>, ahead: Ahead<'_>, sums: &
 fn token_times_tile<const BITS: u32, const SUPER: bool, const MIN: bool>(
     tile: &IntTile<'_>,
     panel: &Panel<'_>,
-    mut ahead: Ahead<'_>,
+    ahead: &mut Ahead<'_>,
 ) -> [__m256; 2] {
     let quants = panel.quants.as_chunks::<4>().0.as_chunks::<8>().0;
     let subs = subs_of(BITS);
     let (size, step_cols) = tile.form.scales.step();
     let step_blocks = step_cols / BLOCK_LEN;
+    let mut asked = *ahead;
     let mut totals = [_mm256_setzero_ps(); 2];
     for (step, quants) in quants.chunks_exact(step_blocks).enumerate() {
         let bytes = &tile.scales[step * size..][..size];
@@ -371,7 +371,7 @@ fn token_times_tile<const BITS: u32, const SUPER: bool, const MIN: bool>(
             let high = high_part::<BITS>(tile.high, block);
             let x_scale = _mm256_set1_ps(panel.scales[block]);
             let x_bias = _mm256_set1_ps(panel.biases[block]);
-            ahead.step();
+            asked.step();
             for half in 0..2 {
                 let bytes = block_bytes::<BITS>(low, high, half);
                 for sub in 0..subs {
@@ -393,6 +393,7 @@ fn token_times_tile<const BITS: u32, const SUPER: bool, const MIN: bool>(
             }
         }
     }
+    *ahead = asked;
     totals
 }
 

@@ -41,10 +41,10 @@ impl Kernel for Avx2Vnni {
         self,
         tiles: &[IntTile<'_>],
         panel: &Panel<'_>,
-        ahead: Ahead<'_>,
+        ahead: &mut Ahead<'_>,
         sums: &mut [Sums],
     ) {
-        for ((index, tile), ahead) in tiles.iter().enumerate().zip(ahead.parts(tiles.len())) {
+        for (index, tile) in tiles.iter().enumerate() {
             // SAFETY: `Avx2Vnni` proves that the CPU has the features.
             unsafe { multiply_direct(index, tile, panel, ahead, sums) }
         }
@@ -184,7 +184,7 @@ fn multiply_direct(
     index: usize,
     tile: &IntTile<'_>,
     panel: &Panel<'_>,
-    ahead: Ahead<'_>,
+    ahead: &mut Ahead<'_>,
     sums: &mut [Sums],
 ) {
     match panel.width {
@@ -202,7 +202,7 @@ fn direct_by_form<const WIDTH: usize>(
     index: usize,
     tile: &IntTile<'_>,
     panel: &Panel<'_>,
-    ahead: Ahead<'_>,
+    ahead: &mut Ahead<'_>,
     sums: &mut [Sums],
 ) {
     let sums: &mut [Sums; WIDTH] = sums.first_chunk_mut().expect("each token has its sums");
@@ -228,13 +228,14 @@ fn direct_by_form<const WIDTH: usize>(
 fn direct<const WIDTH: usize, const BITS: u32, const SUPER: bool, const MIN: bool>(
     tile: &IntTile<'_>,
     panel: &Panel<'_>,
-    mut ahead: Ahead<'_>,
+    ahead: &mut Ahead<'_>,
 ) -> [[__m256; 2]; WIDTH] {
     let blocks = Blocks::<WIDTH, 1>::of(panel);
     let starts: &[[i32; WIDTH]] = panel.starts.as_chunks().0;
     let subs = subs_of(BITS);
     let (size, step_cols) = tile.form.scales.step();
     let step_blocks = step_cols / BLOCK_LEN;
+    let mut asked = *ahead;
     let mut totals = [[_mm256_setzero_ps(); 2]; WIDTH];
     for (step, quants) in blocks.quants.chunks_exact(step_blocks).enumerate() {
         let bytes = &tile.scales[step * size..][..size];
@@ -245,7 +246,7 @@ fn direct<const WIDTH: usize, const BITS: u32, const SUPER: bool, const MIN: boo
             let high = high_part::<BITS>(tile.high, block);
             let (x_scales, x_biases) = (&blocks.scales[block], &blocks.biases[block]);
             let x_sums = &blocks.sums[block];
-            ahead.step();
+            asked.step();
             for half in 0..2 {
                 let bytes = block_bytes::<BITS>(low, high, half);
                 for sub in 0..subs {
@@ -274,5 +275,6 @@ fn direct<const WIDTH: usize, const BITS: u32, const SUPER: bool, const MIN: boo
             }
         }
     }
+    *ahead = asked;
     totals
 }

@@ -43,11 +43,13 @@ impl Kernel for Avx512Vnni {
         self,
         tiles: &[IntTile<'_>],
         panel: &Panel<'_>,
-        ahead: Ahead<'_>,
+        ahead: &mut Ahead<'_>,
         sums: &mut [Sums],
     ) {
-        // SAFETY: `Avx512Vnni` proves that the CPU has the features.
-        unsafe { multiply_direct(tiles, panel, ahead, sums) }
+        for (index, tile) in tiles.iter().enumerate() {
+            // SAFETY: `Avx512Vnni` proves that the CPU has the features.
+            unsafe { multiply_direct(index, tile, panel, ahead, sums) }
+        }
     }
 
     fn unpack_float(self, tile: &TileCols<'_>, len: usize, chunk: &mut FloatChunk, index: usize) {
@@ -196,114 +198,98 @@ fn store_sums<const WIDTH: usize, const TILES: usize>(
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn multiply_direct(tiles: &[IntTile<'_>], panel: &Panel<'_>, ahead: Ahead<'_>, sums: &mut [Sums]) {
-    match tiles {
-        [] => {}
-        [only] => direct_by_width::<1>([only], panel, ahead, sums),
-        [first, second, ..] => direct_by_width::<2>([first, second], panel, ahead, sums),
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn direct_by_width<const TILES: usize>(
-    tiles: [&IntTile<'_>; TILES],
+fn multiply_direct(
+    index: usize,
+    tile: &IntTile<'_>,
     panel: &Panel<'_>,
-    ahead: Ahead<'_>,
+    ahead: &mut Ahead<'_>,
     sums: &mut [Sums],
 ) {
     match panel.width {
-        1 => direct_by_form::<TILES, 1>(tiles, panel, ahead, sums),
-        2 => direct_by_form::<TILES, 2>(tiles, panel, ahead, sums),
-        3 => direct_by_form::<TILES, 3>(tiles, panel, ahead, sums),
-        4 => direct_by_form::<TILES, 4>(tiles, panel, ahead, sums),
-        5 => direct_by_form::<TILES, 5>(tiles, panel, ahead, sums),
-        _ => direct_by_form::<TILES, 6>(tiles, panel, ahead, sums),
+        1 => direct_by_form::<1>(index, tile, panel, ahead, sums),
+        2 => direct_by_form::<2>(index, tile, panel, ahead, sums),
+        3 => direct_by_form::<3>(index, tile, panel, ahead, sums),
+        4 => direct_by_form::<4>(index, tile, panel, ahead, sums),
+        5 => direct_by_form::<5>(index, tile, panel, ahead, sums),
+        _ => direct_by_form::<6>(index, tile, panel, ahead, sums),
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn direct_by_form<const TILES: usize, const WIDTH: usize>(
-    tiles: [&IntTile<'_>; TILES],
+fn direct_by_form<const WIDTH: usize>(
+    index: usize,
+    tile: &IntTile<'_>,
     panel: &Panel<'_>,
-    ahead: Ahead<'_>,
+    ahead: &mut Ahead<'_>,
     sums: &mut [Sums],
 ) {
-    match (tiles[0].form.bits, tiles[0].form.scales) {
-        (4, Scales::Plain) => direct::<TILES, WIDTH, 4, false, false>(tiles, panel, ahead, sums),
-        (5, Scales::Plain) => direct::<TILES, WIDTH, 5, false, false>(tiles, panel, ahead, sums),
-        (_, Scales::Plain) => direct::<TILES, WIDTH, 8, false, false>(tiles, panel, ahead, sums),
-        (4, Scales::Min) => direct::<TILES, WIDTH, 4, false, true>(tiles, panel, ahead, sums),
-        (_, Scales::Min) => direct::<TILES, WIDTH, 5, false, true>(tiles, panel, ahead, sums),
-        (4, Scales::SuperMin) => direct::<TILES, WIDTH, 4, true, true>(tiles, panel, ahead, sums),
-        (_, Scales::SuperMin) => direct::<TILES, WIDTH, 5, true, true>(tiles, panel, ahead, sums),
-        (_, Scales::SuperPlain) => {
-            direct::<TILES, WIDTH, 6, true, false>(tiles, panel, ahead, sums);
-        }
+    let sums: &mut [Sums; WIDTH] = sums.first_chunk_mut().expect("each token has its sums");
+    let totals = match (tile.form.bits, tile.form.scales) {
+        (4, Scales::Plain) => direct::<WIDTH, 4, false, false>(tile, panel, ahead),
+        (5, Scales::Plain) => direct::<WIDTH, 5, false, false>(tile, panel, ahead),
+        (_, Scales::Plain) => direct::<WIDTH, 8, false, false>(tile, panel, ahead),
+        (4, Scales::Min) => direct::<WIDTH, 4, false, true>(tile, panel, ahead),
+        (_, Scales::Min) => direct::<WIDTH, 5, false, true>(tile, panel, ahead),
+        (4, Scales::SuperMin) => direct::<WIDTH, 4, true, true>(tile, panel, ahead),
+        (_, Scales::SuperMin) => direct::<WIDTH, 5, true, true>(tile, panel, ahead),
+        (_, Scales::SuperPlain) => direct::<WIDTH, 6, true, false>(tile, panel, ahead),
+    };
+    for (sums, total) in sums.iter_mut().zip(totals) {
+        store_lanes(&mut sums.as_chunks_mut().0[index], total);
     }
 }
 
-/// Computes `WIDTH` tokens times whole tiles, unpacking in registers.
+/// Computes `WIDTH` tokens times a whole tile, unpacking in registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn direct<
-    const TILES: usize,
-    const WIDTH: usize,
-    const BITS: u32,
-    const SUPER: bool,
-    const MIN: bool,
->(
-    tiles: [&IntTile<'_>; TILES],
+fn direct<const WIDTH: usize, const BITS: u32, const SUPER: bool, const MIN: bool>(
+    tile: &IntTile<'_>,
     panel: &Panel<'_>,
-    mut ahead: Ahead<'_>,
-    sums: &mut [Sums],
-) {
+    ahead: &mut Ahead<'_>,
+) -> [__m512; WIDTH] {
     let quants = panel.quants.as_chunks::<4>().0.as_chunks::<WIDTH>().0.as_chunks::<8>().0;
     let x_scales = panel.scales.as_chunks::<WIDTH>().0;
     let x_biases = panel.biases.as_chunks::<WIDTH>().0;
     let x_sums = panel.sums.as_chunks::<WIDTH>().0;
     let starts = panel.starts.as_chunks::<WIDTH>().0;
     let subs = if SUPER && !MIN { 2 } else { 1 };
-    let (size, step_cols) = tiles[0].form.scales.step();
+    let (size, step_cols) = tile.form.scales.step();
     let step_blocks = step_cols / BLOCK_LEN;
-    let mut totals = [[_mm512_setzero_ps(); TILES]; WIDTH];
+    let mut asked = *ahead;
+    let mut totals = [_mm512_setzero_ps(); WIDTH];
     for (step, quants) in quants.chunks_exact(step_blocks).enumerate() {
-        let mut scales = [StepScales::zero(); TILES];
-        for (scales, tile) in scales.iter_mut().zip(tiles) {
-            *scales = StepScales::read::<SUPER, MIN>(&tile.scales[step * size..][..size]);
-        }
+        let scales = StepScales::read::<SUPER, MIN>(&tile.scales[step * size..][..size]);
         for (i, quants) in quants.iter().enumerate() {
             let block = step * step_blocks + i;
-            ahead.step();
-            for tile in 0..TILES {
-                let low = low_part::<BITS>(tiles[tile].low.as_chunks().0, block);
-                let high = high_part::<BITS>(tiles[tile].high.as_chunks().0, block);
-                let bytes = block_bytes::<BITS>(low, high);
-                for sub in 0..subs {
-                    let scale = scales[tile].scale::<SUPER, MIN>(i * subs + sub);
-                    for token in 0..WIDTH {
-                        let start =
-                            if MIN { MAGIC_BITS } else { starts[block * subs + sub][token] };
-                        let mut dot = _mm512_set1_epi32(start);
-                        for group in sub * 8 / subs..(sub + 1) * 8 / subs {
-                            let quants = broadcast(&quants[group][token]);
-                            dot = _mm512_dpbusd_epi32(dot, bytes[group], quants);
-                        }
-                        let x_scale = _mm512_set1_ps(x_scales[block][token]);
-                        let x_bias = _mm512_set1_ps(x_biases[block][token]);
-                        let steps = _mm512_fmadd_ps(_mm512_castsi512_ps(dot), x_scale, x_bias);
-                        totals[token][tile] = _mm512_fmadd_ps(steps, scale, totals[token][tile]);
+            asked.step();
+            let low = low_part::<BITS>(tile.low.as_chunks().0, block);
+            let high = high_part::<BITS>(tile.high.as_chunks().0, block);
+            let bytes = block_bytes::<BITS>(low, high);
+            for sub in 0..subs {
+                let scale = scales.scale::<SUPER, MIN>(i * subs + sub);
+                for token in 0..WIDTH {
+                    let start = if MIN { MAGIC_BITS } else { starts[block * subs + sub][token] };
+                    let mut dot = _mm512_set1_epi32(start);
+                    for group in sub * 8 / subs..(sub + 1) * 8 / subs {
+                        let quants = broadcast(&quants[group][token]);
+                        dot = _mm512_dpbusd_epi32(dot, bytes[group], quants);
                     }
+                    let x_scale = _mm512_set1_ps(x_scales[block][token]);
+                    let x_bias = _mm512_set1_ps(x_biases[block][token]);
+                    let steps = _mm512_fmadd_ps(_mm512_castsi512_ps(dot), x_scale, x_bias);
+                    totals[token] = _mm512_fmadd_ps(steps, scale, totals[token]);
                 }
-                if MIN {
-                    let min = scales[tile].min::<SUPER>(i);
-                    for token in 0..WIDTH {
-                        let x_sum = _mm512_set1_ps(x_sums[block][token]);
-                        totals[token][tile] = _mm512_fmadd_ps(x_sum, min, totals[token][tile]);
-                    }
+            }
+            if MIN {
+                let min = scales.min::<SUPER>(i);
+                for token in 0..WIDTH {
+                    let x_sum = _mm512_set1_ps(x_sums[block][token]);
+                    totals[token] = _mm512_fmadd_ps(x_sum, min, totals[token]);
                 }
             }
         }
     }
-    store_sums(&totals, sums);
+    *ahead = asked;
+    totals
 }
 
 #[target_feature(enable = "avx512f")]

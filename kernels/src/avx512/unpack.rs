@@ -65,12 +65,6 @@ pub(super) struct StepScales<'a> {
 }
 
 impl<'a> StepScales<'a> {
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn zero() -> Self {
-        Self { scale: _mm512_setzero_ps(), min: _mm512_setzero_ps(), bytes: &[] }
-    }
-
     /// Reads the floats of a step.
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]

@@ -56,12 +56,11 @@ macro_rules! kernel {
                 self,
                 tiles: &[IntTile<'_>],
                 panel: &Panel<'_>,
-                ahead: Ahead<'_>,
+                ahead: &mut Ahead<'_>,
                 sums: &mut [Sums],
             ) {
                 let [sums] = sums else { unreachable!("one token at a time") };
-                let work = tiles.iter().zip(ahead.parts(tiles.len()));
-                for ((tile, ahead), sums) in work.zip(sums.as_chunks_mut().0) {
+                for (tile, sums) in tiles.iter().zip(sums.as_chunks_mut().0) {
                     // SAFETY: the proof says that the CPU has NEON.
                     unsafe { multiply_one(self, tile, panel, ahead, sums) }
                 }
@@ -300,7 +299,7 @@ fn multiply_one<D: Dot>(
     kind: D,
     tile: &IntTile<'_>,
     panel: &Panel<'_>,
-    ahead: Ahead<'_>,
+    ahead: &mut Ahead<'_>,
     sums: &mut Lanes,
 ) {
     let totals = match (tile.form.bits, tile.form.scales) {
@@ -322,12 +321,13 @@ fn token_times_tile<D: Dot, const BITS: u32, const SUPER: bool, const MIN: bool>
     kind: D,
     tile: &IntTile<'_>,
     panel: &Panel<'_>,
-    mut ahead: Ahead<'_>,
+    ahead: &mut Ahead<'_>,
 ) -> [float32x4_t; 4] {
     let quants = panel.quants.as_chunks::<4>().0.as_chunks::<8>().0;
     let subs = subs_of(BITS);
     let (size, step_cols) = tile.form.scales.step();
     let step_blocks = step_cols / BLOCK_LEN;
+    let mut asked = *ahead;
     let mut totals = [vdupq_n_f32(0.0); 4];
     for (step, quants) in quants.chunks_exact(step_blocks).enumerate() {
         let scales = StepScales::read::<SUPER, MIN>(&tile.scales[step * size..][..size]);
@@ -335,7 +335,7 @@ fn token_times_tile<D: Dot, const BITS: u32, const SUPER: bool, const MIN: bool>
             let block = step * step_blocks + i;
             let low = low_part::<BITS>(tile.low, block);
             let high = high_part::<BITS>(tile.high, block);
-            ahead.step();
+            asked.step();
             for sub in 0..subs {
                 let start = start::<BITS, MIN>(panel.starts, block * subs + sub);
                 let mut dots = [vdupq_n_s32(start); 4];
@@ -361,6 +361,7 @@ fn token_times_tile<D: Dot, const BITS: u32, const SUPER: bool, const MIN: bool>
             }
         }
     }
+    *ahead = asked;
     totals
 }
 

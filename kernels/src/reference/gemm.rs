@@ -68,7 +68,7 @@ impl Kernel for Plain {
         self,
         tiles: &[IntTile<'_>],
         panel: &Panel<'_>,
-        _: Ahead<'_>,
+        _: &mut Ahead<'_>,
         sums: &mut [Sums],
     ) {
         let mut chunk = IntChunk::zeroed();
