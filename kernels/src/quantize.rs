@@ -356,28 +356,33 @@ fn write_tokens<const WIDTH: usize>(
         target.starts.each_mut().map(|starts| starts.as_chunks_mut::<WIDTH>().0.iter_mut());
     let floats = scales.zip(biases).zip(sums);
     for ((block, quants), ((scales, biases), sums)) in quants.iter_mut().enumerate().zip(floats) {
-        let mut halves = [[0; WIDTH]; 2];
+        let mut starts_here = [const { [None, None] }; START_KINDS.len()];
+        for (kind, (starts, here)) in
+            START_KINDS.iter().zip(starts.iter_mut().zip(&mut starts_here))
+        {
+            here[0] = starts.next();
+            if kind.sub_len < BLOCK_LEN {
+                here[1] = starts.next();
+            }
+        }
         for token in 0..WIDTH {
             let block = quantize(&x[token][block]);
             for (groups, group) in quants.iter_mut().zip(block.quants.as_chunks().0) {
                 groups[token] = *group;
             }
             let [left, right] = block.sums;
-            [halves[0][token], halves[1][token]] = block.sums;
             scales[token] = block.scale;
             biases[token] = -MAGIC * block.scale;
             sums[token] = block.scale * (left + right) as f32;
-        }
-        for (kind, starts) in START_KINDS.iter().zip(&mut starts) {
-            let Some(first) = starts.next() else { continue };
-            let [left, right] = halves;
-            if kind.sub_len == BLOCK_LEN {
-                let start = |token: usize| MAGIC_BITS - kind.zero * (left[token] + right[token]);
-                *first = core::array::from_fn(start);
-            } else {
-                *first = left.map(|sum| MAGIC_BITS - kind.zero * sum);
-                if let Some(second) = starts.next() {
-                    *second = right.map(|sum| MAGIC_BITS - kind.zero * sum);
+            // Written one by one, as all else here: gathered first, they would be read back as vectors
+            // before they are through, which took half of all time.
+            for (kind, [first, second]) in START_KINDS.iter().zip(&mut starts_here) {
+                let rest = if kind.sub_len < BLOCK_LEN { 0 } else { right };
+                if let Some(first) = first {
+                    first[token] = MAGIC_BITS - kind.zero * (left + rest);
+                }
+                if let Some(second) = second {
+                    second[token] = MAGIC_BITS - kind.zero * right;
                 }
             }
         }
