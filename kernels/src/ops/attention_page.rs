@@ -13,9 +13,10 @@ use crate::prefetch::Ahead;
 /// Positions whose values are added between two looks ahead.
 const POSITIONS_A_STEP: usize = 8;
 
-/// Calls `$body::<R, _, _>(args.., row)` for all rows, as many at a time as there are registers for.
+/// Calls `$body::<R, _, _>(args.., row)` for all rows, as many at a time as there are registers for:
+/// `$narrow` where these are few.
 macro_rules! in_groups {
-    ($wide:expr, $rows:expr, $body:ident($($arg:expr),*)) => {{
+    ($wide:expr, $narrow:literal, $rows:expr, $body:ident($($arg:expr),*)) => {{
         let mut row = $rows.start;
         while row < $rows.end {
             let left = $rows.end - row;
@@ -25,6 +26,9 @@ macro_rules! in_groups {
             } else if $wide && left >= 3 {
                 $body::<3, _, _>($($arg,)* row);
                 row += 3;
+            } else if !$wide && left >= $narrow {
+                $body::<$narrow, _, _>($($arg,)* row);
+                row += $narrow;
             } else if left >= 2 {
                 $body::<2, _, _>($($arg,)* row);
                 row += 2;
@@ -158,7 +162,7 @@ fn score_many<V: Vector, S: Source, const D: usize>(
         }
         let scales = S::IS_SCALED.then(|| page.scales(vector, block));
         let (dim, wide, scores) = (block * D, &wide, &mut *scores);
-        in_groups!(V::WIDE, active, score_strip(vector, task, at, dim, wide, scales, scores));
+        in_groups!(V::WIDE, 2, active, score_strip(vector, task, at, dim, wide, scales, scores));
     }
 }
 
@@ -281,7 +285,7 @@ fn add_many<V: Vector, S: Source, const H: usize>(
     }
     let scales = S::IS_SCALED.then(|| page.scales(vector, (dim_len + dim) / KV_BLOCK_LEN));
     let wide = &wide;
-    in_groups!(V::WIDE, active, add_strip(vector, task, dim, wide, scales, rows));
+    in_groups!(V::WIDE, 4, active, add_strip(vector, task, dim, wide, scales, rows));
 }
 
 /// Adds some dimensions of the weighted values of a page to the outputs of `R` rows, straight from
