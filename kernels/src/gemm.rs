@@ -385,7 +385,15 @@ impl<'a> UnitPart<'_, 'a> {
         let sums = room.part(0, input.tokens, true);
         let panel = input.quantized.panel(form, input.tokens, input.cols, 0);
         let mut ahead = self.ahead(next, input.cols / BLOCK_LEN * self.tiles());
-        kernel.multiply_direct(&self.int_tiles(form)[..self.tiles()], &panel, &mut ahead, sums);
+        // Made where they are used: an array that is moved once more is felt in a unit so short.
+        let tile = |index| {
+            let tile = self.unit * UNIT_TILES + index;
+            IntTile::new(form, self.weights.cols(), self.weights.tile_bytes(tile))
+        };
+        match self.tiles() {
+            1 => kernel.multiply_direct(&[tile(0)], &panel, &mut ahead, sums),
+            _ => kernel.multiply_direct(&[tile(0), tile(1)], &panel, &mut ahead, sums),
+        }
         sums
     }
 
