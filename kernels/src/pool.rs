@@ -129,7 +129,7 @@ impl Pool {
     ///
     /// # Panics
     ///
-    /// Panics if a task panics, after all threads have left the region.
+    /// Panics if a task panics, after all threads have left the region, and if tasks are 2^32 or more.
     pub fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         self.run_each(n_tasks, &|tasks| tasks.for_each(|(index, _)| task(index)));
     }

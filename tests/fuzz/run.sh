@@ -21,7 +21,10 @@ cargo build --quiet --release --locked --target "$host" --target-dir "$folder/bu
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || for file in targets/*.rs; do targets+=("$(basename "$file" .rs)"); done
 mkdir -p "$folder/faults"
-for target in "${targets[@]}"; do
+
+# One target; as many at once as there are processors.
+fuzz() {
+    target=$1
     mkdir -p "$folder/corpus/$target" "seeds/$target"
     dictionary=()
     [ -f "seeds/$target.dict" ] && dictionary=("-dict=seeds/$target.dict")
@@ -30,8 +33,11 @@ for target in "${targets[@]}"; do
     "$folder/build/$host/release/$target" "$folder/corpus/$target" "seeds/$target" "${dictionary[@]}" \
         -max_total_time="$seconds" -max_len=65536 -timeout=5 -rss_limit_mb=512 -malloc_limit_mb=256 \
         -print_final_stats=1 -artifact_prefix="$folder/faults/$target-" >"$log" 2>&1 ||
-        { tail -n 60 "$log"; echo "$target: a fault: see target/fuzz/faults"; exit 1; }
+        { tail -n 60 "$log"; echo "$target: a fault: see target/fuzz/faults"; return 1; }
     runs=$(sed -n 's/^stat::number_of_executed_units: //p' "$log")
     covered=$(grep -o 'cov: [0-9]*' "$log" | tail -n 1)
     echo "$target: $runs runs, ${covered:-cov: ?}, no fault"
-done
+}
+export -f fuzz
+export folder host seconds
+printf '%s\0' "${targets[@]}" | xargs -0 -n 1 -P "$(nproc)" bash -euo pipefail -c 'fuzz "$1"' _
