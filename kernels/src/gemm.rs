@@ -144,6 +144,25 @@ pub(crate) trait Kernel: Copy + Sync {
     fn multiply_float(self, tiles: usize, chunk: &FloatChunk, x: &[&[f32]], sums: &mut [Sums]);
 }
 
+/// Calls `$body::<$given.., BITS, SUPER, MIN>(args..)` with what an integer format is: bits of a byte,
+/// whether scales are bytes of a super-block, whether there are minima.
+macro_rules! by_form {
+    ($form:expr, $body:ident, [$($given:ident),*], $args:tt) => {{
+        use $crate::packed::Scales;
+        match ($form.bits, $form.scales) {
+            (4, Scales::Plain) => $body::<$($given,)* 4, false, false> $args,
+            (5, Scales::Plain) => $body::<$($given,)* 5, false, false> $args,
+            (_, Scales::Plain) => $body::<$($given,)* 8, false, false> $args,
+            (4, Scales::Min) => $body::<$($given,)* 4, false, true> $args,
+            (_, Scales::Min) => $body::<$($given,)* 5, false, true> $args,
+            (4, Scales::SuperMin) => $body::<$($given,)* 4, true, true> $args,
+            (_, Scales::SuperMin) => $body::<$($given,)* 5, true, true> $args,
+            (_, Scales::SuperPlain) => $body::<$($given,)* 6, true, false> $args,
+        }
+    }};
+}
+pub(crate) use by_form;
+
 /// Multiplies several matrices by the same activations, in one parallel region.
 ///
 /// Shapes: `x: [tokens, cols]`, each `out: [tokens, rows]`.

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Fuzzes each parser of hostile bytes for some seconds and fails on the first fault.
+# Fuzzes each parser of hostile bytes for some seconds, as many at once as there are processors, and fails if
+# there is a fault.
 #
 #     run.sh SECONDS [TARGET...]
 #
@@ -22,7 +23,7 @@ targets=("$@")
 [ ${#targets[@]} -gt 0 ] || for file in targets/*.rs; do targets+=("$(basename "$file" .rs)"); done
 mkdir -p "$folder/faults"
 
-# One target; as many at once as there are processors.
+# One target.
 fuzz() {
     target=$1
     mkdir -p "$folder/corpus/$target" "seeds/$target"

@@ -14,9 +14,9 @@ use super::unpack::{
     self, HalfLanes, HalfLine, StepScales, block_bytes, high_part, load, load_lanes, low_part,
     store_lanes,
 };
-use crate::gemm::{FloatChunk, IntChunk, Kernel, Lanes, Sums, TileCols};
+use crate::gemm::{FloatChunk, IntChunk, Kernel, Lanes, Sums, TileCols, by_form};
 use crate::isa::Avx2Fma;
-use crate::packed::{BLOCK_LEN, IntForm, IntTile, Scales};
+use crate::packed::{BLOCK_LEN, IntForm, IntTile};
 use crate::prefetch::Ahead;
 use crate::quantize::{MAGIC_BITS, Panel};
 use crate::reference::Plain;
@@ -334,16 +334,7 @@ pub(super) fn broadcast(quants: &[i8; 4]) -> __m256i {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 fn multiply_one(tile: &IntTile<'_>, panel: &Panel<'_>, ahead: &mut Ahead<'_>, sums: &mut Lanes) {
-    let totals = match (tile.form.bits, tile.form.scales) {
-        (4, Scales::Plain) => token_times_tile::<4, false, false>(tile, panel, ahead),
-        (5, Scales::Plain) => token_times_tile::<5, false, false>(tile, panel, ahead),
-        (_, Scales::Plain) => token_times_tile::<8, false, false>(tile, panel, ahead),
-        (4, Scales::Min) => token_times_tile::<4, false, true>(tile, panel, ahead),
-        (_, Scales::Min) => token_times_tile::<5, false, true>(tile, panel, ahead),
-        (4, Scales::SuperMin) => token_times_tile::<4, true, true>(tile, panel, ahead),
-        (_, Scales::SuperMin) => token_times_tile::<5, true, true>(tile, panel, ahead),
-        (_, Scales::SuperPlain) => token_times_tile::<6, true, false>(tile, panel, ahead),
-    };
+    let totals = by_form!(tile.form, token_times_tile, [], (tile, panel, ahead));
     for (sums, total) in sums.as_chunks_mut().0.iter_mut().zip(totals) {
         store_lanes(sums, total);
     }

@@ -11,7 +11,7 @@ use core::arch::x86_64::*;
 use super::gemm::{Blocks, broadcast, half_of, subs_of};
 use super::unpack::store_lanes;
 use super::unpack::{HalfLine, StepScales, block_bytes, high_part, load, load_lanes, low_part};
-use crate::gemm::{FloatChunk, IntChunk, Kernel, Sums, TileCols};
+use crate::gemm::{FloatChunk, IntChunk, Kernel, Sums, TileCols, by_form};
 use crate::isa::Avx2Vnni;
 use crate::packed::{BLOCK_LEN, IntForm, IntTile, Scales};
 use crate::prefetch::Ahead;
@@ -206,16 +206,7 @@ fn direct_by_form<const WIDTH: usize>(
     sums: &mut [Sums],
 ) {
     let sums: &mut [Sums; WIDTH] = sums.first_chunk_mut().expect("each token has its sums");
-    let totals = match (tile.form.bits, tile.form.scales) {
-        (4, Scales::Plain) => direct::<WIDTH, 4, false, false>(tile, panel, ahead),
-        (5, Scales::Plain) => direct::<WIDTH, 5, false, false>(tile, panel, ahead),
-        (_, Scales::Plain) => direct::<WIDTH, 8, false, false>(tile, panel, ahead),
-        (4, Scales::Min) => direct::<WIDTH, 4, false, true>(tile, panel, ahead),
-        (_, Scales::Min) => direct::<WIDTH, 5, false, true>(tile, panel, ahead),
-        (4, Scales::SuperMin) => direct::<WIDTH, 4, true, true>(tile, panel, ahead),
-        (_, Scales::SuperMin) => direct::<WIDTH, 5, true, true>(tile, panel, ahead),
-        (_, Scales::SuperPlain) => direct::<WIDTH, 6, true, false>(tile, panel, ahead),
-    };
+    let totals = by_form!(tile.form, direct, [WIDTH], (tile, panel, ahead));
     for (sums, totals) in sums.iter_mut().zip(totals) {
         for (half, total) in totals.into_iter().enumerate() {
             store_lanes(half_of(sums, index * 2 + half), total);

@@ -12,9 +12,9 @@ use super::unpack::{
     self, Line, StepScales, group_bytes, high_part, load_4, load_lanes, low_part, store_4,
     store_lanes,
 };
-use crate::gemm::{FloatChunk, IntChunk, Kernel, Lanes, Sums, TileCols};
+use crate::gemm::{FloatChunk, IntChunk, Kernel, Lanes, Sums, TileCols, by_form};
 use crate::isa::{Neon, NeonDotprod};
-use crate::packed::{BLOCK_LEN, IntForm, IntTile, Scales, TILE_ROWS};
+use crate::packed::{BLOCK_LEN, IntForm, IntTile, TILE_ROWS};
 use crate::prefetch::Ahead;
 use crate::quantize::{MAGIC_BITS, PANEL_TOKENS, Panel};
 use crate::reference::Plain;
@@ -302,16 +302,7 @@ fn multiply_one<D: Dot>(
     ahead: &mut Ahead<'_>,
     sums: &mut Lanes,
 ) {
-    let totals = match (tile.form.bits, tile.form.scales) {
-        (4, Scales::Plain) => token_times_tile::<D, 4, false, false>(kind, tile, panel, ahead),
-        (5, Scales::Plain) => token_times_tile::<D, 5, false, false>(kind, tile, panel, ahead),
-        (_, Scales::Plain) => token_times_tile::<D, 8, false, false>(kind, tile, panel, ahead),
-        (4, Scales::Min) => token_times_tile::<D, 4, false, true>(kind, tile, panel, ahead),
-        (_, Scales::Min) => token_times_tile::<D, 5, false, true>(kind, tile, panel, ahead),
-        (4, Scales::SuperMin) => token_times_tile::<D, 4, true, true>(kind, tile, panel, ahead),
-        (_, Scales::SuperMin) => token_times_tile::<D, 5, true, true>(kind, tile, panel, ahead),
-        (_, Scales::SuperPlain) => token_times_tile::<D, 6, true, false>(kind, tile, panel, ahead),
-    };
+    let totals = by_form!(tile.form, token_times_tile, [D], (kind, tile, panel, ahead));
     store_lanes(sums, totals);
 }
 

@@ -127,7 +127,8 @@ pub fn attention(
     }
     let tokens_a_block = shape.tokens_a_block();
     let n_blocks = places.len().div_ceil(tokens_a_block);
-    // The last tokens of a prompt see the most pages: they go first.
+    // The last tokens of a prompt see the most pages: each thread begins with its longest, so that what
+    // another takes over from it at the end is short.
     pool.run(n_blocks * shape.n_kv_heads, &|index| {
         let first = (n_blocks - 1 - index / shape.n_kv_heads) * tokens_a_block;
         let tokens = first..places.len().min(first + tokens_a_block);
