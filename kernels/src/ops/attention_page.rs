@@ -285,7 +285,7 @@ fn add_many<V: Vector, S: Source, const H: usize>(
     }
     let scales = S::IS_SCALED.then(|| page.scales(vector, (dim_len + dim) / KV_BLOCK_LEN));
     let wide = &wide;
-    in_groups!(V::WIDE, 4, active, add_strip(vector, task, dim, wide, scales, rows));
+    in_groups!(V::WIDE, 6, active, add_strip(vector, task, dim, wide, scales, rows));
 }
 
 /// Adds some dimensions of the weighted values of a page to the outputs of `R` rows, straight from
