@@ -18,7 +18,7 @@ use kernels::ops::{
     AttentionShape, KV_BLOCK_LEN, KvPages, KvPagesMut, PAGE_LEN, Place, attention, store_kv,
 };
 use kernels::{
-    Activations, Isa, Packed, Pool, Precision, Product, TensorType, gemm, pack, packed_size,
+    Activations, Isa, Packed, Pool, Precision, Product, TensorType, Write, gemm, pack, packed_size,
 };
 
 /// Weights of a decode run with `--quick`, in bytes.
@@ -131,7 +131,7 @@ fn decode(pool: &Pool, isa: Isa, ty: TensorType, tokens: usize, is_quick: bool, 
     let seconds = fast_run(count * 4, || {
         let bytes = matrices.next().expect("a cycle has no end");
         let weights = Packed::new(ty, rows, cols, bytes).expect("it was packed so");
-        let product = Product { weights, out: &mut out };
+        let product = Product { weights, out: &mut out, write: Write::Over };
         gemm(pool, isa, Precision::Int8, &mut scratch, &x, tokens, &mut [product]);
         black_box(&mut out);
     });
@@ -209,7 +209,7 @@ fn prefill(
     let mut out = vec![0.0; tokens * rows];
     let runs = if isa == Isa::Reference { 1 } else { 40 };
     let seconds = fast_run(runs, || {
-        let product = Product { weights, out: &mut out };
+        let product = Product { weights, out: &mut out, write: Write::Over };
         gemm(pool, isa, precision, &mut scratch, &x, tokens, &mut [product]);
         black_box(&mut out);
     });

@@ -8,13 +8,14 @@
 
 use crate::gemm::{
     Input, Kernel, Memory, Room, Sums, TOKENS_MAX, UNIT_TILES, UnitPart, run_products, run_units,
-    store, unit_bytes,
+    unit_bytes,
 };
 use crate::isa::Isa;
 use crate::ops::{self, Gate};
+use crate::output::{NEAR_TOKENS, Write, clear, store};
 use crate::packed::{BLOCK_LEN, Packed};
 use crate::pool::{Disjoint, Pool};
-use crate::quantize::{Activations, Needed, Writer};
+use crate::quantize::{Activations, Needed, PANEL_TOKENS, Writer};
 use crate::{Precision, Product, reference};
 
 /// The matrices of a gated feed-forward layer.
@@ -64,7 +65,7 @@ impl Hidden {
     }
 }
 
-/// Computes a gated feed-forward layer.
+/// Computes a gated feed-forward layer, and writes it to `out` as `write` says.
 ///
 /// Shapes: `x: [tokens, cols]`, `out: [tokens, rows]`. Allocates nothing.
 ///
@@ -82,6 +83,7 @@ pub fn feed_forward(
     x: &[f32],
     tokens: usize,
     out: &mut [f32],
+    write: Write,
 ) {
     let FeedForward { gate, up, down, .. } = layer;
     let (cols, width) = (gate.cols(), down.cols());
@@ -90,7 +92,7 @@ pub fn feed_forward(
     assert_eq!((up.rows(), up.cols()), (gate.rows(), cols), "both have the same shape");
     assert_eq!(gate.rows(), width, "the last product reads what the others make");
     if tokens == 0 || cols == 0 || width == 0 {
-        out.fill(0.0);
+        clear(out, write);
         return;
     }
     let needed = |weights: &[&Packed<'_>]| {
@@ -127,7 +129,7 @@ pub fn feed_forward(
     }
     let x = floats.get(..tokens * width).unwrap_or(&[]);
     let input = Input { precision, quantized, x, tokens, cols: width };
-    run_products(pool, isa, &input, &mut [Product { weights: *down, out }]);
+    run_products(pool, isa, &input, &mut [Product { weights: *down, out, write }]);
 }
 
 /// Where the hidden values go: what the last product reads.
@@ -179,11 +181,16 @@ impl Make<'_> {
         match &self.target {
             HiddenTarget::Bytes(writer) => {
                 const { assert!(crate::gemm::UNIT_ROWS == BLOCK_LEN) };
+                // What is written next lies far from this: it would be waited for.
+                let next = token + values.len();
+                if self.input.tokens > NEAR_TOKENS {
+                    writer.ask(next, PANEL_TOKENS.min(self.input.tokens - next), unit);
+                }
                 // SAFETY: a unit is the work of one task, and these are the columns of its rows.
                 unsafe { writer.write(self.isa, token, unit..unit + 1, values.as_flattened()) }
             }
             HiddenTarget::Floats(floats) => {
-                store(floats, self.layer.gate.rows(), unit, token, values);
+                store(floats, self.layer.gate.rows(), unit, token, values, Write::Over);
             }
         }
     }

@@ -2,7 +2,9 @@
 
 use crate::gemm_tests::{Matrix, Random, bits};
 use crate::ops::{Gate, gate};
-use crate::{Activations, FeedForward, Hidden, Isa, Pool, Precision, TensorType, feed_forward};
+use crate::{
+    Activations, FeedForward, Hidden, Isa, Pool, Precision, TensorType, Write, feed_forward,
+};
 
 struct Layer {
     gate: Matrix,
@@ -37,7 +39,18 @@ impl Layer {
         let mut out = vec![f32::NAN; tokens * down.rows()];
         let layer = FeedForward { kind, gate, up, down };
         let pool = Pool::new(2);
-        feed_forward(&pool, isa, precision, &mut scratch, &mut hidden, &layer, x, tokens, &mut out);
+        feed_forward(
+            &pool,
+            isa,
+            precision,
+            &mut scratch,
+            &mut hidden,
+            &layer,
+            x,
+            tokens,
+            &mut out,
+            Write::Over,
+        );
         hidden.erase();
         out
     }

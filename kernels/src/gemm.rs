@@ -20,6 +20,8 @@ pub(crate) use crate::gemm_memory::{
     TOKENS_MAX, TileDots,
 };
 use crate::isa::Isa;
+pub use crate::output::Write;
+use crate::output::{clear, store};
 use crate::packed::{BLOCK_LEN, Form, IntForm, IntTile, Packed, TILE_ROWS};
 use crate::pool::{Disjoint, Pool};
 use crate::prefetch::Ahead;
@@ -44,6 +46,8 @@ pub struct Product<'a> {
     pub weights: Packed<'a>,
     /// `[tokens, rows]`
     pub out: &'a mut [f32],
+    /// What becomes of the values of `out`.
+    pub write: Write,
 }
 
 /// Tiles that are worked on together: a unit. Each activation that is read serves both.
@@ -191,7 +195,7 @@ pub fn gemm(
         assert_eq!(product.out.len(), tokens * product.weights.rows(), "out is [tokens, rows]");
     }
     if cols == 0 {
-        products.iter_mut().for_each(|product| product.out.fill(0.0));
+        products.iter_mut().for_each(|product| clear(product.out, product.write));
         return;
     }
     let weights = products.iter().map(|product| &product.weights);
@@ -239,6 +243,7 @@ pub(crate) struct Input<'a> {
 struct Target<'a> {
     weights: Packed<'a>,
     out: Disjoint<'a, f32>,
+    write: Write,
 }
 
 impl Target<'_> {
@@ -264,7 +269,8 @@ fn find_unit<'t, 'a>(
 fn run_region<K: Kernel>(pool: &Pool, kernel: K, input: &Input<'_>, products: &mut [Product<'_>]) {
     let mut targets = [const { None }; REGION_PRODUCTS];
     for (target, product) in targets.iter_mut().zip(products) {
-        *target = Some(Target { weights: product.weights, out: Disjoint::new(product.out) });
+        let Product { weights, out, write } = product;
+        *target = Some(Target { weights: *weights, out: Disjoint::new(out), write: *write });
     }
     let n_tasks = targets.iter().flatten().map(Target::units).sum();
     run_units(pool, kernel, input, n_tasks, &|task, next, memory| {
@@ -320,7 +326,7 @@ fn run_unit<K: Kernel>(
         let part = UnitPart { weights: &target.weights, unit, tokens };
         let next = next.take().unwrap_or(&[]);
         part.sum(kernel, input, next, memory, &mut room, &mut |first, sums| {
-            store(&target.out, target.weights.rows(), unit, first, sums);
+            store(&target.out, target.weights.rows(), unit, first, sums, target.write);
         });
     }
 }
@@ -476,16 +482,20 @@ impl<'a> UnitPart<'_, 'a> {
             for (index, tile) in unit_tiles.iter().enumerate() {
                 kernel.unpack_int(&tile.blocks(start..start + SUPER_BLOCKS), chunk, index);
             }
+            let mut panels = self.panels().peekable();
             for at in (0..tokens).step_by(TILE_TOKENS) {
                 let tile = (self.tokens.start + at) / TILE_TOKENS;
                 let panel = input.quantized.tile_panel(n_tiles, tile, start / SUPER_BLOCKS);
                 let width = if tokens - at > EIGHT { TILE_TOKENS } else { EIGHT };
                 let sums = room.part(at, width, start == 0);
                 kernel.multiply_tiled(chunk, &panel, dots, &mut ahead, sums);
+                let is_done = |&(first, width): &_| {
+                    start + SUPER_BLOCKS == blocks && first + width <= at + TILE_TOKENS
+                };
+                while let Some((first, width)) = panels.next_if(is_done) {
+                    finished(self.tokens.start + first, room.part(first, width, false));
+                }
             }
-        }
-        for (at, width) in self.panels() {
-            finished(self.tokens.start + at, room.part(at, width, false));
         }
     }
 
@@ -540,26 +550,5 @@ fn tile_cols<'a>(weights: &'a Packed<'a>, tile: usize, start: usize, len: usize)
         Form::F16 => TileCols::F16(floats(2)),
         Form::Bf16 => TileCols::Bf16(floats(2)),
         Form::Rows => TileCols::Rows(weights, tile * TILE_ROWS, start),
-    }
-}
-
-/// Writes the sums of some tokens of a unit to `out: [tokens, rows]`, without the rows that fill up
-/// the last tile.
-pub(crate) fn store(
-    out: &Disjoint<'_, f32>,
-    rows: usize,
-    unit: usize,
-    first_token: usize,
-    sums: &[Sums],
-) {
-    let first_row = unit * UNIT_ROWS;
-    let len = UNIT_ROWS.min(rows - first_row);
-    for (i, sums) in sums.iter().enumerate() {
-        // SAFETY: a unit is the work of one task, and these are the outputs of its rows alone.
-        let out = unsafe { out.part((first_token + i) * rows + first_row, len) };
-        match out.first_chunk_mut() {
-            Some(out) => *out = *sums,
-            None => out.copy_from_slice(&sums[..len]),
-        }
     }
 }

@@ -7,7 +7,7 @@ use crate::packed::{BLOCK_LEN, Form, IntForm};
 use crate::prefetch::Ahead;
 use crate::quantize::PANEL_TOKENS;
 use crate::{
-    Activations, Isa, Packed, Pool, Precision, Product, TensorType, gemm, pack, packed_size,
+    Activations, Isa, Packed, Pool, Precision, Product, TensorType, Write, gemm, pack, packed_size,
 };
 
 /// A small generator of test data (PCG's multiplier, upper bits).
@@ -94,7 +94,7 @@ impl Matrix {
         let tokens = x.len() / self.cols;
         let mut out = vec![f32::NAN; tokens * self.rows];
         let mut scratch = Activations::new(self.cols, tokens);
-        let product = Product { weights: self.view(), out: &mut out };
+        let product = Product { weights: self.view(), out: &mut out, write: Write::Over };
         gemm(pool, isa, precision, &mut scratch, x, tokens, &mut [product]);
         out
     }
@@ -237,7 +237,7 @@ fn many_products_of_mixed_formats_share_a_region() {
         let mut products: Vec<Product<'_>> = matrices
             .iter()
             .zip(&mut outs)
-            .map(|(matrix, out)| Product { weights: matrix.view(), out })
+            .map(|(matrix, out)| Product { weights: matrix.view(), out, write: Write::Over })
             .collect();
         let mut scratch = Activations::new(256, 2);
         gemm(&pool, isa, Precision::Int8, &mut scratch, &x, 2, &mut products);
@@ -258,9 +258,37 @@ fn a_reused_scratch_leaves_nothing_behind() {
             let matrix = Matrix::random(&mut random, TensorType::Q6_K, 19, cols);
             let x = random.activations(tokens * cols);
             let mut out = vec![f32::NAN; tokens * 19];
-            let product = Product { weights: matrix.view(), out: &mut out };
+            let product = Product { weights: matrix.view(), out: &mut out, write: Write::Over };
             gemm(&pool, isa, Precision::Int8, &mut scratch, &x, tokens, &mut [product]);
             assert_eq!(bits(&out), bits(&matrix.times(&pool, isa, Precision::Int8, &x)));
+        }
+    }
+}
+
+#[test]
+fn a_product_onto_what_is_there_is_their_sum() {
+    use TensorType::{F16, F32, Q4_K, Q6_K};
+    let mut random = Random(9);
+    let pool = Pool::new(2);
+    // Whole units, and a last one that is cut; floats and bytes; no columns.
+    let shapes = [(Q4_K, 64, 256), (Q6_K, 41, 256), (F16, 20, 24), (F32, 20, 0)];
+    for (ty, rows, cols) in shapes {
+        let matrix = Matrix::random(&mut random, ty, rows, cols);
+        for tokens in [1, 7, 16] {
+            let x = random.activations(tokens * cols);
+            let before = random.activations(tokens * rows);
+            for isa in Isa::available() {
+                let mut want = before.clone();
+                if cols > 0 {
+                    let product = matrix.times(&pool, isa, Precision::Int8, &x);
+                    want.iter_mut().zip(product).for_each(|(want, value)| *want += value);
+                }
+                let mut out = before.clone();
+                let mut scratch = Activations::new(cols, tokens);
+                let product = Product { weights: matrix.view(), out: &mut out, write: Write::Onto };
+                gemm(&pool, isa, Precision::Int8, &mut scratch, &x, tokens, &mut [product]);
+                assert_eq!(bits(&out), bits(&want), "{ty:?} {tokens} {}", isa.name());
+            }
         }
     }
 }
@@ -333,7 +361,7 @@ fn outliers_of_one_block_do_not_reach_the_next() {
 fn a_wrong_shape_is_a_programming_error() {
     let matrix = Matrix::random(&mut Random(8), TensorType::Q8_0, 16, 64);
     let mut out = vec![0.0; 16];
-    let product = Product { weights: matrix.view(), out: &mut out };
+    let product = Product { weights: matrix.view(), out: &mut out, write: Write::Over };
     let mut scratch = Activations::new(64, 1);
     let x = [0.0; 32];
     gemm(&Pool::new(1), Isa::Reference, Precision::Int8, &mut scratch, &x, 1, &mut [product]);

@@ -24,6 +24,7 @@ pub mod limits;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub mod ops;
+mod output;
 mod packed;
 mod packed_source;
 mod pool;
@@ -35,7 +36,7 @@ mod shares;
 
 pub use feed_forward::{FeedForward, Hidden, feed_forward};
 pub use formats::{TensorType, dequantize};
-pub use gemm::{Precision, Product, gemm};
+pub use gemm::{Precision, Product, Write, gemm};
 #[cfg(target_arch = "x86_64")]
 pub use isa::{AmxInt8, Avx2Fma, Avx2Vnni, Avx512Vnni};
 pub use isa::{Isa, IsaError};

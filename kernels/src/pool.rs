@@ -11,6 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
+use crate::prefetch;
 use crate::shares::{Share, Tasks, share_out};
 
 /// Polls before a waiting thread parks: about 10 to 50 µs, longer than the gap between two
@@ -312,6 +313,10 @@ impl<'a, T> Disjoint<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     /// Returns the elements `start..start + len`.
     ///
     /// # Safety
@@ -329,6 +334,15 @@ impl<'a, T> Disjoint<'a, T> {
         // SAFETY: the assertion keeps the part in the slice, which is borrowed for `'a`; by the
         // caller's promise no other reference to these elements is alive.
         unsafe { core::slice::from_raw_parts_mut(start, len) }
+    }
+
+    /// Asks for the elements `start..start + len` to be near before they are written; for nothing if they
+    /// are not in the slice.
+    #[inline(always)]
+    pub(crate) fn ask(&self, start: usize, len: usize) {
+        if start <= self.len && len <= self.len - start {
+            prefetch::ask_from(self.start.wrapping_add(start), len);
+        }
     }
 }
 

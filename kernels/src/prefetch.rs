@@ -106,6 +106,22 @@ impl<'a, T> Ahead<'a, T> {
     }
 }
 
+/// Asks for the lines of `len` items from an address on, wherever that is, all at once, into the first cache.
+#[inline(always)]
+pub(crate) fn ask_from<T>(at: *const T, len: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let firsts = (0..len).step_by(LINE / size_of::<T>());
+        for item in firsts.chain(len.checked_sub(1)) {
+            // SAFETY: a prefetch reads nothing and faults nowhere.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(item).cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (at, len);
+}
+
 /// Asks for a line.
 #[inline(always)]
 fn fetch<T>(line: &[T], cache: Cache) {

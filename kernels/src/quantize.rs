@@ -109,6 +109,10 @@ pub(crate) struct Panel<'a> {
     pub(crate) sums: &'a [f32],
     /// `[blocks * BLOCK_LEN / sub_len][width]`; empty if the weights have a minimum
     pub(crate) starts: &'a [i32],
+    /// The quants of the next panel, which are read after these; empty if this is the last
+    pub(crate) next: &'a [i8],
+    /// Its tokens
+    next_width: usize,
 }
 
 impl Activations {
@@ -209,17 +213,20 @@ impl Activations {
         let width = PANEL_TOKENS.min(tokens - first);
         let blocks = cols / BLOCK_LEN;
         let floats = first * blocks..(first + width) * blocks;
+        let (end, next_end) = (first + width, tokens.min(first + width + PANEL_TOKENS));
         let starts = start_index(form).map_or(&[][..], |index| {
             let subs = cols / START_KINDS[index].sub_len;
             &self.starts[index][first * subs..(first + width) * subs]
         });
         Panel {
             width,
-            quants: &self.quants[first * cols..(first + width) * cols],
+            quants: &self.quants[first * cols..end * cols],
             scales: &self.scales[floats.clone()],
             biases: &self.biases[floats.clone()],
             sums: &self.sums[floats],
             starts,
+            next: &self.quants[end * cols..next_end * cols],
+            next_width: next_end - end,
         }
     }
 }
@@ -230,17 +237,21 @@ impl<'a> Panel<'a> {
     pub(crate) fn blocks(&self, scales: Scales, start: usize, len: usize) -> Self {
         let subs = BLOCK_LEN / scales.sub_len() * self.width;
         let floats = |all: &'a [f32]| &all[start * self.width..][..len * self.width];
+        let quants =
+            |all: &'a [i8], width| &all[start * BLOCK_LEN * width..][..len * BLOCK_LEN * width];
         let starts = match self.starts {
             [] => &[][..],
             starts => &starts[start * subs..][..len * subs],
         };
         Self {
             width: self.width,
-            quants: &self.quants[start * BLOCK_LEN * self.width..][..len * BLOCK_LEN * self.width],
+            quants: quants(self.quants, self.width),
             scales: floats(self.scales),
             biases: floats(self.biases),
             sums: floats(self.sums),
             starts,
+            next: quants(self.next, self.next_width),
+            next_width: self.next_width,
         }
     }
 }
@@ -287,6 +298,19 @@ impl Writer<'_> {
         if let Some(tiles) = &self.tiles {
             // SAFETY: the caller's word is passed on.
             unsafe { tiles.copy(first, blocks.start, &target) };
+        }
+    }
+
+    /// Asks for the place of one block of a panel of `width` tokens, which will be written.
+    pub(crate) fn ask(&self, first: usize, width: usize, block: usize) {
+        let at = |cols_each: usize| (first * self.cols + block * BLOCK_LEN * width) / cols_each;
+        self.quants.ask(at(1), width * BLOCK_LEN);
+        self.floats.iter().for_each(|floats| floats.ask(at(BLOCK_LEN), width));
+        for (starts, kind) in self.starts.iter().zip(START_KINDS) {
+            starts.ask(at(kind.sub_len), width * BLOCK_LEN / kind.sub_len);
+        }
+        if let Some(tiles) = &self.tiles {
+            tiles.ask(first, width, block);
         }
     }
 }

@@ -100,6 +100,24 @@ pub(crate) struct TileWriter<'a> {
 }
 
 impl TileWriter<'_> {
+    /// Returns where the row of a block of a token starts, in rows.
+    fn row(&self, block: usize, token: usize) -> usize {
+        let (part, block) = (block / SUPER_BLOCKS, block % SUPER_BLOCKS);
+        let (tile, row) = (token / TILE_TOKENS, token % TILE_TOKENS);
+        ((part * self.tiles + tile) * SUPER_BLOCKS + block) * TILE_TOKENS + row
+    }
+
+    /// Asks for the place of a block of some tokens, which will be written.
+    pub(crate) fn ask(&self, first: usize, width: usize, block: usize) {
+        for token in first..first + width {
+            let at = self.row(block, token);
+            self.quants.ask(at * BLOCK_LEN, BLOCK_LEN);
+            if token == first || token % TILE_TOKENS == 0 {
+                self.floats.iter().for_each(|floats| floats.ask(at, 1));
+            }
+        }
+    }
+
     /// Copies the blocks from `first_block` on of the tokens from `first` on.
     ///
     /// # Safety
@@ -110,12 +128,8 @@ impl TileWriter<'_> {
         let quants = panel.quants.as_chunks::<4>().0.chunks_exact(width * BLOCK_LEN / 4);
         let sources = [&*panel.scales, &*panel.biases, &*panel.sums];
         for (index, quants) in quants.enumerate() {
-            let (part, block) =
-                ((first_block + index) / SUPER_BLOCKS, (first_block + index) % SUPER_BLOCKS);
             for i in 0..width {
-                let (tile, row) = ((first + i) / TILE_TOKENS, (first + i) % TILE_TOKENS);
-                let at = (part * self.tiles + tile) * SUPER_BLOCKS + block;
-                let at = at * TILE_TOKENS + row;
+                let at = self.row(first_block + index, first + i);
                 // SAFETY: a block of a token has these quants, and the caller has it alone.
                 let target = unsafe { self.quants.part(at * BLOCK_LEN, BLOCK_LEN) };
                 let groups = quants[i..].iter().step_by(width);

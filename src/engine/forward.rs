@@ -10,7 +10,7 @@
 //! `norm` of queries and keys, `post` and `scale` exist in some families only.
 
 use kernels::ops::{self, Rope};
-use kernels::{Packed, Product, gemm};
+use kernels::{Packed, Product, Write, gemm};
 
 use super::activations::Activations;
 use super::kv_cache::KvCache;
@@ -104,7 +104,7 @@ impl Run<'_> {
         let (q_dim, kv_dim) = (layer.q.weights.rows(), layer.k.weights.rows());
         let (embed, head_dim) = (layer.attn_norm.len(), shape.head_dim);
         let (q, k, v) = (&mut a.q[..n * q_dim], &mut a.k[..n * kv_dim], &mut a.v[..n * kv_dim]);
-        let (heads, delta) = (&mut a.heads[..n * q_dim], &mut a.delta[..n * embed]);
+        let heads = &mut a.heads[..n * q_dim];
         self.norm(&a.x, &layer.attn_norm, &mut a.normed);
         gemm(
             self.pool,
@@ -114,9 +114,9 @@ impl Run<'_> {
             &a.normed[..n * embed],
             n,
             &mut [
-                Product { weights: layer.q.weights, out: q },
-                Product { weights: layer.k.weights, out: k },
-                Product { weights: layer.v.weights, out: v },
+                Product { weights: layer.q.weights, out: q, write: Write::Over },
+                Product { weights: layer.k.weights, out: k, write: Write::Over },
+                Product { weights: layer.v.weights, out: v, write: Write::Over },
             ],
         );
         self.add_bias(&layer.q, q);
@@ -142,16 +142,29 @@ impl Run<'_> {
         let (pages, tables) = (cache.layer(index), cache.tables());
         let scores = &mut a.scores;
         ops::attention(self.pool, isa, shape, pages, tables, &a.places, q, scores, heads);
-        self.multiply(&mut a.quantized, &layer.attn_output.weights, heads, delta);
+        let Linear { weights, bias } = &layer.attn_output;
+        let post_norm = layer.post_attention_norm.as_deref();
+        if bias.is_none() && post_norm.is_none() {
+            let x = &mut a.x[..n * embed];
+            self.multiply(&mut a.quantized, weights, heads, x, Write::Onto);
+            return;
+        }
+        let delta = &mut a.delta[..n * embed];
+        self.multiply(&mut a.quantized, weights, heads, delta, Write::Over);
         self.add_bias(&layer.attn_output, delta);
-        self.add_delta(layer.post_attention_norm.as_deref(), a);
+        self.add_delta(post_norm, a);
     }
 
     /// Adds a layer's feed-forward half to `x`.
     fn feed_forward(&self, a: &mut Activations, layer: &Layer<'_>, kind: ops::Gate) {
         let (n, isa) = (self.tokens, self.options.isa);
         let embed = layer.ffn_norm.len();
+        let post_norm = layer.post_ffw_norm.as_deref();
         self.norm(&a.x, &layer.ffn_norm, &mut a.normed);
+        let (out, write) = match post_norm {
+            None => (&mut a.x, Write::Onto),
+            Some(_) => (&mut a.delta, Write::Over),
+        };
         kernels::feed_forward(
             self.pool,
             isa,
@@ -161,9 +174,12 @@ impl Run<'_> {
             &layer.feed_forward(kind),
             &a.normed[..n * embed],
             n,
-            &mut a.delta[..n * embed],
+            &mut out[..n * embed],
+            write,
         );
-        self.add_delta(layer.post_ffw_norm.as_deref(), a);
+        if post_norm.is_some() {
+            self.add_delta(post_norm, a);
+        }
     }
 
     /// Computes the logits of the wanted tokens.
@@ -177,7 +193,7 @@ impl Run<'_> {
         let (x, normed) = (&a.delta[..n * embed], &mut a.normed[..n * embed]);
         ops::rms_norm(self.pool, self.options.isa, x, norm, self.epsilon, normed);
         let out = &mut a.logits[..n * output.rows()];
-        let products = &mut [Product { weights: *output, out }];
+        let products = &mut [Product { weights: *output, out, write: Write::Over }];
         let Options { isa, precision, .. } = *self.options;
         gemm(self.pool, isa, precision, &mut a.quantized, normed, n, products);
     }
@@ -195,8 +211,9 @@ impl Run<'_> {
         weights: &Packed<'_>,
         x: &[f32],
         out: &mut [f32],
+        write: Write,
     ) {
-        let products = &mut [Product { weights: *weights, out }];
+        let products = &mut [Product { weights: *weights, out, write }];
         let Options { isa, precision, .. } = *self.options;
         gemm(self.pool, isa, precision, quantized, x, self.tokens, products);
     }

@@ -2,7 +2,7 @@
 
 use half::f16;
 use kernels::{
-    Activations, Isa, Packed, Pool, Precision, Product, TensorType, dequantize, gemm, pack,
+    Activations, Isa, Packed, Pool, Precision, Product, TensorType, Write, dequantize, gemm, pack,
     packed_size,
 };
 
@@ -100,7 +100,7 @@ impl Matrix {
         let tokens = x.len() / self.cols;
         let mut out = vec![f32::NAN; tokens * self.rows];
         let mut scratch = Activations::new(self.cols, tokens);
-        let product = Product { weights: self.view(), out: &mut out };
+        let product = Product { weights: self.view(), out: &mut out, write: Write::Over };
         gemm(&Pool::new(1), Isa::Reference, precision, &mut scratch, x, tokens, &mut [product]);
         out
     }
