@@ -1,7 +1,7 @@
 //! Matrix products with AVX2; see [`crate::gemm()`] for the formula.
 //!
-//! A tile times two tokens at a time, so many as have their sums in registers; what is read of a token serves both
-//! halves of the tile. `maddubs` adds two products of an unsigned and a signed byte in 16 bits; as many of them are
+//! A tile times two or three tokens at a time, so many as have their sums in registers; what is read of a token
+//! serves both halves of the tile. `maddubs` adds two products of an unsigned and a signed byte in 16 bits; as many of them are
 //! added in 16 bits as cannot overflow, given the bits of the weights. Bytes of 8 bits are multiplied nibble by
 //! nibble.
 
@@ -17,7 +17,7 @@ use super::unpack::{
 use crate::gemm::{FloatChunk, IntChunk, Kernel, Lanes, Sums, TileCols, by_form};
 use crate::isa::Avx2Fma;
 use crate::packed::{BLOCK_LEN, IntForm, IntTile};
-use crate::prefetch::Ahead;
+use crate::prefetch::{self, Ahead};
 use crate::quantize::{MAGIC_BITS, Panel};
 use crate::reference::Plain;
 
@@ -99,13 +99,29 @@ fn by_width<const BITS: u32, const SUBS: usize, const MIN: bool>(
     ahead: &mut Ahead<'_>,
     sums: &mut [Sums],
 ) {
-    match panel.width {
-        1 => panel_times_unit::<1, 1, 0, 0, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
-        2 => panel_times_unit::<2, 2, 0, 0, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
-        3 => panel_times_unit::<3, 2, 1, 0, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
-        4 => panel_times_unit::<4, 2, 2, 0, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
-        5 => panel_times_unit::<5, 2, 2, 1, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
-        _ => panel_times_unit::<6, 2, 2, 2, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
+    // Sums of 4-bit weights stay in 16 bits for a whole block, which leaves room for a third token.
+    match (panel.width, BITS == 4) {
+        (1, _) => panel_times_unit::<1, 1, 0, 0, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
+        (2, _) => panel_times_unit::<2, 2, 0, 0, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
+        (3, true) => {
+            panel_times_unit::<3, 3, 0, 0, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums)
+        }
+        (3, false) => {
+            panel_times_unit::<3, 2, 1, 0, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums)
+        }
+        (4, _) => panel_times_unit::<4, 2, 2, 0, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums),
+        (5, true) => {
+            panel_times_unit::<5, 3, 2, 0, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums)
+        }
+        (5, false) => {
+            panel_times_unit::<5, 2, 2, 1, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums)
+        }
+        (_, true) => {
+            panel_times_unit::<6, 3, 3, 0, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums)
+        }
+        (_, false) => {
+            panel_times_unit::<6, 2, 2, 2, BITS, SUBS, MIN>(tiles, chunk, panel, ahead, sums)
+        }
     }
 }
 
@@ -150,7 +166,7 @@ impl<'a, const WIDTH: usize, const SUBS: usize> Blocks<'a, WIDTH, SUBS> {
     }
 }
 
-/// Adds `WIDTH` tokens times the tiles of a unit: `A`, then `B`, then `C` of them, two at most.
+/// Adds `WIDTH` tokens times the tiles of a unit: `A`, then `B`, then `C` of them.
 #[target_feature(enable = "avx2,fma")]
 fn panel_times_unit<
     const WIDTH: usize,
@@ -170,13 +186,25 @@ fn panel_times_unit<
     const { assert!(A + B + C == WIDTH && (C == 0 || A + B == 4)) };
     let blocks = Blocks::<WIDTH, SUBS>::of(panel);
     let sums: &mut [Sums; WIDTH] = sums.first_chunk_mut().expect("each token has its sums");
+    // Of long rows the activations lie beyond the second cache, and the hardware follows no panel into the
+    // next: a part is asked for before each part of the work.
+    let parts = tiles * (1 + usize::from(B > 0) + usize::from(C > 0));
+    let (mut next, part) = (panel.next, panel.next.len() / parts);
+    let mut ask = || {
+        let (now, later) = next.split_at(part);
+        next = later;
+        prefetch::ask_from(now.as_ptr(), now.len());
+    };
     for tile in 0..tiles {
         ahead.steps(blocks.scales.len().div_ceil(tiles));
+        ask();
         tokens_times_tile::<WIDTH, 0, A, BITS, SUBS, MIN>(chunk, tile, &blocks, sums);
         if B > 0 {
+            ask();
             tokens_times_tile::<WIDTH, A, B, BITS, SUBS, MIN>(chunk, tile, &blocks, sums);
         }
         if C > 0 {
+            ask();
             tokens_times_tile::<WIDTH, 4, C, BITS, SUBS, MIN>(chunk, tile, &blocks, sums);
         }
     }
