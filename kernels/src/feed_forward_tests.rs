@@ -32,11 +32,25 @@ impl Layer {
     }
 
     fn at_once(&self, isa: Isa, precision: Precision, kind: Gate, x: &[f32]) -> Vec<f32> {
+        let tokens = x.len() / self.gate.view().cols();
+        let mut out = vec![f32::NAN; tokens * self.down.view().rows()];
+        self.write(isa, precision, kind, x, &mut out, Write::Over);
+        out
+    }
+
+    fn write(
+        &self,
+        isa: Isa,
+        precision: Precision,
+        kind: Gate,
+        x: &[f32],
+        out: &mut [f32],
+        write: Write,
+    ) {
         let (gate, up, down) = (self.gate.view(), self.up.view(), self.down.view());
         let tokens = x.len() / gate.cols();
         let mut scratch = Activations::new(gate.cols(), tokens);
         let mut hidden = Hidden::new(precision, [down], tokens);
-        let mut out = vec![f32::NAN; tokens * down.rows()];
         let layer = FeedForward { kind, gate, up, down };
         let pool = Pool::new(2);
         feed_forward(
@@ -48,11 +62,10 @@ impl Layer {
             &layer,
             x,
             tokens,
-            &mut out,
-            Write::Over,
+            out,
+            write,
         );
         hidden.erase();
-        out
     }
 }
 
@@ -80,6 +93,25 @@ fn a_layer_at_once_has_the_bits_of_its_steps() {
                     let name = isa.name();
                     assert_eq!(bits(&got), bits(&want), "{types:?} {tokens} {precision:?} {name}");
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_layer_onto_what_is_there_is_their_sum() {
+    use TensorType::{F32, Q4_K, Q6_K};
+    let mut random = Random(9);
+    for types in [[Q4_K, Q4_K, Q6_K], [F32; 3]] {
+        let layer = Layer::random(&mut random, types, 256, 256);
+        for tokens in [1, 16, 61] {
+            let (x, before) = (random.activations(tokens * 256), random.activations(tokens * 24));
+            for isa in Isa::available() {
+                let mut want = layer.at_once(isa, Precision::Int8, Gate::Silu, &x);
+                want.iter_mut().zip(&before).for_each(|(want, before)| *want += before);
+                let mut out = before.clone();
+                layer.write(isa, Precision::Int8, Gate::Silu, &x, &mut out, Write::Onto);
+                assert_eq!(bits(&out), bits(&want), "{types:?} {tokens} {}", isa.name());
             }
         }
     }

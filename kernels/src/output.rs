@@ -32,9 +32,10 @@ pub(crate) fn store(
     for (i, sums) in sums.iter().enumerate() {
         // What is written next lies far from this, a token from the other: it would be waited for piece by
         // piece.
-        let (token, row) = match goes_on {
-            true => (first_token + i + PANEL_TOKENS, first_row),
-            false => (first_token + i, first_row + UNIT_ROWS),
+        let (token, row) = if goes_on {
+            (first_token + i + PANEL_TOKENS, first_row)
+        } else {
+            (first_token + i, first_row + UNIT_ROWS)
         };
         out.ask(token * rows + row, len);
         // SAFETY: a unit is the work of one task, and these are the outputs of its rows alone.

@@ -1,9 +1,9 @@
 //! Matrix products with AVX2; see [`crate::gemm()`] for the formula.
 //!
-//! A tile times two or three tokens at a time, so many as have their sums in registers; what is read of a token
-//! serves both halves of the tile. `maddubs` adds two products of an unsigned and a signed byte in 16 bits; as many of them are
-//! added in 16 bits as cannot overflow, given the bits of the weights. Bytes of 8 bits are multiplied nibble by
-//! nibble.
+//! A tile times two or three tokens at a time, so many as have their sums in registers; what is read of a
+//! token serves both halves of the tile. `maddubs` adds two products of an unsigned and a signed byte in 16
+//! bits; as many of them are added in 16 bits as cannot overflow, given the bits of the weights. Bytes of
+//! 8 bits are multiplied nibble by nibble.
 
 #![expect(clippy::needless_range_loop, reason = "one index for several arrays of registers")]
 
