@@ -7,7 +7,7 @@
 //! one after another.
 
 use crate::gemm::{
-    Input, Kernel, Memory, Room, Sums, TOKENS_MAX, UNIT_TILES, UnitPart, run_products, run_units,
+    Input, Kernel, Memory, Sums, TOKENS_MAX, UNIT_TILES, UnitPart, run_products, run_units,
     unit_bytes,
 };
 use crate::isa::Isa;
@@ -160,15 +160,17 @@ impl Make<'_> {
     /// Computes a unit of both; `next` is what this thread will read after it.
     fn run_unit<K: Kernel>(&self, kernel: K, unit: usize, next: &[u8], memory: &mut Memory) {
         let FeedForward { gate, up, .. } = self.layer;
-        let (mut gates, mut ups) = (Room::new(), Room::new());
+        let Memory { chunks, rooms: [gates, ups] } = memory;
+        gates.clear();
+        ups.clear();
         let mut next = Some((unit_bytes(up, unit), next));
         for first in (0..self.input.tokens).step_by(TOKENS_MAX) {
             let tokens = first..self.input.tokens.min(first + TOKENS_MAX);
             let (then, next) = next.take().unwrap_or((&[], &[]));
             let part = UnitPart { weights: gate, unit, tokens: tokens.clone() };
-            part.sum(kernel, self.input, then, memory, &mut gates, &mut |_, _| {});
+            part.sum(kernel, self.input, then, chunks, gates, &mut |_, _| {});
             let part = UnitPart { weights: up, unit, tokens };
-            part.sum(kernel, self.input, next, memory, &mut ups, &mut |token, ups| {
+            part.sum(kernel, self.input, next, chunks, ups, &mut |token, ups| {
                 let gates = gates.part(token - first, ups.len(), false);
                 ops::gate(self.isa, self.layer.kind, ups.as_flattened(), gates.as_flattened_mut());
                 self.write(unit, token, gates);

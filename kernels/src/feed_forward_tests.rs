@@ -83,7 +83,7 @@ fn a_layer_at_once_has_the_bits_of_its_steps() {
     ];
     for (types, cols, hidden) in cases {
         let layer = Layer::random(&mut random, types, cols, hidden);
-        for tokens in [1, 2, 6, 7, 13, 535] {
+        for tokens in [1, 2, 6, 7, 13, 18, 535] {
             let x = random.activations(tokens * cols);
             for precision in [Precision::Int8, Precision::F32] {
                 let kind = if tokens % 2 == 0 { Gate::Silu } else { Gate::GeluTanh };

@@ -16,7 +16,7 @@ use core::ops::Range;
 
 use crate::gemm_memory::Tiled;
 pub(crate) use crate::gemm_memory::{
-    FLOAT_CHUNK_COLS, FloatChunk, INT_CHUNK_BLOCKS, IntChunk, Memory, Room, SUPER_BLOCKS,
+    Chunks, FLOAT_CHUNK_COLS, FloatChunk, INT_CHUNK_BLOCKS, IntChunk, Memory, Room, SUPER_BLOCKS,
     TOKENS_MAX, TileDots,
 };
 use crate::isa::Isa;
@@ -69,6 +69,11 @@ fn chunk_blocks(tokens: usize) -> usize {
     }
 }
 
+/// Most panels of a product that is computed straight from the packed bytes.
+const DIRECT_PANELS: usize = 3;
+/// Their tokens.
+pub(crate) const DIRECT_TOKENS_MAX: usize = DIRECT_PANELS * PANEL_TOKENS;
+
 /// Products that share a parallel region.
 const REGION_PRODUCTS: usize = 8;
 
@@ -105,16 +110,16 @@ pub(crate) trait Kernel: Copy + Sync {
         sums: &mut [Sums],
     );
 
-    /// Most tokens, up to those of a panel, for which `multiply_direct` is the faster way.
+    /// Most tokens, up to [`DIRECT_TOKENS_MAX`], for which `multiply_direct` is the faster way.
     const DIRECT_TOKENS: usize;
 
-    /// Computes whole tiles for the tokens of one panel, straight from the packed bytes, one tile after the
+    /// Adds whole tiles times the tokens of a few panels to sums that are zero, straight from the packed bytes, one tile after the
     /// other: the hardware follows its few planes (side by side, two tiles were up to a quarter slower). A
     /// step of `ahead` with each block. The plain version asks for nothing.
     fn multiply_direct(
         self,
         tiles: &[IntTile<'_>],
-        panel: &Panel<'_>,
+        panels: &[Panel<'_>],
         ahead: &mut Ahead<'_>,
         sums: &mut [Sums],
     );
@@ -292,7 +297,7 @@ pub(crate) fn run_units<K: Kernel>(
     run: &(dyn Fn(usize, Option<usize>, &mut Memory) + Sync),
 ) {
     pool.run_each(n_tasks, &|tasks| {
-        let mut memory = Memory::default();
+        let mut memory = Memory::new();
         let work = || tasks.for_each(|(task, next)| run(task, next, &mut memory));
         if K::TILED && input.tokens >= TILED_TOKENS_MIN {
             kernel.with_tiles(work);
@@ -319,13 +324,14 @@ fn run_unit<K: Kernel>(
     next: &[u8],
     memory: &mut Memory,
 ) {
-    let mut room = Room::new();
+    let Memory { chunks, rooms: [room, _] } = memory;
+    room.clear();
     let mut next = Some(next);
     for first in (0..input.tokens).step_by(TOKENS_MAX) {
         let tokens = first..input.tokens.min(first + TOKENS_MAX);
         let part = UnitPart { weights: &target.weights, unit, tokens };
         let next = next.take().unwrap_or(&[]);
-        part.sum(kernel, input, next, memory, &mut room, &mut |first, sums| {
+        part.sum(kernel, input, next, chunks, room, &mut |first, sums| {
             store(&target.out, target.weights.rows(), unit, first, sums, target.write);
         });
     }
@@ -346,27 +352,29 @@ impl<'a> UnitPart<'_, 'a> {
         kernel: K,
         input: &Input<'_>,
         next: &[u8],
-        memory: &mut Memory,
+        chunks: &mut Chunks,
         room: &mut Room,
         finished: &mut impl FnMut(usize, &mut [Sums]),
     ) {
         match (self.weights.form(), input.precision) {
             (Form::Int(form), Precision::Int8) if input.tokens <= K::DIRECT_TOKENS => {
-                let sums = self.sum_direct(kernel, form, input, next, room);
-                finished(self.tokens.start, sums);
+                self.sum_direct(kernel, form, input, next, room);
+                for (at, width) in self.panels() {
+                    finished(self.tokens.start + at, room.part(at, width, false));
+                }
             }
             (Form::Int(form), Precision::Int8)
                 if K::TILED && input.tokens >= TILED_TOKENS_MIN && is_tiled(form) =>
             {
-                let tiled = memory.tiled.get_or_insert_with(Tiled::zeroed);
+                let tiled = chunks.tiled.get_or_insert_with(Tiled::zeroed);
                 self.sum_tiled(kernel, form, input, next, tiled, room, finished);
             }
             (Form::Int(form), Precision::Int8) => {
-                let chunk = memory.int.get_or_insert_with(IntChunk::zeroed);
+                let chunk = chunks.int.get_or_insert_with(IntChunk::zeroed);
                 self.sum_ints(kernel, form, input, next, chunk, room, finished);
             }
             _ => {
-                let chunk = memory.float.get_or_insert_with(FloatChunk::zeroed);
+                let chunk = chunks.float.get_or_insert_with(FloatChunk::zeroed);
                 self.sum_floats(kernel, input, next, chunk, room, finished);
             }
         }
@@ -399,27 +407,37 @@ impl<'a> UnitPart<'_, 'a> {
     }
 
     /// A few tokens times integer weights, unpacked in registers.
-    fn sum_direct<'r, K: Kernel>(
+    fn sum_direct<K: Kernel>(
         &self,
         kernel: K,
         form: IntForm,
         input: &Input<'_>,
         next: &[u8],
-        room: &'r mut Room,
-    ) -> &'r mut [Sums] {
+        room: &mut Room,
+    ) {
         let sums = room.part(0, input.tokens, true);
-        let panel = input.quantized.panel(form, input.tokens, input.cols, 0);
+        let panel =
+            |index| input.quantized.panel(form, input.tokens, input.cols, index * PANEL_TOKENS);
         let mut ahead = self.ahead(next, input.cols / BLOCK_LEN * self.tiles());
         // Made where they are used: an array that is moved once more is felt in a unit so short.
         let tile = |index| {
             let tile = self.unit * UNIT_TILES + index;
             IntTile::new(form, self.weights.cols(), self.weights.tile_bytes(tile))
         };
-        match self.tiles() {
-            1 => kernel.multiply_direct(&[tile(0)], &panel, &mut ahead, sums),
-            _ => kernel.multiply_direct(&[tile(0), tile(1)], &panel, &mut ahead, sums),
+        macro_rules! multiply {
+            ($panels:expr) => {
+                match self.tiles() {
+                    1 => kernel.multiply_direct(&[tile(0)], $panels, &mut ahead, sums),
+                    _ => kernel.multiply_direct(&[tile(0), tile(1)], $panels, &mut ahead, sums),
+                }
+            };
         }
-        sums
+        const { assert!(DIRECT_PANELS == 3) };
+        match input.tokens.div_ceil(PANEL_TOKENS) {
+            1 => multiply!(&[panel(0)]),
+            2 => multiply!(&[panel(0), panel(1)]),
+            _ => multiply!(&[panel(0), panel(1), panel(2)]),
+        }
     }
 
     /// Many tokens times integer weights: each chunk is unpacked once for all of them.

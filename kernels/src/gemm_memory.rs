@@ -72,10 +72,22 @@ impl FloatChunk {
     }
 }
 
-/// What a thread keeps from unit to unit, so that it is cleared once: what a kind of product
-/// needs is made when it is needed.
-#[derive(Default)]
+/// What a thread keeps from unit to unit: it is made, and its pages are touched, once a region.
 pub(crate) struct Memory {
+    pub(crate) chunks: Chunks,
+    /// For as many units as are worked on together.
+    pub(crate) rooms: [Room; 2],
+}
+
+impl Memory {
+    pub(crate) fn new() -> Self {
+        Self { chunks: Chunks::default(), rooms: [const { Room::new() }; 2] }
+    }
+}
+
+/// Unpacked columns: what a kind of product needs is made when it is needed.
+#[derive(Default)]
+pub(crate) struct Chunks {
     pub(crate) int: Option<IntChunk>,
     pub(crate) tiled: Option<Tiled>,
     pub(crate) float: Option<FloatChunk>,
@@ -90,8 +102,13 @@ pub(crate) struct Room {
 }
 
 impl Room {
-    pub(crate) fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { sums: [const { MaybeUninit::uninit() }; TOKENS_MAX], written: 0 }
+    }
+
+    /// Forgets the sums of the last unit.
+    pub(crate) fn clear(&mut self) {
+        self.written = 0;
     }
 
     /// Returns the sums of some tokens, zero when `is_first`.

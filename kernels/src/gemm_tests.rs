@@ -156,11 +156,11 @@ fn every_instruction_set_gives_the_bits_of_the_reference() {
         for (i, cols) in column_counts(ty).into_iter().enumerate() {
             let rows = [17, 50, 1, 33, 16][i];
             let matrix = Matrix::random(&mut random, ty, rows, cols);
-            let x = random.activations(33 * cols);
+            let x = random.activations(48 * cols);
             for precision in [Precision::Int8, Precision::F32] {
                 let want = matrix.times(&pools[0], Isa::Reference, precision, &x);
                 for isa in Isa::available() {
-                    for tokens in (1..=9).chain([13, 16, 25, 33]) {
+                    for tokens in (1..=19).chain([25, 33, 41, 48]) {
                         let got =
                             matrix.times(&pools[tokens % 3], isa, precision, &x[..tokens * cols]);
                         // Every batch is the start of the largest: nothing depends on the batch.
@@ -274,7 +274,7 @@ fn a_product_onto_what_is_there_is_their_sum() {
     let shapes = [(Q4_K, 64, 256), (Q6_K, 41, 256), (F16, 20, 24), (F32, 20, 0)];
     for (ty, rows, cols) in shapes {
         let matrix = Matrix::random(&mut random, ty, rows, cols);
-        for tokens in [1, 7, 16] {
+        for tokens in [1, 7, 16, 41] {
             let x = random.activations(tokens * cols);
             let before = random.activations(tokens * rows);
             for isa in Isa::available() {

@@ -12,11 +12,13 @@ use core::arch::x86_64::*;
 
 use super::tiles::{self, Shapes};
 use crate::avx512::{load_lanes, store_lanes};
-use crate::gemm::{FloatChunk, IntChunk, Kernel, SUPER_BLOCKS, Sums, TileCols, TileDots};
+use crate::gemm::{
+    DIRECT_TOKENS_MAX, FloatChunk, IntChunk, Kernel, SUPER_BLOCKS, Sums, TileCols, TileDots,
+};
 use crate::isa::AmxInt8;
 use crate::packed::{IntForm, IntTile};
 use crate::prefetch::Ahead;
-use crate::quantize::{PANEL_TOKENS, Panel, TilePanel};
+use crate::quantize::{Panel, TilePanel};
 
 impl Kernel for AmxInt8 {
     fn unpack_int(self, tile: &IntTile<'_>, chunk: &mut IntChunk, index: usize) {
@@ -35,16 +37,16 @@ impl Kernel for AmxInt8 {
         self.avx512().multiply_int(form, tiles, chunk, panel, ahead, sums);
     }
 
-    const DIRECT_TOKENS: usize = PANEL_TOKENS;
+    const DIRECT_TOKENS: usize = DIRECT_TOKENS_MAX;
 
     fn multiply_direct(
         self,
         tiles: &[IntTile<'_>],
-        panel: &Panel<'_>,
+        panels: &[Panel<'_>],
         ahead: &mut Ahead<'_>,
         sums: &mut [Sums],
     ) {
-        self.avx512().multiply_direct(tiles, panel, ahead, sums);
+        self.avx512().multiply_direct(tiles, panels, ahead, sums);
     }
 
     const TILED: bool = true;

@@ -45,10 +45,11 @@ impl Kernel for Avx2Fma {
     fn multiply_direct(
         self,
         tiles: &[IntTile<'_>],
-        panel: &Panel<'_>,
+        panels: &[Panel<'_>],
         ahead: &mut Ahead<'_>,
         sums: &mut [Sums],
     ) {
+        let [panel] = panels else { unreachable!("one panel at a time") };
         let [sums] = sums else { unreachable!("one token at a time") };
         for (tile, sums) in tiles.iter().zip(sums.as_chunks_mut().0) {
             // SAFETY: `Avx2Fma` proves that the CPU has the features.

@@ -40,10 +40,11 @@ impl Kernel for Avx2Vnni {
     fn multiply_direct(
         self,
         tiles: &[IntTile<'_>],
-        panel: &Panel<'_>,
+        panels: &[Panel<'_>],
         ahead: &mut Ahead<'_>,
         sums: &mut [Sums],
     ) {
+        let [panel] = panels else { unreachable!("one panel at a time") };
         for (index, tile) in tiles.iter().enumerate() {
             // SAFETY: `Avx2Vnni` proves that the CPU has the features.
             unsafe { multiply_direct(index, tile, panel, ahead, sums) }

@@ -11,11 +11,12 @@ use core::arch::x86_64::*;
 use super::unpack::{
     self, StepScales, block_bytes, high_part, load, load_lanes, low_part, store_lanes,
 };
-use crate::gemm::{FloatChunk, IntChunk, Kernel, Sums, TileCols, by_form};
+use super::wide;
+use crate::gemm::{DIRECT_TOKENS_MAX, FloatChunk, IntChunk, Kernel, Sums, TileCols, by_form};
 use crate::isa::Avx512Vnni;
 use crate::packed::{BLOCK_LEN, IntForm, IntTile, Scales};
 use crate::prefetch::Ahead;
-use crate::quantize::{MAGIC_BITS, PANEL_TOKENS, Panel};
+use crate::quantize::{MAGIC_BITS, Panel};
 use crate::reference::Plain;
 
 impl Kernel for Avx512Vnni {
@@ -37,18 +38,22 @@ impl Kernel for Avx512Vnni {
         unsafe { multiply_int(form, tiles, chunk, panel, ahead, sums) }
     }
 
-    const DIRECT_TOKENS: usize = PANEL_TOKENS;
+    const DIRECT_TOKENS: usize = DIRECT_TOKENS_MAX;
 
     fn multiply_direct(
         self,
         tiles: &[IntTile<'_>],
-        panel: &Panel<'_>,
+        panels: &[Panel<'_>],
         ahead: &mut Ahead<'_>,
         sums: &mut [Sums],
     ) {
         for (index, tile) in tiles.iter().enumerate() {
-            // SAFETY: `Avx512Vnni` proves that the CPU has the features.
-            unsafe { multiply_direct(index, tile, panel, ahead, sums) }
+            match panels {
+                // SAFETY: `Avx512Vnni` proves that the CPU has the features.
+                [panel] => unsafe { multiply_direct(index, tile, panel, ahead, sums) },
+                // SAFETY: as above.
+                _ => unsafe { wide::multiply(index, tile, panels, ahead, sums) },
+            }
         }
     }
 
@@ -165,7 +170,7 @@ fn panel_times_unit<const WIDTH: usize, const TILES: usize, const SUBS: usize, c
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn broadcast(quants: &[i8; 4]) -> __m512i {
+pub(super) fn broadcast(quants: &[i8; 4]) -> __m512i {
     _mm512_set1_epi32(i32::from_le_bytes(quants.map(i8::cast_unsigned)))
 }
 

@@ -3,6 +3,7 @@
 mod gemm;
 mod quantize;
 mod unpack;
+mod wide;
 
 pub(crate) use quantize::quantize_panel;
 pub(crate) use unpack::{load_lanes, store_lanes};

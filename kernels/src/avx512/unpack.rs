@@ -11,25 +11,35 @@ use crate::packed::{BLOCK_LEN, IntTile, Scales};
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn block_bytes<const BITS: u32>(low: &[[u8; 64]], high: &[[u8; 64]]) -> [__m512i; 8] {
-    let nibble = _mm512_set1_epi8(15);
     let mut bytes = [_mm512_setzero_si512(); 8];
     for (group, bytes) in bytes.iter_mut().enumerate() {
-        if BITS == 8 {
-            *bytes = load(&low[group]);
-            continue;
-        }
-        let pair = load(&low[group / 2]);
-        let shifted = if group % 2 == 0 { pair } else { _mm512_srli_epi16::<4>(pair) };
-        *bytes = _mm512_and_si512(shifted, nibble);
-        if BITS == 5 {
-            let bit = shift_to_bit_4(load(&high[0]), group);
-            *bytes = or_masked(*bytes, bit, _mm512_set1_epi8(0x10));
-        } else if BITS == 6 {
-            let bits = shift_to_bit_4(load(&high[group / 4]), group % 4 * 2);
-            *bytes = or_masked(*bytes, bits, _mm512_set1_epi8(0x30));
-        }
+        *bytes = group_bytes::<BITS>(low, high, group);
     }
     bytes
+}
+
+/// Unpacks one group of a block.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn group_bytes<const BITS: u32>(
+    low: &[[u8; 64]],
+    high: &[[u8; 64]],
+    group: usize,
+) -> __m512i {
+    if BITS == 8 {
+        return load(&low[group]);
+    }
+    let pair = load(&low[group / 2]);
+    let shifted = if group.is_multiple_of(2) { pair } else { _mm512_srli_epi16::<4>(pair) };
+    let bytes = _mm512_and_si512(shifted, _mm512_set1_epi8(15));
+    match BITS {
+        5 => or_masked(bytes, shift_to_bit_4(load(&high[0]), group), _mm512_set1_epi8(0x10)),
+        6 => {
+            let bits = shift_to_bit_4(load(&high[group / 4]), group % 4 * 2);
+            or_masked(bytes, bits, _mm512_set1_epi8(0x30))
+        }
+        _ => bytes,
+    }
 }
 
 /// Returns `bytes | (bits & mask)`.

@@ -55,10 +55,11 @@ macro_rules! kernel {
             fn multiply_direct(
                 self,
                 tiles: &[IntTile<'_>],
-                panel: &Panel<'_>,
+                panels: &[Panel<'_>],
                 ahead: &mut Ahead<'_>,
                 sums: &mut [Sums],
             ) {
+                let [panel] = panels else { unreachable!("one panel at a time") };
                 let [sums] = sums else { unreachable!("one token at a time") };
                 for (tile, sums) in tiles.iter().zip(sums.as_chunks_mut().0) {
                     // SAFETY: the proof says that the CPU has NEON.

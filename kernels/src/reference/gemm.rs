@@ -67,10 +67,11 @@ impl Kernel for Plain {
     fn multiply_direct(
         self,
         tiles: &[IntTile<'_>],
-        panel: &Panel<'_>,
+        panels: &[Panel<'_>],
         _: &mut Ahead<'_>,
         sums: &mut [Sums],
     ) {
+        let [panel] = panels else { unreachable!("one panel at a time") };
         let mut chunk = IntChunk::zeroed();
         let Some(form) = tiles.first().map(|tile| tile.form) else { return };
         let blocks = panel.scales.len() / panel.width;
