@@ -432,7 +432,7 @@ impl<'a> UnitPart<'_, 'a> {
                 }
             };
         }
-        const { assert!(DIRECT_PANELS == 3) };
+        const { assert!(DIRECT_PANELS == 3 && K::DIRECT_TOKENS <= DIRECT_TOKENS_MAX) };
         match input.tokens.div_ceil(PANEL_TOKENS) {
             1 => multiply!(&[panel(0)]),
             2 => multiply!(&[panel(0), panel(1)]),
