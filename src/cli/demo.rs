@@ -8,6 +8,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -241,6 +243,7 @@ impl Demo {
             token.display()
         ));
         appliance.child.wait()?;
+        appliance.is_running.store(false, Ordering::Relaxed);
         Ok(())
     }
 
@@ -281,6 +284,8 @@ impl Demo {
 /// The running supervisor; stopped when this goes.
 struct Appliance {
     child: Child,
+    /// Whether signals are still passed on to it.
+    is_running: Arc<AtomicBool>,
 }
 
 impl Appliance {
@@ -293,13 +298,30 @@ impl Appliance {
             )
             .into());
         }
-        // Ctrl-C reaches the supervisor too, which stops in order; this process waits for it.
+        // Ctrl-C reaches the supervisor too, which stops in order; this process waits for it. What ends this
+        // process alone, or means something else to the supervisor, is passed on as an end.
         let mut waited_for = SigSet::empty();
-        waited_for.add(Signal::SIGINT);
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+            waited_for.add(signal);
+        }
         waited_for.thread_block()?;
         tell(&format!("$ cloister-supervisor --config {}", config.display()));
         let child = Command::new(binary).arg("--config").arg(config).spawn()?;
-        Ok(Self { child })
+        let pid = Pid::from_raw(i32::try_from(child.id())?);
+        let is_running = Arc::new(AtomicBool::new(true));
+        let passes_on = Arc::clone(&is_running);
+        std::thread::spawn(move || {
+            while let Ok(signal) = waited_for.wait() {
+                if !passes_on.load(Ordering::Relaxed) {
+                    std::process::exit(128 + signal as i32);
+                }
+                if signal != Signal::SIGINT {
+                    // It may be gone already.
+                    let _ = kill(pid, Signal::SIGTERM);
+                }
+            }
+        });
+        Ok(Self { child, is_running })
     }
 
     fn wait_until_ready(&mut self, demo: &Demo) -> Step {
@@ -317,6 +339,7 @@ impl Appliance {
     }
 
     fn stop(&mut self) -> Step {
+        self.is_running.store(false, Ordering::Relaxed);
         if self.child.try_wait()?.is_none() {
             let pid = i32::try_from(self.child.id())?;
             kill(Pid::from_raw(pid), Signal::SIGTERM)?;

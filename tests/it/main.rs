@@ -10,6 +10,7 @@ mod binaries;
 #[path = "../probe/bpf.rs"]
 mod bpf;
 mod cuda;
+mod demo;
 mod engine;
 mod filters;
 mod gateway;
