@@ -71,7 +71,7 @@ fn chunk_blocks(tokens: usize) -> usize {
 
 /// Most panels of a product that is computed straight from the packed bytes.
 const DIRECT_PANELS: usize = 3;
-/// Their tokens.
+/// Most tokens of such a product.
 pub(crate) const DIRECT_TOKENS_MAX: usize = DIRECT_PANELS * PANEL_TOKENS;
 
 /// Products that share a parallel region.
@@ -113,9 +113,9 @@ pub(crate) trait Kernel: Copy + Sync {
     /// Most tokens, up to [`DIRECT_TOKENS_MAX`], for which `multiply_direct` is the faster way.
     const DIRECT_TOKENS: usize;
 
-    /// Adds whole tiles times the tokens of a few panels to sums that are zero, straight from the packed bytes, one tile after the
-    /// other: the hardware follows its few planes (side by side, two tiles were up to a quarter slower). A
-    /// step of `ahead` with each block. The plain version asks for nothing.
+    /// Computes whole tiles for the tokens of a few panels, whose sums are zero, straight from the packed
+    /// bytes, one tile after the other: the hardware follows its few planes (side by side, two tiles were up
+    /// to a quarter slower). A step of `ahead` with each block. The plain version asks for nothing.
     fn multiply_direct(
         self,
         tiles: &[IntTile<'_>],

@@ -3,7 +3,7 @@
 
 use crate::formats::dequantize;
 use crate::gemm::{IntChunk, Kernel, UNIT_ROWS, UNIT_TILES};
-use crate::packed::{BLOCK_LEN, Form, IntForm};
+use crate::packed::{BLOCK_LEN, Form, IntForm, IntTile};
 use crate::prefetch::Ahead;
 use crate::quantize::PANEL_TOKENS;
 use crate::{
@@ -367,6 +367,36 @@ fn a_wrong_shape_is_a_programming_error() {
     gemm(&Pool::new(1), Isa::Reference, Precision::Int8, &mut scratch, &x, 1, &mut [product]);
 }
 
+/// Evaluates an expression with the proof of an instruction set that asks for memory, which all but the plain
+/// one are.
+macro_rules! with_proof {
+    ($isa:expr, $proof:ident => $do:expr) => {
+        match $isa {
+            Isa::Reference => true,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2($proof) => $do,
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni($proof) => $do,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512($proof) => $do,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx($proof) => $do,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon($proof) => $do,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod($proof) => $do,
+        }
+    };
+}
+
+/// Returns the integer formats.
+fn int_forms() -> impl Iterator<Item = (TensorType, IntForm)> {
+    TensorType::all().filter_map(|ty| match Form::of(ty) {
+        Form::Int(form) => Some((ty, form)),
+        _ => None,
+    })
+}
+
 /// Multiplies so many blocks of zeros once; returns whether all that comes after them was asked for.
 fn asks_for_all<K: Kernel>(
     kernel: K,
@@ -386,38 +416,59 @@ fn asks_for_all<K: Kernel>(
 
 #[test]
 fn every_set_but_the_plain_one_asks_for_all_that_comes_after_any_number_of_blocks() {
-    let forms = TensorType::all().filter_map(|ty| match Form::of(ty) {
-        Form::Int(form) => Some((ty, form)),
-        _ => None,
-    });
-    for (ty, form) in forms {
+    for (ty, form) in int_forms() {
         for blocks in [1, 3, 7, 8, 14] {
             for (tiles, width) in (1..=UNIT_TILES)
                 .flat_map(|tiles| (1..=PANEL_TOKENS).map(move |width| (tiles, width)))
             {
                 let shape = (tiles, width, blocks);
                 for isa in Isa::available() {
-                    let is_done = match isa {
-                        Isa::Reference => continue,
-                        #[cfg(target_arch = "x86_64")]
-                        Isa::Avx2(proof) => asks_for_all(proof, form, shape),
-                        #[cfg(target_arch = "x86_64")]
-                        Isa::AvxVnni(proof) => asks_for_all(proof, form, shape),
-                        #[cfg(target_arch = "x86_64")]
-                        Isa::Avx512(proof) => asks_for_all(proof, form, shape),
-                        #[cfg(target_arch = "x86_64")]
-                        Isa::Amx(proof) => asks_for_all(proof, form, shape),
-                        #[cfg(target_arch = "aarch64")]
-                        Isa::Neon(proof) => asks_for_all(proof, form, shape),
-                        #[cfg(target_arch = "aarch64")]
-                        Isa::Dotprod(proof) => asks_for_all(proof, form, shape),
-                    };
+                    let is_done = with_proof!(isa, proof => asks_for_all(proof, form, shape));
                     let name = isa.name();
                     assert!(
                         is_done,
                         "{name}, {ty:?}: {blocks} blocks, {tiles} tiles, {width} tokens"
                     );
                 }
+            }
+        }
+    }
+}
+
+/// Multiplies tiles straight from the packed bytes by each number of tokens for which that is the way;
+/// returns whether all that comes after them was asked for, and nothing left out.
+fn asks_for_all_directly<K: Kernel>(kernel: K, form: IntForm, weights: &Packed<'_>) -> bool {
+    let (cols, tiles) = (weights.cols(), weights.tiles());
+    let tiles: Vec<_> =
+        (0..tiles).map(|tile| IntTile::new(form, cols, weights.tile_bytes(tile))).collect();
+    let steps = tiles.len() * cols / BLOCK_LEN;
+    (1..=K::DIRECT_TOKENS).all(|tokens| {
+        let activations = Activations::new(cols, tokens);
+        let panel = |first| activations.panel(form, tokens, cols, first);
+        let panels: Vec<_> = (0..tokens).step_by(PANEL_TOKENS).map(panel).collect();
+        // A line for each step, and one more, which has none.
+        let bytes = vec![0_u8; (steps + 1) * 64];
+        let mut ahead = Ahead::new(&bytes[..steps * 64], steps);
+        let mut beyond = Ahead::new(&bytes, steps + 1);
+        let mut sums = vec![[0.0; UNIT_ROWS]; tokens];
+        kernel.multiply_direct(&tiles, &panels, &mut ahead, &mut sums);
+        sums.fill([0.0; UNIT_ROWS]);
+        kernel.multiply_direct(&tiles, &panels, &mut beyond, &mut sums);
+        ahead.is_done() && !beyond.is_done()
+    })
+}
+
+#[test]
+fn every_set_but_the_plain_one_asks_for_a_step_a_block_straight_from_the_packed_bytes() {
+    let mut random = Random(11);
+    for (ty, form) in int_forms() {
+        for rows in [16, 32] {
+            let matrix = Matrix::random(&mut random, ty, rows, 512);
+            for isa in Isa::available() {
+                let weights = matrix.view();
+                let is_done =
+                    with_proof!(isa, proof => asks_for_all_directly(proof, form, &weights));
+                assert!(is_done, "{}, {ty:?}, {rows} rows", isa.name());
             }
         }
     }

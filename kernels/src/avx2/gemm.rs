@@ -142,21 +142,21 @@ const fn groups_in_16_bits(bits: u32) -> usize {
 }
 
 /// The blocks of a panel in the shapes that the inner loop reads.
-pub(super) struct Blocks<'a, const WIDTH: usize, const SUBS: usize> {
+pub(crate) struct Blocks<'a, const WIDTH: usize, const SUBS: usize> {
     /// `[block][group][token]`
-    pub(super) quants: &'a [[[[i8; 4]; WIDTH]; 8]],
+    pub(crate) quants: &'a [[[[i8; 4]; WIDTH]; 8]],
     /// `[block][token]`
-    pub(super) scales: &'a [[f32; WIDTH]],
+    pub(crate) scales: &'a [[f32; WIDTH]],
     /// `[block][token]`
-    pub(super) biases: &'a [[f32; WIDTH]],
+    pub(crate) biases: &'a [[f32; WIDTH]],
     /// `[block][token]`
-    pub(super) sums: &'a [[f32; WIDTH]],
+    pub(crate) sums: &'a [[f32; WIDTH]],
     /// `[block][sub-block][token]`; empty if the weights have a minimum
-    pub(super) starts: &'a [[[i32; WIDTH]; SUBS]],
+    pub(crate) starts: &'a [[[i32; WIDTH]; SUBS]],
 }
 
 impl<'a, const WIDTH: usize, const SUBS: usize> Blocks<'a, WIDTH, SUBS> {
-    pub(super) fn of(panel: &Panel<'a>) -> Self {
+    pub(crate) fn of(panel: &Panel<'a>) -> Self {
         Self {
             quants: panel.quants.as_chunks().0.as_chunks().0.as_chunks().0,
             scales: panel.scales.as_chunks().0,

@@ -6,4 +6,5 @@ mod quantize;
 mod unpack;
 mod vnni;
 
+pub(crate) use gemm::Blocks;
 pub(crate) use quantize::quantize_panel;

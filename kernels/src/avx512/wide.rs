@@ -11,6 +11,7 @@ use core::arch::x86_64::*;
 
 use super::gemm::broadcast;
 use super::unpack::{StepScales, group_bytes, high_part, load_lanes, low_part, store_lanes};
+use crate::avx2::Blocks;
 use crate::gemm::{Sums, by_form};
 use crate::packed::{BLOCK_LEN, IntTile};
 use crate::prefetch::Ahead;
@@ -62,33 +63,6 @@ fn by_form<const MIDDLE: usize, const LAST: usize>(
     by_form!(tile.form, tokens_times_tile, [MIDDLE, LAST], (index, tile, panels, ahead, sums));
 }
 
-/// A panel in the shapes that the inner loop reads.
-struct Blocks<'a, const WIDTH: usize> {
-    /// `[block][group][token]`
-    quants: &'a [[[[i8; 4]; WIDTH]; 8]],
-    /// `[block][token]`
-    scales: &'a [[f32; WIDTH]],
-    /// `[block][token]`
-    biases: &'a [[f32; WIDTH]],
-    /// `[block][token]`
-    sums: &'a [[f32; WIDTH]],
-    /// `[sub-block][token]`; empty if the weights have a minimum
-    starts: &'a [[i32; WIDTH]],
-}
-
-impl<'a, const WIDTH: usize> Blocks<'a, WIDTH> {
-    #[inline(always)]
-    fn of(panel: &Panel<'a>) -> Self {
-        Self {
-            quants: panel.quants.as_chunks::<4>().0.as_chunks::<WIDTH>().0.as_chunks::<8>().0,
-            scales: panel.scales.as_chunks().0,
-            biases: panel.biases.as_chunks().0,
-            sums: panel.sums.as_chunks().0,
-            starts: panel.starts.as_chunks().0,
-        }
-    }
-}
-
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn tokens_times_tile<
     const MIDDLE: usize,
@@ -103,7 +77,9 @@ fn tokens_times_tile<
     ahead: &mut Ahead<'_>,
     sums: &mut [Sums],
 ) {
-    let (first, last) = (Blocks::<PANEL_TOKENS>::of(&panels[0]), Blocks::<LAST>::of(&panels[2]));
+    // Starts are read flat, whether a block has one sub-block or two.
+    let first = Blocks::<PANEL_TOKENS, 1>::of(&panels[0]);
+    let last = Blocks::<LAST, 1>::of(&panels[2]);
     let enough = "each token has its sums";
     let (first_sums, rest) = sums.split_first_chunk_mut().expect(enough);
     let (middle_sums, rest) = rest.split_at_mut(MIDDLE);
@@ -143,7 +119,7 @@ fn tokens_times_tile<
                         multiply_group(&mut others, bytes, &last.quants[block][group]);
                     });
                 } else {
-                    let middle = Blocks::<PANEL_TOKENS>::of(&panels[1]);
+                    let middle = Blocks::<PANEL_TOKENS, 1>::of(&panels[1]);
                     let mut dots = starts::<PANEL_TOKENS, MIN>(&middle, block * subs + sub);
                     each_group!(group, bytes, {
                         multiply_group(&mut ones, bytes, &first.quants[block][group]);
@@ -171,13 +147,13 @@ fn tokens_times_tile<
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn starts<const WIDTH: usize, const MIN: bool>(
-    panel: &Blocks<'_, WIDTH>,
+    panel: &Blocks<'_, WIDTH, 1>,
     sub: usize,
 ) -> [__m512i; WIDTH] {
     let mut dots = [_mm512_set1_epi32(MAGIC_BITS); WIDTH];
     if !MIN {
         for token in 0..WIDTH {
-            dots[token] = _mm512_set1_epi32(panel.starts[sub][token]);
+            dots[token] = _mm512_set1_epi32(panel.starts[sub][0][token]);
         }
     }
     dots
@@ -212,7 +188,7 @@ fn here(mut value: __m512i) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn add<const WIDTH: usize, const MIN: bool>(
-    panel: &Blocks<'_, WIDTH>,
+    panel: &Blocks<'_, WIDTH, 1>,
     block: usize,
     dots: &[__m512i; WIDTH],
     (scale, min): (__m512, __m512),
