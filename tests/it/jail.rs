@@ -183,10 +183,15 @@ fn every_attack_kills_the_attacker() {
         for role in ROLES {
             assert_eq!(probe(user, &["jail", role, "full", "nothing"]), "ok\n");
         }
-        for Attack(attack, ..) in ATTACKS {
-            for role in ROLES {
+        for (turn, Attack(attack, ..)) in ATTACKS.iter().enumerate() {
+            for (index, role) in ROLES.into_iter().enumerate() {
                 // Image and segments are descriptors; they go to the supervisor, who checks their seals.
                 if ["loader", "opener"].contains(&role) && attack.starts_with("pass-descriptor") {
+                    continue;
+                }
+                // An emulated kernel takes a hundred times as long, and a filter is the same for every user.
+                let in_turn = users()[(turn + index) % users().len()];
+                if support::is_emulated() && user != in_turn {
                     continue;
                 }
                 let outcome = probe(user, &["jail", role, "full", attack]);

@@ -39,10 +39,14 @@ pub(crate) fn tell(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
+/// Whether this is a machine of the tests' own, which is emulated.
+pub(crate) fn is_emulated() -> bool {
+    std::env::var_os("CLOISTER_OWN_MACHINE").is_some()
+}
+
 /// How long to wait for what must come: in an emulated machine all is slow, and slower beside other tests.
 pub(crate) fn patience(usual_s: u64) -> Duration {
-    let is_emulated = std::env::var_os("CLOISTER_OWN_MACHINE").is_some();
-    Duration::from_secs(if is_emulated { 10 * usual_s } else { usual_s })
+    Duration::from_secs(if is_emulated() { 10 * usual_s } else { usual_s })
 }
 
 /// A Python that has `module`: `CLOISTER_PYTHON`, or `python3`.

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use super::jail::{ROLES, User, probe, users};
-use super::support::skip;
+use super::support::{is_emulated, skip};
 
 /// The line of a trap's or a child's report that starts with `start`, without it.
 fn line<'a>(report: &'a str, start: &str) -> &'a str {
@@ -141,7 +141,7 @@ fn ambient_capabilities_survive_a_change_of_user_and_ours_are_dropped_before_it(
 #[test]
 #[ignore = "changes the kernel's core_pattern; run in an emulated machine"]
 fn a_core_pipe_passes_the_limit_and_gets_nothing_of_a_sealed_child() {
-    if std::env::var_os("CLOISTER_OWN_MACHINE").is_none() {
+    if !is_emulated() {
         return skip("core pipes", "not on a machine that is used otherwise");
     }
     fs::write("/proc/sys/kernel/core_pattern", "|/bin/busybox dd of=/tmp/core-of-%P").unwrap();

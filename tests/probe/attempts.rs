@@ -153,7 +153,10 @@ fn by_number(name: &str, argument: &str) -> Result<(), Errno> {
 /// More than a child of the probe may hold, less than any machine has.
 const MUCH_LEN_BYTES: usize = 600 << 20;
 
-/// Takes memory and writes to each page of it, in one of several ways.
+/// So far apart are the pages of it that are written to: each of them takes an emulated machine its time.
+const TOUCHED_EACH_BYTES: usize = 64 << 10;
+
+/// Takes memory and writes here and there all over it, in one of several ways.
 fn take_memory(way: &str) -> Result<(), Errno> {
     let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     let write = libc::PROT_READ | libc::PROT_WRITE;
@@ -204,7 +207,7 @@ fn take_memfd(len: usize) -> Result<(), Errno> {
 }
 
 fn touch(at: *mut libc::c_void, len: usize) -> Result<(), Errno> {
-    for page in (0..len).step_by(4096) {
+    for page in (0..len).step_by(TOUCHED_EACH_BYTES) {
         // SAFETY: the caller mapped so many bytes for writing.
         unsafe { at.cast::<u8>().wrapping_add(page).write_volatile(1) };
     }

@@ -264,7 +264,7 @@ fn step_clock(by_s: i64) {
 #[test]
 #[ignore = "sets the machine's clock: for a machine of its own, in an emulator"]
 fn a_clock_that_is_set_while_it_serves_is_recorded() {
-    if std::env::var_os("CLOISTER_OWN_MACHINE").is_none() {
+    if !support::is_emulated() {
         return support::tell("this machine is not the test's own: its clock was not set");
     }
     let mut appliance = tiny(As::Oneself, "");
