@@ -352,6 +352,12 @@ struct Signature<'n> {
     bytes: Vec<u8>,
 }
 
+/// The size that a note names, whoever signed it; `None` for what is no checkpoint.
+pub(super) fn named_size(note: &[u8]) -> Option<u64> {
+    let (text, _) = split(note).ok()?;
+    Checkpoint::parse(text).ok().map(|checkpoint| checkpoint.size)
+}
+
 /// Splits a note into its text and its signatures, which nobody has verified yet.
 fn split(note: &[u8]) -> Result<(&str, Vec<Signature<'_>>), Error> {
     if note.len() > NOTE_LEN_MAX_BYTES {

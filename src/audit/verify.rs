@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Error;
-use super::bundles::{Bundle, read_in_order};
+use super::bundles::{Bundle, Open, read_in_order};
 use super::carried::Carried;
 use super::journal::{Content, Journal};
-use super::merkle::{Edge, TILE_WIDTH};
-use super::note::{Checkpoint, NOTE_LEN_MAX_BYTES, Verifier};
+use super::merkle::TILE_WIDTH;
+use super::note::{Checkpoint, NOTE_LEN_MAX_BYTES, Verifier, named_size};
 use super::record::{Event, Record};
 use super::rotation::Rotation;
 use super::tiles::{Kind, read_bounded, read_hashes, tile_path};
@@ -87,8 +87,8 @@ const WALKS_COUNT_MAX: usize = 20;
 /// Verifies the log in `folder`; `visit` sees each record, `anchor` is a checkpoint kept
 /// elsewhere that this log must extend.
 ///
-/// A log that grows meanwhile replaces its open tiles; the walk then starts over, and `visit`
-/// sees the first record again.
+/// A log that grows replaces its open tiles, which are read before all others; where they are gone even
+/// so, the walk starts over, and `visit` may see the first record again.
 ///
 /// # Errors
 ///
@@ -124,6 +124,8 @@ fn verify_at(
     anchor: Option<&Checkpoint>,
     visit: &mut dyn FnMut(u64, &Record),
 ) -> Result<Report, Error> {
+    // Before the note is checked, which takes longer than a log that grows may keep what is open.
+    let mut open = Open::read(folder, named_size(note).unwrap_or_default());
     let followed = verifier.follow(folder)?;
     let signed = followed.checkpoint(note)?;
     // Never behind the checkpoint: what is signed was in it before.
@@ -133,8 +135,8 @@ fn verify_at(
     }
     let mut walk = Walk::new(folder, anchor, journal.as_ref());
     walk.handed.extend(followed.changes().iter().map(|change| &change.checkpoint));
-    read_in_order(folder, signed.size, |bundle| walk.push(bundle, visit))?;
-    compare_open_tiles(folder, &walk.carried.edge)?;
+    read_in_order(folder, signed.size, &mut open, |bundle| walk.push(bundle, visit))?;
+    open.compare(&walk.carried.edge)?;
     if walk.carried.edge.root() != signed.root {
         return Err(Error::RootMismatch { size: signed.size });
     }
@@ -331,15 +333,4 @@ fn compare(folder: &Path, level: u8, tile: u64, want: &[[u8; 32]]) -> Result<(),
         Some(at) => Err(Error::TileMismatch { level, index: tile * TILE_WIDTH as u64 + at as u64 }),
         None => Ok(()),
     }
-}
-
-fn compare_open_tiles(folder: &Path, edge: &Edge) -> Result<(), Error> {
-    let mut count = edge.size();
-    for (level, hashes) in (0_u8..).zip(edge.open_tiles()) {
-        count /= TILE_WIDTH as u64;
-        if !hashes.is_empty() {
-            compare(folder, level, count, hashes)?;
-        }
-    }
-    Ok(())
 }
