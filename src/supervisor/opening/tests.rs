@@ -65,7 +65,12 @@ fn honest_opener(channel: &Channel) {
 
 /// Maps what comes; its image is the plaintext.
 fn honest_loader(channel: &Channel) {
-    let Ok((ToLoader::Load { len_max_bytes, .. }, _)) = channel.recv() else { panic!("no order") };
+    let len_max_bytes = match channel.recv() {
+        Ok((ToLoader::Load { len_max_bytes, .. }, _)) => len_max_bytes,
+        Ok(_) => panic!("no order"),
+        // An opener that is refused first ends the work.
+        Err(_) => return,
+    };
     let len_max = usize::try_from(len_max_bytes).unwrap();
     let mut source = SealedSegments::reserve(len_max, SEGMENT_LEN_BYTES).unwrap();
     while let Ok((ToLoader::Segment, descriptors)) = channel.recv() {
