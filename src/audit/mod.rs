@@ -15,6 +15,7 @@ mod lanes;
 pub mod log;
 pub mod merkle;
 pub mod note;
+mod open;
 pub mod principal_keys;
 pub mod proof;
 pub mod proof_file;

@@ -63,6 +63,19 @@ pub fn read_hashes(folder: &Path, level: u8, index: u64, width: usize) -> Result
     Ok(bytes.as_chunks::<32>().0.to_vec())
 }
 
+/// Holds the hashes of a tile against those that it must have.
+///
+/// # Errors
+///
+/// [`Error::TileMismatch`] with the place of the first that differs, or that one of them lacks.
+pub(super) fn compare(level: u8, tile: u64, want: &[Hash], got: &[Hash]) -> Result<(), Error> {
+    let most = want.len().max(got.len());
+    match (0..most).find(|&at| want.get(at) != got.get(at)) {
+        Some(at) => Err(Error::TileMismatch { level, index: tile * TILE_WIDTH as u64 + at as u64 }),
+        None => Ok(()),
+    }
+}
+
 /// Reads the records of a bundle of `width` records.
 ///
 /// # Errors

@@ -8,14 +8,15 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Error;
-use super::bundles::{Bundle, Open, read_in_order};
+use super::bundles::{Bundle, read_in_order};
 use super::carried::Carried;
 use super::journal::{Content, Journal};
 use super::merkle::TILE_WIDTH;
 use super::note::{Checkpoint, NOTE_LEN_MAX_BYTES, Verifier, named_size};
+use super::open::Open;
 use super::record::{Event, Record};
 use super::rotation::Rotation;
-use super::tiles::{Kind, read_bounded, read_hashes, tile_path};
+use super::tiles::{Kind, compare, read_bounded, read_hashes, tile_path};
 
 /// What a whole log shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -135,7 +136,10 @@ fn verify_at(
     }
     let mut walk = Walk::new(folder, anchor, journal.as_ref());
     walk.handed.extend(followed.changes().iter().map(|change| &change.checkpoint));
-    read_in_order(folder, signed.size, &mut open, |bundle| walk.push(bundle, visit))?;
+    read_in_order(folder, signed.size, |bundle| walk.push(bundle, visit))?;
+    if let Some(bundle) = open.bundle.take() {
+        walk.push(bundle?, visit)?;
+    }
     open.compare(&walk.carried.edge)?;
     if walk.carried.edge.root() != signed.root {
         return Err(Error::RootMismatch { size: signed.size });
@@ -211,7 +215,8 @@ impl<'a> Walk<'a> {
         }
         self.check_anchor()?;
         for tile in full.iter().filter(|tile| tile.level > 0) {
-            compare(self.folder, tile.level, tile.index, &tile.hashes)?;
+            let got = read_hashes(self.folder, tile.level, tile.index, TILE_WIDTH)?;
+            compare(tile.level, tile.index, &tile.hashes, &got)?;
         }
         Ok(())
     }
@@ -324,13 +329,5 @@ impl<'a> Walk<'a> {
         self.report.root = super::principal_keys::hex(&signed.root);
         self.report.open_requests = self.carried.open.len() as u64;
         Ok(self.report)
-    }
-}
-
-fn compare(folder: &Path, level: u8, tile: u64, want: &[[u8; 32]]) -> Result<(), Error> {
-    let got = read_hashes(folder, level, tile, want.len())?;
-    match want.iter().zip(&got).position(|(want, got)| want != got) {
-        Some(at) => Err(Error::TileMismatch { level, index: tile * TILE_WIDTH as u64 + at as u64 }),
-        None => Ok(()),
     }
 }
