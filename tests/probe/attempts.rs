@@ -153,11 +153,12 @@ fn by_number(name: &str, argument: &str) -> Result<(), Errno> {
 /// More than a child of the probe may hold, less than any machine has.
 const MUCH_LEN_BYTES: usize = 600 << 20;
 
-/// So far apart are the pages of it that are written to: each of them takes an emulated machine its time.
-const TOUCHED_EACH_BYTES: usize = 64 << 10;
-
-/// Takes memory and writes here and there all over it, in one of several ways.
-fn take_memory(way: &str) -> Result<(), Errno> {
+/// Takes memory in one of several ways, and writes to each page of it; or, as `WAY/COUNT`, to one page of so
+/// many, for an emulated machine, which takes its time for each.
+fn take_memory(argument: &str) -> Result<(), Errno> {
+    let (way, one_of) = argument.split_once('/').unwrap_or((argument, "1"));
+    let one_of = one_of.parse().unwrap();
+    let touch = |at, len| touch(at, len, one_of);
     let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     let write = libc::PROT_READ | libc::PROT_WRITE;
     match way {
@@ -188,7 +189,7 @@ fn take_memory(way: &str) -> Result<(), Errno> {
             let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
             touch(map_pages(MUCH_LEN_BYTES, write, shared)?, MUCH_LEN_BYTES)
         }
-        "memfds" => (0..150).try_for_each(|_| take_memfd(MUCH_LEN_BYTES / 150)),
+        "memfds" => (0..150).try_for_each(|_| take_memfd(MUCH_LEN_BYTES / 150, &touch)),
         "stack" => map_pages(MUCH_LEN_BYTES, write, anonymous | libc::MAP_GROWSDOWN).map(drop),
         // Addresses alone: each pair of MiB that is read takes a page of the kernel's tables.
         "addresses" => map_pages(64 << 30, libc::PROT_READ, anonymous).map(drop),
@@ -197,7 +198,10 @@ fn take_memory(way: &str) -> Result<(), Errno> {
 }
 
 /// Takes a memfd, which lives on without its descriptor while it is mapped.
-fn take_memfd(len: usize) -> Result<(), Errno> {
+fn take_memfd(
+    len: usize,
+    touch: &impl Fn(*mut libc::c_void, usize) -> Result<(), Errno>,
+) -> Result<(), Errno> {
     let fd = memfd_create("probe", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
     ftruncate(&fd, len.try_into().unwrap())?;
     let (write, raw) = (libc::PROT_READ | libc::PROT_WRITE, fd.as_raw_fd());
@@ -206,8 +210,8 @@ fn take_memfd(len: usize) -> Result<(), Errno> {
     if at == libc::MAP_FAILED { Err(Errno::last()) } else { touch(at, len) }
 }
 
-fn touch(at: *mut libc::c_void, len: usize) -> Result<(), Errno> {
-    for page in (0..len).step_by(TOUCHED_EACH_BYTES) {
+fn touch(at: *mut libc::c_void, len: usize, one_of: usize) -> Result<(), Errno> {
+    for page in (0..len).step_by(4096 * one_of) {
         // SAFETY: the caller mapped so many bytes for writing.
         unsafe { at.cast::<u8>().wrapping_add(page).write_volatile(1) };
     }
