@@ -20,10 +20,11 @@ pub(crate) struct Ahead<'a, T = u8> {
     items: &'a [T],
     /// What is asked for after `items`.
     then: &'a [T],
-    /// All their lines, spread over so many steps.
+    /// All their lines, spread over so many steps: those of each step, and the rest of the division.
     lines: usize,
+    rest: usize,
     steps: usize,
-    /// Lines that are due, in parts of a line as many as steps.
+    /// What is due of one more line, in parts of it as many as steps.
     due: usize,
     cache: Cache,
 }
@@ -75,7 +76,9 @@ impl<'a, T> Ahead<'a, T> {
 
     fn of(items: &'a [T], then: &'a [T], steps: usize) -> Self {
         let lines = items.len().div_ceil(Self::LINE) + then.len().div_ceil(Self::LINE);
-        Self { items, then, lines, steps: steps.max(1), due: 0, cache: Cache::of_this_cpu() }
+        let steps = steps.max(1);
+        let (lines, rest) = (lines / steps, lines % steps);
+        Self { items, then, lines, rest, steps, due: 0, cache: Cache::of_this_cpu() }
     }
 
     /// Asks for what is due in the next `n` steps.
@@ -85,17 +88,27 @@ impl<'a, T> Ahead<'a, T> {
     }
 
     /// Asks for what is due in the next step: as much as in any other, and no line earlier than its turn.
+    ///
+    /// A step of a few lines is a few instructions: a line that was worked out on its own took as many as its
+    /// products, and a kernel of one token a quarter of its time.
     #[inline(always)]
     pub(crate) fn step(&mut self) {
-        self.due += self.lines;
-        while self.due >= self.steps {
-            self.due -= self.steps;
-            if self.items.is_empty() {
-                self.items = core::mem::take(&mut self.then);
+        self.due += self.rest;
+        let is_whole = self.due >= self.steps;
+        self.due -= if is_whole { self.steps } else { 0 };
+        let lines = self.lines + usize::from(is_whole);
+        match self.items.get(lines * Self::LINE..) {
+            Some(left) => {
+                fetch(self.items.as_ptr(), self.lines, self.cache);
+                if is_whole {
+                    fetch_line(
+                        self.items.as_ptr().wrapping_byte_add(self.lines * LINE),
+                        self.cache,
+                    );
+                }
+                self.items = left;
             }
-            let (line, rest) = self.items.split_at(Self::LINE.min(self.items.len()));
-            fetch(line, self.cache);
-            self.items = rest;
+            None => (self.items, self.then) = step_over(self.items, self.then, lines, self.cache),
         }
     }
 
@@ -122,18 +135,54 @@ pub(crate) fn ask_from<T>(at: *const T, len: usize) {
     let _ = (at, len);
 }
 
+/// Asks for what lies so many times its length behind a part of what is read, wherever that is, into the first
+/// cache.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn ask_near<T>(part: &[T], parts: usize) {
+    let at = part.as_ptr().wrapping_add(part.len() * parts);
+    fetch(at, size_of_val(part) / LINE, Cache::First);
+}
+
+/// Asks for the last lines of `items` and the first of `then`, so many in all; returns what is left.
+#[cold]
+#[inline(never)]
+fn step_over<'a, T>(
+    mut items: &'a [T],
+    mut then: &'a [T],
+    lines: usize,
+    cache: Cache,
+) -> (&'a [T], &'a [T]) {
+    for _ in 0..lines {
+        if items.is_empty() {
+            items = core::mem::take(&mut then);
+        }
+        let (line, rest) = items.split_at(Ahead::<T>::LINE.min(items.len()));
+        fetch_line(line.as_ptr(), cache);
+        items = rest;
+    }
+    (items, then)
+}
+
+/// Asks for so many lines from an address on.
+#[inline(always)]
+fn fetch<T>(at: *const T, lines: usize, cache: Cache) {
+    for line in 0..lines {
+        fetch_line(at.wrapping_byte_add(line * LINE), cache);
+    }
+}
+
 /// Asks for a line.
 #[inline(always)]
-fn fetch<T>(line: &[T], cache: Cache) {
+fn fetch_line<T>(line: *const T, cache: Cache) {
     #[cfg(target_arch = "x86_64")]
     {
         use core::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-        let line = line.as_ptr().cast();
         match cache {
             // SAFETY: a prefetch reads nothing and faults nowhere.
-            Cache::First => unsafe { _mm_prefetch::<_MM_HINT_T0>(line) },
+            Cache::First => unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) },
             // SAFETY: as above.
-            Cache::Second => unsafe { _mm_prefetch::<_MM_HINT_T1>(line) },
+            Cache::Second => unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) },
         }
     }
     #[cfg(target_arch = "aarch64")]
@@ -142,7 +191,7 @@ fn fetch<T>(line: &[T], cache: Cache) {
         Cache::Second => unsafe {
             core::arch::asm!(
                 "prfm pldl2keep, [{line}]",
-                line = in(reg) line.as_ptr(),
+                line = in(reg) line,
                 options(nostack, preserves_flags, readonly),
             );
         },

@@ -11,7 +11,7 @@ use core::arch::x86_64::*;
 use core::ops::Range;
 
 use super::unpack::{
-    self, HalfLanes, HalfLine, StepScales, block_bytes, high_part, load, load_lanes, low_part,
+    self, HalfLanes, HalfLine, StepScales, group_bytes, high_part, load, load_lanes, low_part,
     store_lanes,
 };
 use crate::gemm::{FloatChunk, IntChunk, Kernel, Lanes, Sums, TileCols, by_form};
@@ -125,6 +125,10 @@ fn by_width<const BITS: u32, const SUBS: usize, const MIN: bool>(
         }
     }
 }
+
+/// So many blocks before it is read, what was asked into the second cache is asked into the first: the hundred
+/// and more instructions of a block leave the CPU no room to see that far ahead.
+pub(super) const NEAR_BLOCKS: usize = 4;
 
 /// Sub-blocks of a block: only the 6-bit format has two.
 pub(super) const fn subs_of(bits: u32) -> usize {
@@ -389,26 +393,25 @@ fn token_times_tile<const BITS: u32, const SUPER: bool, const MIN: bool>(
             let block = step * step_blocks + i;
             let low = low_part::<BITS>(tile.low, block);
             let high = high_part::<BITS>(tile.high, block);
+            prefetch::ask_near(low, NEAR_BLOCKS);
+            prefetch::ask_near(high, NEAR_BLOCKS);
             let x_scale = _mm256_set1_ps(panel.scales[block]);
             let x_bias = _mm256_set1_ps(panel.biases[block]);
             asked.step();
-            for half in 0..2 {
-                let bytes = block_bytes::<BITS>(low, high, half);
-                for sub in 0..subs {
-                    let start = if MIN { MAGIC_BITS } else { panel.starts[block * subs + sub] };
-                    let mut dot = _mm256_set1_epi32(start);
-                    let groups = sub * 8 / subs..(sub + 1) * 8 / subs;
-                    for first in groups.step_by(groups_in_16_bits(BITS)) {
-                        dot = add_dot::<BITS>(&bytes, first, quants, dot);
-                    }
-                    let steps = _mm256_fmadd_ps(_mm256_castsi256_ps(dot), x_scale, x_bias);
+            for sub in 0..subs {
+                let start = if MIN { MAGIC_BITS } else { panel.starts[block * subs + sub] };
+                let dots = token_dots::<BITS>(low, high, quants, sub, start);
+                for half in 0..2 {
+                    let steps = _mm256_fmadd_ps(_mm256_castsi256_ps(dots[half]), x_scale, x_bias);
                     let scale = scales[half].scale::<SUPER, MIN>(i * subs + sub);
                     totals[half] = _mm256_fmadd_ps(steps, scale, totals[half]);
                 }
-                if MIN {
-                    let x_sum = _mm256_set1_ps(panel.sums[block]);
-                    totals[half] =
-                        _mm256_fmadd_ps(x_sum, scales[half].min::<SUPER>(i), totals[half]);
+            }
+            if MIN {
+                let x_sum = _mm256_set1_ps(panel.sums[block]);
+                for half in 0..2 {
+                    let min = scales[half].min::<SUPER>(i);
+                    totals[half] = _mm256_fmadd_ps(x_sum, min, totals[half]);
                 }
             }
         }
@@ -417,32 +420,49 @@ fn token_times_tile<const BITS: u32, const SUPER: bool, const MIN: bool>(
     totals
 }
 
-/// Adds the products of as many groups as fit in 16 bits to `dot`.
+/// Returns the sums in integers of a sub-block of one token, from `start` on: the upper 8 rows, the lower 8 rows.
+/// Each group is multiplied as soon as it is unpacked: a whole block has no place in the registers.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add_dot<const BITS: u32>(
-    bytes: &[__m256i; 8],
-    first: usize,
+fn token_dots<const BITS: u32>(
+    low: &[HalfLine],
+    high: &[HalfLine],
     quants: &[[i8; 4]; 8],
-    mut dot: __m256i,
-) -> __m256i {
-    let (mut low, mut high) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+    sub: usize,
+    start: i32,
+) -> [__m256i; 2] {
     let nibble = _mm256_set1_epi8(15);
-    for group in first..first + groups_in_16_bits(BITS) {
-        let quants = broadcast(&quants[group]);
-        if BITS == 8 {
-            let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes[group]), nibble);
-            high = add_products(high, upper, quants);
-            low = add_products(low, _mm256_and_si256(bytes[group], nibble), quants);
-        } else {
-            low = add_products(low, bytes[group], quants);
+    let mut dots = [_mm256_set1_epi32(start); 2];
+    let mut sums = [_mm256_setzero_si256(); 2];
+    let mut uppers = [_mm256_setzero_si256(); 2];
+    // Written out: in a loop, whether low or high nibbles are meant is asked each time.
+    macro_rules! each_group {
+        ($($group:literal)*) => {$(
+            if subs_of(BITS) == 1 || $group / 4 == sub {
+                let quants = here(broadcast(&quants[$group]));
+                for half in 0..2 {
+                    let mut bytes = group_bytes::<BITS>(low, high, half, $group);
+                    if BITS == 8 {
+                        let upper = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), nibble);
+                        uppers[half] = here(add_products(uppers[half], upper, quants));
+                        bytes = _mm256_and_si256(bytes, nibble);
+                    }
+                    sums[half] = here(add_products(sums[half], bytes, quants));
+                    if ($group + 1) % groups_in_16_bits(BITS) == 0 {
+                        dots[half] = add_pairs(dots[half], sums[half], 1);
+                        sums[half] = _mm256_setzero_si256();
+                    }
+                }
+            }
+        )*};
+    }
+    each_group!(0 1 2 3 4 5 6 7);
+    if BITS == 8 {
+        for half in 0..2 {
+            dots[half] = add_pairs(dots[half], uppers[half], 16);
         }
     }
-    dot = _mm256_add_epi32(dot, _mm256_madd_epi16(low, _mm256_set1_epi16(1)));
-    if BITS == 8 {
-        dot = _mm256_add_epi32(dot, _mm256_madd_epi16(high, _mm256_set1_epi16(16)));
-    }
-    dot
+    dots
 }
 
 #[target_feature(enable = "avx2,fma")]

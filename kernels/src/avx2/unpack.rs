@@ -20,25 +20,39 @@ pub(super) fn block_bytes<const BITS: u32>(
     high: &[HalfLine],
     half: usize,
 ) -> [__m256i; 8] {
-    let nibble = _mm256_set1_epi8(15);
     let mut bytes = [_mm256_setzero_si256(); 8];
     for (group, bytes) in bytes.iter_mut().enumerate() {
-        if BITS == 8 {
-            *bytes = load(&low[group * 2 + half]);
-            continue;
-        }
-        let pair = load(&low[group / 2 * 2 + half]);
-        let shifted = if group % 2 == 0 { pair } else { _mm256_srli_epi16::<4>(pair) };
-        *bytes = _mm256_and_si256(shifted, nibble);
-        if BITS == 5 {
-            let bit = shift_to_bit_4(load(&high[half]), group);
-            *bytes = or_masked(*bytes, bit, _mm256_set1_epi8(0x10));
-        } else if BITS == 6 {
-            let bits = shift_to_bit_4(load(&high[group / 4 * 2 + half]), group % 4 * 2);
-            *bytes = or_masked(*bytes, bits, _mm256_set1_epi8(0x30));
-        }
+        *bytes = group_bytes::<BITS>(low, high, half, group);
     }
     bytes
+}
+
+/// Unpacks one group of a block and half a tile.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn group_bytes<const BITS: u32>(
+    low: &[HalfLine],
+    high: &[HalfLine],
+    half: usize,
+    group: usize,
+) -> __m256i {
+    if BITS == 8 {
+        return load(&low[group * 2 + half]);
+    }
+    let pair = load(&low[group / 2 * 2 + half]);
+    let shifted = if group.is_multiple_of(2) { pair } else { _mm256_srli_epi16::<4>(pair) };
+    let bytes = _mm256_and_si256(shifted, _mm256_set1_epi8(15));
+    match BITS {
+        5 => {
+            let bit = shift_to_bit_4(load(&high[half]), group);
+            or_masked(bytes, bit, _mm256_set1_epi8(0x10))
+        }
+        6 => {
+            let bits = shift_to_bit_4(load(&high[group / 4 * 2 + half]), group % 4 * 2);
+            or_masked(bytes, bits, _mm256_set1_epi8(0x30))
+        }
+        _ => bytes,
+    }
 }
 
 /// Returns `bytes | (bits & mask)`.

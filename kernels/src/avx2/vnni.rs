@@ -8,13 +8,13 @@
 
 use core::arch::x86_64::*;
 
-use super::gemm::{Blocks, broadcast, half_of, subs_of};
+use super::gemm::{Blocks, NEAR_BLOCKS, broadcast, half_of, subs_of};
 use super::unpack::store_lanes;
 use super::unpack::{HalfLine, StepScales, block_bytes, high_part, load, load_lanes, low_part};
 use crate::gemm::{FloatChunk, IntChunk, Kernel, Sums, TileCols, by_form};
 use crate::isa::Avx2Vnni;
 use crate::packed::{BLOCK_LEN, IntForm, IntTile, Scales};
-use crate::prefetch::Ahead;
+use crate::prefetch::{self, Ahead};
 use crate::quantize::{MAGIC_BITS, PANEL_TOKENS, Panel};
 
 impl Kernel for Avx2Vnni {
@@ -236,6 +236,8 @@ fn direct<const WIDTH: usize, const BITS: u32, const SUPER: bool, const MIN: boo
             let block = step * step_blocks + i;
             let low = low_part::<BITS>(tile.low, block);
             let high = high_part::<BITS>(tile.high, block);
+            prefetch::ask_near(low, NEAR_BLOCKS);
+            prefetch::ask_near(high, NEAR_BLOCKS);
             let (x_scales, x_biases) = (&blocks.scales[block], &blocks.biases[block]);
             let x_sums = &blocks.sums[block];
             asked.step();
