@@ -492,8 +492,7 @@ impl<'a> UnitPart<'_, 'a> {
         let unit_tiles = self.int_tiles(form);
         let (blocks, tokens) = (input.cols / BLOCK_LEN, self.tokens.len());
         let n_tiles = input.tokens.div_ceil(TILE_TOKENS);
-        // A block is multiplied for a tile of tokens, and added for each eight.
-        let steps = blocks * (tokens.div_ceil(TILE_TOKENS) + tokens.div_ceil(EIGHT));
+        let steps = blocks * UNIT_TILES * tokens.div_ceil(TILE_TOKENS);
         let mut ahead = self.ahead(next, steps);
         for start in (0..blocks).step_by(SUPER_BLOCKS) {
             // Of a last single tile of rows, both are the same: one is not stored.

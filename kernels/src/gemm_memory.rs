@@ -12,7 +12,7 @@ pub(crate) const INT_CHUNK_BLOCKS: usize = 24;
 
 /// Columns of a [`FloatChunk`]: at least one block of every format.
 pub(crate) const FLOAT_CHUNK_COLS: usize = 256;
-/// Blocks of a super-block, whose products are made on tiles before they are added.
+/// Blocks of a super-block, which are multiplied on tiles in one go.
 pub(crate) const SUPER_BLOCKS: usize = SUPER_LEN / BLOCK_LEN;
 /// Tokens whose sums are kept while the chunks of a unit go by, whole panels and whole tiles: 68 KB.
 pub(crate) const TOKENS_MAX: usize = 88 * PANEL_TOKENS;
@@ -39,12 +39,10 @@ impl IntChunk {
     }
 }
 
-/// Products of the blocks of a super-block, made on tiles: `[tile of rows][block][token][row]`, from
-/// [`crate::quantize::MAGIC_BITS`] on.
+/// Products of two blocks and one tile of rows, made on tiles, those that are stored and those that are added:
+/// `[block][token][row]`, from [`crate::quantize::MAGIC_BITS`] on.
 #[repr(C, align(64))]
-pub(crate) struct TileDots(
-    pub(crate) [[[[i32; TILE_ROWS]; TILE_TOKENS]; SUPER_BLOCKS]; UNIT_TILES],
-);
+pub(crate) struct TileDots(pub(crate) [[[i32; TILE_ROWS]; TILE_TOKENS]; 2]);
 
 /// What products on tiles need.
 pub(crate) struct Tiled {
@@ -54,7 +52,7 @@ pub(crate) struct Tiled {
 
 impl Tiled {
     pub(crate) fn zeroed() -> Self {
-        let dots = TileDots([[[[0; TILE_ROWS]; TILE_TOKENS]; SUPER_BLOCKS]; UNIT_TILES]);
+        let dots = TileDots([[[0; TILE_ROWS]; TILE_TOKENS]; 2]);
         Self { chunk: IntChunk::zeroed(), dots }
     }
 }

@@ -11,7 +11,7 @@ use crate::quantize::PanelMut;
 pub(crate) const TILE_TOKENS: usize = 16;
 /// Tokens from which on products are made on tiles, where there are any: with fewer, what is unpacked and
 /// written down for them is read too few times (measured with 12 to 48).
-pub(crate) const TILED_TOKENS_MIN: usize = 41;
+pub(crate) const TILED_TOKENS_MIN: usize = 23;
 
 /// The quants of a block of the tokens of a tile: `[token][column]`.
 pub(crate) type TileQuants = [[i8; BLOCK_LEN]; TILE_TOKENS];

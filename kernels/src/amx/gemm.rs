@@ -1,24 +1,27 @@
 //! Matrix products with AMX; see [`crate::gemm()`] for the formula.
 //!
-//! The products of a super-block are made on tiles: 16 tokens times two tiles of rows. They are read back
-//! as vectors with a row in each lane, and scaled and added as AVX-512 does it: the bits are the same.
-//! Only K formats with minima, whose bytes need no zero taken off and whose scales are for a whole block,
-//! and only many tokens; all else is AVX-512's.
+//! The products of a block are made on tiles: 16 tokens times a tile of rows. They are read back as vectors
+//! with a row in each lane, and scaled and added as AVX-512 does it: the bits are the same. Only K formats with
+//! minima, whose bytes need no zero taken off and whose scales are for a whole block, and only many tokens; all
+//! else is AVX-512's.
 //!
-//! The CPU makes products on tiles or adds vectors, not both at a time: a block takes 75 cycles for the
-//! one and 75 for the other (both measured alone), against some 210 of AVX-512's dot products.
+//! Nothing waits for the products just made: those of a block are stored while the next ones are made, and added
+//! a block later. They take 2 KB, since a neighbour on the same core leaves half of its first cache: with those
+//! of a super-block and two tiles of rows between (16 KB), many tokens took a quarter to a third longer beside
+//! one, longer than AVX-512's dot products.
 
 use core::arch::x86_64::*;
 
-use super::tiles::{self, Shapes};
+use super::tiles::{self, Shapes, Weights};
 use crate::avx512::{load_lanes, store_lanes};
 use crate::gemm::{
     DIRECT_TOKENS_MAX, FloatChunk, IntChunk, Kernel, SUPER_BLOCKS, Sums, TileCols, TileDots,
+    UNIT_TILES,
 };
 use crate::isa::AmxInt8;
 use crate::packed::{IntForm, IntTile};
 use crate::prefetch::Ahead;
-use crate::quantize::{Panel, TilePanel};
+use crate::quantize::{Panel, TILE_TOKENS, TilePanel};
 
 impl Kernel for AmxInt8 {
     fn unpack_int(self, tile: &IntTile<'_>, chunk: &mut IntChunk, index: usize) {
@@ -78,9 +81,6 @@ impl Kernel for AmxInt8 {
     }
 }
 
-/// Tokens whose sums are in registers while products are added.
-const FOLD_TOKENS: usize = 8;
-
 /// See [`Kernel::multiply_tiled`].
 ///
 /// # Safety
@@ -94,91 +94,100 @@ unsafe fn multiply_tiled(
     ahead: &mut Ahead<'_>,
     sums: &mut [Sums],
 ) {
-    // Checked here, the lengths let the compiler keep all sums in registers; block by block, they do not.
-    let whole = [panel.quants.len(), panel.scales.len(), panel.biases.len(), panel.sums.len()];
-    assert!(whole.into_iter().all(|len| len >= SUPER_BLOCKS), "a super-block is whole");
     let mut asked = *ahead;
-    let [one, other] = &mut dots.0;
-    let [weights, others] = chunk.bytes.each_ref().map(|bytes| bytes.as_chunks().0);
-    let blocks = panel.quants.iter().zip(weights).zip(others).zip(one).zip(other);
-    for ((((x, weights), others), one), other) in blocks {
-        asked.step();
-        // SAFETY: the caller's word is passed on.
-        unsafe { tiles::multiply(x, [weights, others], [one, other]) };
-    }
-    let (eights, _) = sums.as_chunks_mut();
-    if let [first, rest @ ..] = eights {
-        fold::<0>(chunk, panel, dots, &mut asked, first);
-        if let [second, ..] = rest {
-            fold::<1>(chunk, panel, dots, &mut asked, second);
+    for index in 0..UNIT_TILES {
+        if let Some(sums) = sums.first_chunk_mut::<TILE_TOKENS>() {
+            // SAFETY: the caller's word is passed on.
+            unsafe { tokens_times_tile(index, chunk, panel, dots, &mut asked, sums) };
+        } else if let Some(sums) = sums.first_chunk_mut::<{ TILE_TOKENS / 2 }>() {
+            // SAFETY: as above.
+            unsafe { tokens_times_tile(index, chunk, panel, dots, &mut asked, sums) };
         }
     }
     *ahead = asked;
 }
 
-/// Adds what was multiplied to the sums of eight tokens of the panel. Each block is written out: in a
-/// loop the compiler moves every sum once more. Inlined: alone, it knows so much of its arguments that it
-/// reads what all blocks need first, for which there are no registers.
+/// Adds the first `TOKENS` tokens of a panel times tile `index` of a chunk to their sums.
+///
+/// # Safety
+///
+/// The thread has [`Shapes`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn fold<const EIGHT: usize>(
+unsafe fn tokens_times_tile<const TOKENS: usize>(
+    index: usize,
     chunk: &IntChunk,
     panel: &TilePanel<'_>,
-    dots: &TileDots,
+    TileDots(dots): &mut TileDots,
     ahead: &mut Ahead<'_>,
-    sums: &mut [Sums; FOLD_TOKENS],
+    sums: &mut [Sums; TOKENS],
 ) {
-    let mut one = [_mm512_setzero_ps(); FOLD_TOKENS];
-    let mut other = one;
-    for ((one, other), sums) in one.iter_mut().zip(&mut other).zip(&*sums) {
-        let (lanes, _) = sums.as_chunks();
-        (*one, *other) = (load_lanes(&lanes[0]), load_lanes(&lanes[1]));
+    let whole = [panel.quants.len(), panel.scales.len(), panel.biases.len(), panel.sums.len()];
+    assert!(whole.into_iter().all(|len| len >= SUPER_BLOCKS), "a super-block is whole");
+    let weights: &[Weights] = chunk.bytes[index].as_chunks().0;
+    let mut totals = [_mm512_setzero_ps(); TOKENS];
+    for (total, sums) in totals.iter_mut().zip(&*sums) {
+        *total = load_lanes(&sums.as_chunks().0[index]);
     }
-    macro_rules! blocks {
-        ($($block:literal)*) => {
-            $(
-                ahead.step();
-                fold_block::<$block, EIGHT>(chunk, panel, dots, &mut one, &mut other);
-            )*
+    macro_rules! multiply {
+        ($block:expr) => {
+            ahead.step();
+            // SAFETY: the caller's word is passed on.
+            unsafe { tiles::multiply::<{ $block % 2 }>(&panel.quants[$block], &weights[$block]) }
         };
     }
+    macro_rules! store {
+        ($block:expr) => {
+            // SAFETY: the caller's word is passed on.
+            unsafe { tiles::store::<{ $block % 2 }>(&mut dots[$block % 2]) }
+        };
+    }
+    macro_rules! add {
+        ($block:expr) => {
+            let [x_scales, x_biases, x_sums] =
+                [panel.scales, panel.biases, panel.sums].map(|floats| &floats[$block]);
+            let scale = load_lanes(&chunk.scales[index][$block]);
+            let min = load_lanes(&chunk.mins[index][$block]);
+            for token in 0..TOKENS {
+                let x_scale = _mm512_set1_ps(x_scales[token]);
+                let x_bias = _mm512_set1_ps(x_biases[token]);
+                let dots = load_dots(&dots[$block % 2][token]);
+                let total =
+                    _mm512_fmadd_ps(_mm512_fmadd_ps(dots, x_scale, x_bias), scale, totals[token]);
+                totals[token] = here(_mm512_fmadd_ps(_mm512_set1_ps(x_sums[token]), min, total));
+            }
+        };
+    }
+    macro_rules! blocks {
+        ($($block:literal)*) => {$(
+            multiply!($block + 2);
+            store!($block + 1);
+            add!($block);
+        )*};
+    }
     const { assert!(SUPER_BLOCKS == 8, "all blocks are written out") };
-    blocks!(0 1 2 3 4 5 6 7);
-    for ((one, other), sums) in one.into_iter().zip(other).zip(sums) {
-        let (lanes, _) = sums.as_chunks_mut();
-        store_lanes(&mut lanes[0], one);
-        store_lanes(&mut lanes[1], other);
+    multiply!(0);
+    multiply!(1);
+    store!(0);
+    blocks!(0 1 2 3 4 5);
+    store!(7);
+    add!(6);
+    add!(7);
+    for (sums, total) in sums.iter_mut().zip(totals) {
+        store_lanes(&mut sums.as_chunks_mut().0[index], total);
     }
 }
 
-/// Adds a block.
+/// Returns `value`, from a register in which it is at this place: without this the compiler loads what all tokens
+/// need first, and has no registers left for their sums.
 #[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn fold_block<const BLOCK: usize, const EIGHT: usize>(
-    chunk: &IntChunk,
-    panel: &TilePanel<'_>,
-    dots: &TileDots,
-    one: &mut [__m512; FOLD_TOKENS],
-    other: &mut [__m512; FOLD_TOKENS],
-) {
-    let [scales, biases, x_sums] = [panel.scales, panel.biases, panel.sums]
-        .map(|floats| &floats[BLOCK].as_chunks::<FOLD_TOKENS>().0[EIGHT]);
-    let [dots, other_dots] =
-        dots.0.each_ref().map(|dots| &dots[BLOCK].as_chunks::<FOLD_TOKENS>().0[EIGHT]);
-    let [scale, other_scale] = chunk.scales.each_ref().map(|scales| &scales[BLOCK]);
-    let [min, other_min] = chunk.mins.each_ref().map(|mins| &mins[BLOCK]);
-    let (scale, other_scale) = (load_lanes(scale), load_lanes(other_scale));
-    let (min, other_min) = (load_lanes(min), load_lanes(other_min));
-    for token in 0..FOLD_TOKENS {
-        let (x_scale, bias) = (_mm512_set1_ps(scales[token]), _mm512_set1_ps(biases[token]));
-        let x_sum = _mm512_set1_ps(x_sums[token]);
-        let steps = _mm512_fmadd_ps(load_dots(&dots[token]), x_scale, bias);
-        let total = _mm512_fmadd_ps(steps, scale, one[token]);
-        one[token] = _mm512_fmadd_ps(x_sum, min, total);
-        let steps = _mm512_fmadd_ps(load_dots(&other_dots[token]), x_scale, bias);
-        let total = _mm512_fmadd_ps(steps, other_scale, other[token]);
-        other[token] = _mm512_fmadd_ps(x_sum, other_min, total);
+#[target_feature(enable = "avx512f")]
+fn here(mut value: __m512) -> __m512 {
+    // SAFETY: there is no instruction.
+    unsafe {
+        core::arch::asm!("/* {0} */", inout(zmm_reg) value, options(nomem, nostack, preserves_flags));
     }
+    value
 }
 
 /// Loads products that started at [`crate::quantize::MAGIC_BITS`], as what their bits are as floats.

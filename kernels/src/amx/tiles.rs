@@ -1,5 +1,5 @@
 //! The tile registers: leave to use them, their shapes, and the products of a block. They hold nothing
-//! after [`Shapes`] is dropped.
+//! after [`Shapes`] is dropped. The compiler knows none of them: what is left in one stays until it is stored.
 
 use core::arch::asm;
 
@@ -56,8 +56,8 @@ struct Config {
 /// | tiles | hold |
 /// |---|---|
 /// | 0 | activations of [`TILE_TOKENS`] tokens |
-/// | 1, 2 | weights of two tiles of rows |
-/// | 3, 4 | their products |
+/// | 1 | weights of a tile of rows |
+/// | 2, 3 | their products: of this block, of the last one |
 pub(super) struct Shapes(());
 
 impl Shapes {
@@ -77,8 +77,8 @@ impl Shapes {
             row_sizes: [0; 16],
             rows: [0; 16],
         };
-        config.row_sizes[..5].copy_from_slice(&[BLOCK, LINE, LINE, LINE, LINE]);
-        config.rows[..5].copy_from_slice(&[TOKENS, 8, 8, TOKENS, TOKENS]);
+        config.row_sizes[..4].copy_from_slice(&[BLOCK, LINE, LINE, LINE]);
+        config.rows[..4].copy_from_slice(&[TOKENS, 8, TOKENS, TOKENS]);
         // SAFETY: `config` is 64 readable bytes of valid shapes, and the caller has AMX.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
         Self(())
@@ -98,37 +98,48 @@ struct Start(#[expect(dead_code, reason = "read by its address")] [i32; 16]);
 
 static START: Start = Start([MAGIC_BITS; 16]);
 
-/// Writes the products of a block of all tokens with two tiles of rows, each with [`MAGIC_BITS`] added.
+/// Makes the products of a block of all tokens with a tile of rows, each with [`MAGIC_BITS`] added, and leaves
+/// them in the place `DOTS`, 0 or 1.
 ///
 /// # Safety
 ///
 /// The thread has [`Shapes`].
 #[inline(always)]
-pub(super) unsafe fn multiply(x: &TileQuants, weights: [&Weights; 2], dots: [&mut Dots; 2]) {
-    let [dots, other_dots] = dots.map(|dots| &raw mut *dots);
-    // SAFETY: the shapes keep reads and writes within the arguments.
+pub(super) unsafe fn multiply<const DOTS: u32>(x: &TileQuants, weights: &Weights) {
+    // SAFETY: the shapes keep reads within the arguments.
     unsafe {
         asm!(
-            "tileloadd tmm0, [{x} + {block}*1]",
             // A step of nothing: every row is the same line.
-            "tileloadd tmm3, [{start} + {none}*1]",
-            "tileloadd tmm4, [{start} + {none}*1]",
+            "tileloadd tmm{dots}, [{start} + {none}*1]",
+            "tileloadd tmm0, [{x} + {block}*1]",
             "tileloadd tmm1, [{weights} + {line}*1]",
-            "tileloadd tmm2, [{other_weights} + {line}*1]",
-            "tdpbsud tmm3, tmm0, tmm1",
-            "tdpbsud tmm4, tmm0, tmm2",
-            "tilestored [{dots} + {line}*1], tmm3",
-            "tilestored [{other_dots} + {line}*1], tmm4",
+            "tdpbsud tmm{dots}, tmm0, tmm1",
+            dots = const 2 + DOTS,
             x = in(reg) x,
             start = in(reg) &raw const START,
-            weights = in(reg) weights[0],
-            other_weights = in(reg) weights[1],
-            dots = in(reg) dots,
-            other_dots = in(reg) other_dots,
+            weights = in(reg) weights,
             block = in(reg) BLOCK_LEN,
             line = in(reg) 64_usize,
             none = in(reg) 0_usize,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _,
+            options(nostack, preserves_flags, readonly),
+        );
+    }
+}
+
+/// Writes what [`multiply`] left in a place.
+///
+/// # Safety
+///
+/// The thread has [`Shapes`].
+#[inline(always)]
+pub(super) unsafe fn store<const DOTS: u32>(target: &mut Dots) {
+    // SAFETY: the shapes keep writes within `target`.
+    unsafe {
+        asm!(
+            "tilestored [{target} + {line}*1], tmm{dots}",
+            dots = const 2 + DOTS,
+            target = in(reg) target,
+            line = in(reg) 64_usize,
             options(nostack, preserves_flags),
         );
     }
