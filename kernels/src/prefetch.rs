@@ -123,13 +123,8 @@ impl<'a, T> Ahead<'a, T> {
 #[inline(always)]
 pub(crate) fn ask_from<T>(at: *const T, len: usize) {
     #[cfg(target_arch = "x86_64")]
-    {
-        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let firsts = (0..len).step_by(LINE / size_of::<T>());
-        for item in firsts.chain(len.checked_sub(1)) {
-            // SAFETY: a prefetch reads nothing and faults nowhere.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(item).cast()) };
-        }
+    for item in (0..len).step_by(LINE / size_of::<T>()).chain(len.checked_sub(1)) {
+        fetch_line(at.wrapping_add(item), Cache::First);
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (at, len);

@@ -13,7 +13,7 @@
 use core::arch::x86_64::*;
 
 use super::tiles::{self, Shapes, Weights};
-use crate::avx512::{load_lanes, store_lanes};
+use crate::avx512::{here, load_lanes, store_lanes};
 use crate::gemm::{
     DIRECT_TOKENS_MAX, FloatChunk, IntChunk, Kernel, SUPER_BLOCKS, Sums, TileCols, TileDots,
     UNIT_TILES,
@@ -154,7 +154,9 @@ unsafe fn tokens_times_tile<const TOKENS: usize>(
                 let dots = load_dots(&dots[$block % 2][token]);
                 let total =
                     _mm512_fmadd_ps(_mm512_fmadd_ps(dots, x_scale, x_bias), scale, totals[token]);
-                totals[token] = here(_mm512_fmadd_ps(_mm512_set1_ps(x_sums[token]), min, total));
+                let total = _mm512_fmadd_ps(_mm512_set1_ps(x_sums[token]), min, total);
+                // Without this the compiler loads what all tokens need first, and has no registers left.
+                totals[token] = _mm512_castsi512_ps(here(_mm512_castps_si512(total)));
             }
         };
     }
@@ -176,18 +178,6 @@ unsafe fn tokens_times_tile<const TOKENS: usize>(
     for (sums, total) in sums.iter_mut().zip(totals) {
         store_lanes(&mut sums.as_chunks_mut().0[index], total);
     }
-}
-
-/// Returns `value`, from a register in which it is at this place: without this the compiler loads what all tokens
-/// need first, and has no registers left for their sums.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn here(mut value: __m512) -> __m512 {
-    // SAFETY: there is no instruction.
-    unsafe {
-        core::arch::asm!("/* {0} */", inout(zmm_reg) value, options(nomem, nostack, preserves_flags));
-    }
-    value
 }
 
 /// Loads products that started at [`crate::quantize::MAGIC_BITS`], as what their bits are as floats.

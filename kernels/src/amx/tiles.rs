@@ -1,5 +1,5 @@
 //! The tile registers: leave to use them, their shapes, and the products of a block. They hold nothing
-//! after [`Shapes`] is dropped. The compiler knows none of them: what is left in one stays until it is stored.
+//! after [`Shapes`] is dropped. The compiler puts nothing into them: what is left in one stays until it is stored.
 
 use core::arch::asm;
 
@@ -121,6 +121,7 @@ pub(super) unsafe fn multiply<const DOTS: u32>(x: &TileQuants, weights: &Weights
             block = in(reg) BLOCK_LEN,
             line = in(reg) 64_usize,
             none = in(reg) 0_usize,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             options(nostack, preserves_flags, readonly),
         );
     }

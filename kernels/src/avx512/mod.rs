@@ -7,3 +7,4 @@ mod wide;
 
 pub(crate) use quantize::quantize_panel;
 pub(crate) use unpack::{load_lanes, store_lanes};
+pub(crate) use wide::here;

@@ -176,7 +176,7 @@ fn multiply_group<const WIDTH: usize>(
 /// ahead of their products, and has no registers left for the sums.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn here(mut value: __m512i) -> __m512i {
+pub(crate) fn here(mut value: __m512i) -> __m512i {
     // SAFETY: there is no instruction.
     unsafe {
         core::arch::asm!("/* {0} */", inout(zmm_reg) value, options(nomem, nostack, preserves_flags));
