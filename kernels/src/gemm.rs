@@ -14,19 +14,19 @@
 
 use core::ops::Range;
 
-use crate::gemm_memory::Tiled;
 pub(crate) use crate::gemm_memory::{
     Chunks, FLOAT_CHUNK_COLS, FloatChunk, INT_CHUNK_BLOCKS, IntChunk, Memory, Room, SUPER_BLOCKS,
-    TOKENS_MAX, TileDots,
+    TOKENS_MAX, TileChunk, TileDots, TileRing,
 };
+pub(crate) use crate::gemm_tiles::TileWork;
 use crate::isa::Isa;
 pub use crate::output::Write;
 use crate::output::{clear, store};
 use crate::packed::{BLOCK_LEN, Form, IntForm, IntTile, Packed, TILE_ROWS};
 use crate::pool::{Disjoint, Pool};
-use crate::prefetch::Ahead;
+use crate::prefetch::{Ahead, Beyond};
 use crate::quantize::{
-    Activations, Needed, PANEL_TOKENS, Panel, TILE_TOKENS, TILED_TOKENS_MIN, TilePanel, is_tiled,
+    Activations, Needed, PANEL_TOKENS, Panel, TILE_TOKENS, TileTokens, are_tiled, is_tiled,
 };
 use crate::reference;
 
@@ -124,8 +124,7 @@ pub(crate) trait Kernel: Copy + Sync {
         sums: &mut [Sums],
     );
 
-    /// Whether products with K formats that have minima are made on tiles, for [`TILED_TOKENS_MIN`] tokens
-    /// and more.
+    /// Whether products with K formats that have minima are made on tiles, for as many tokens as [`are_tiled`].
     const TILED: bool = false;
 
     /// Does `work` with tiles.
@@ -133,15 +132,33 @@ pub(crate) trait Kernel: Copy + Sync {
         work();
     }
 
-    /// Adds the first super-block of `chunk` times `panel` to the sums of its first 8 tokens, or of all 16.
-    /// Called in `with_tiles`, where `TILED` is set.
+    /// Unpacks a super-block of a tile. Called where `TILED` is set.
+    fn unpack_tiled(self, _tile: &IntTile<'_>, _chunk: &mut TileChunk) {
+        unreachable!("an instruction set without tiles is not asked for them");
+    }
+
+    /// Adds what was unpacked times a panel to the sums of its first 8 tokens, or of all 16. A step of `ahead`
+    /// with each block. Called in `with_tiles`, where `TILED` is set.
     fn multiply_tiled(
         self,
-        _chunk: &IntChunk,
-        _panel: &TilePanel<'_>,
+        _chunk: &TileChunk,
+        _work: &TileWork<'_>,
         _dots: &mut TileDots,
         _ahead: &mut Ahead<'_>,
         _sums: &mut [Sums],
+    ) {
+        unreachable!("an instruction set without tiles is not asked for them");
+    }
+
+    /// Computes whole tiles of rows for all tokens of a panel, whose sums are zero, straight from the packed
+    /// bytes. Called in `with_tiles`, where `TILED` is set.
+    fn multiply_direct_tiled(
+        self,
+        _tiles: &[IntTile<'_>],
+        _x: &TileTokens<'_>,
+        _ring: &mut TileRing,
+        _beyond: Beyond,
+        _sums: &mut [Sums; TILE_TOKENS],
     ) {
         unreachable!("an instruction set without tiles is not asked for them");
     }
@@ -299,7 +316,7 @@ pub(crate) fn run_units<K: Kernel>(
     pool.run_each(n_tasks, &|tasks| {
         let mut memory = Memory::new();
         let work = || tasks.for_each(|(task, next)| run(task, next, &mut memory));
-        if K::TILED && input.tokens >= TILED_TOKENS_MIN {
+        if K::TILED && are_tiled(input.tokens) {
             kernel.with_tiles(work);
         } else {
             work();
@@ -357,17 +374,19 @@ impl<'a> UnitPart<'_, 'a> {
         finished: &mut impl FnMut(usize, &mut [Sums]),
     ) {
         match (self.weights.form(), input.precision) {
-            (Form::Int(form), Precision::Int8) if input.tokens <= K::DIRECT_TOKENS => {
-                self.sum_direct(kernel, form, input, next, room);
-                for (at, width) in self.panels() {
-                    finished(self.tokens.start + at, room.part(at, width, false));
+            (Form::Int(form), Precision::Int8)
+                if K::TILED && are_tiled(input.tokens) && is_tiled(form) =>
+            {
+                if input.tokens > TILE_TOKENS {
+                    self.sum_panels(kernel, form, input, next, chunks, room, finished);
+                } else {
+                    self.sum_one_panel(kernel, form, input, next, chunks, room);
+                    self.finish(room, finished);
                 }
             }
-            (Form::Int(form), Precision::Int8)
-                if K::TILED && input.tokens >= TILED_TOKENS_MIN && is_tiled(form) =>
-            {
-                let tiled = chunks.tiled.get_or_insert_with(Tiled::zeroed);
-                self.sum_tiled(kernel, form, input, next, tiled, room, finished);
+            (Form::Int(form), Precision::Int8) if input.tokens <= K::DIRECT_TOKENS => {
+                self.sum_direct(kernel, form, input, next, room);
+                self.finish(room, finished);
             }
             (Form::Int(form), Precision::Int8) => {
                 let chunk = chunks.int.get_or_insert_with(IntChunk::zeroed);
@@ -380,14 +399,21 @@ impl<'a> UnitPart<'_, 'a> {
         }
     }
 
+    /// Gives `finished` all panels.
+    fn finish(&self, room: &mut Room, finished: &mut impl FnMut(usize, &mut [Sums])) {
+        for (at, width) in self.panels() {
+            finished(self.tokens.start + at, room.part(at, width, false));
+        }
+    }
+
     /// Returns the number of tiles.
-    fn tiles(&self) -> usize {
+    pub(crate) fn tiles(&self) -> usize {
         UNIT_TILES.min(self.weights.tiles() - self.unit * UNIT_TILES)
     }
 
     /// Returns the tiles of this integer format, of which the first `tiles` count.
     #[inline]
-    fn int_tiles(&self, form: IntForm) -> [IntTile<'a>; UNIT_TILES] {
+    pub(crate) fn int_tiles(&self, form: IntForm) -> [IntTile<'a>; UNIT_TILES] {
         let last = self.tiles() - 1;
         core::array::from_fn(|index| {
             let tile = self.unit * UNIT_TILES + index.min(last);
@@ -396,12 +422,12 @@ impl<'a> UnitPart<'_, 'a> {
     }
 
     /// Returns what asks for this unit and the `next`, both ahead of `steps` steps of work.
-    fn ahead<'u>(&'u self, next: &'u [u8], steps: usize) -> Ahead<'u> {
+    pub(crate) fn ahead<'u>(&'u self, next: &'u [u8], steps: usize) -> Ahead<'u> {
         Ahead::of_stream(unit_bytes(self.weights, self.unit), next, steps)
     }
 
     /// Returns the panels: the first token of each in `room`, and how many it has.
-    fn panels(&self) -> impl Iterator<Item = (usize, usize)> {
+    pub(crate) fn panels(&self) -> impl Iterator<Item = (usize, usize)> {
         let tokens = self.tokens.len();
         (0..tokens).step_by(PANEL_TOKENS).map(move |at| (at, PANEL_TOKENS.min(tokens - at)))
     }
@@ -470,47 +496,6 @@ impl<'a> UnitPart<'_, 'a> {
                 kernel.multiply_int(form, tiles, chunk, &panel, &mut ahead, sums);
                 if start + len == blocks {
                     finished(first, sums);
-                }
-            }
-        }
-    }
-
-    /// Many tokens times integer weights with minima, on tiles: each super-block is unpacked once for all
-    /// of them.
-    #[expect(clippy::too_many_arguments, reason = "see `sum`")]
-    fn sum_tiled<K: Kernel>(
-        &self,
-        kernel: K,
-        form: IntForm,
-        input: &Input<'_>,
-        next: &[u8],
-        Tiled { chunk, dots }: &mut Tiled,
-        room: &mut Room,
-        finished: &mut impl FnMut(usize, &mut [Sums]),
-    ) {
-        const EIGHT: usize = TILE_TOKENS / 2;
-        let unit_tiles = self.int_tiles(form);
-        let (blocks, tokens) = (input.cols / BLOCK_LEN, self.tokens.len());
-        let n_tiles = input.tokens.div_ceil(TILE_TOKENS);
-        let steps = blocks * UNIT_TILES * tokens.div_ceil(TILE_TOKENS);
-        let mut ahead = self.ahead(next, steps);
-        for start in (0..blocks).step_by(SUPER_BLOCKS) {
-            // Of a last single tile of rows, both are the same: one is not stored.
-            for (index, tile) in unit_tiles.iter().enumerate() {
-                kernel.unpack_int(&tile.blocks(start..start + SUPER_BLOCKS), chunk, index);
-            }
-            let mut panels = self.panels().peekable();
-            for at in (0..tokens).step_by(TILE_TOKENS) {
-                let tile = (self.tokens.start + at) / TILE_TOKENS;
-                let panel = input.quantized.tile_panel(n_tiles, tile, start / SUPER_BLOCKS);
-                let width = if tokens - at > EIGHT { TILE_TOKENS } else { EIGHT };
-                let sums = room.part(at, width, start == 0);
-                kernel.multiply_tiled(chunk, &panel, dots, &mut ahead, sums);
-                let is_done = |&(first, width): &_| {
-                    start + SUPER_BLOCKS == blocks && first + width <= at + TILE_TOKENS
-                };
-                while let Some((first, width)) = panels.next_if(is_done) {
-                    finished(self.tokens.start + first, room.part(first, width, false));
                 }
             }
         }

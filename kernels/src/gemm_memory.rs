@@ -40,20 +40,63 @@ impl IntChunk {
 }
 
 /// Products of two blocks and one tile of rows, made on tiles, those that are stored and those that are added:
-/// `[block][token][row]`, from [`crate::quantize::MAGIC_BITS`] on.
+/// `[block][token][row]`.
 #[repr(C, align(64))]
 pub(crate) struct TileDots(pub(crate) [[[i32; TILE_ROWS]; TILE_TOKENS]; 2]);
 
+/// Unpacked columns of a tile of rows that are multiplied on tiles, a super-block.
+#[repr(C, align(64))]
+pub(crate) struct TileChunk {
+    /// `[column / 4][row][4]`
+    pub(crate) bytes: [[u8; 64]; SUPER_LEN / 4],
+    /// `[block]`
+    pub(crate) scales: [Lanes; SUPER_BLOCKS],
+    /// `[block]`
+    pub(crate) mins: [Lanes; SUPER_BLOCKS],
+}
+
+impl TileChunk {
+    const fn zeroed() -> Self {
+        let lanes = [[0.0; TILE_ROWS]; SUPER_BLOCKS];
+        Self { bytes: [[0; 64]; SUPER_LEN / 4], scales: lanes, mins: lanes }
+    }
+}
+
 /// What products on tiles need.
 pub(crate) struct Tiled {
-    pub(crate) chunk: IntChunk,
+    /// `[tile]`
+    pub(crate) chunks: [TileChunk; UNIT_TILES],
     pub(crate) dots: TileDots,
 }
 
 impl Tiled {
     pub(crate) fn zeroed() -> Self {
         let dots = TileDots([[[0; TILE_ROWS]; TILE_TOKENS]; 2]);
-        Self { chunk: IntChunk::zeroed(), dots }
+        Self { chunks: [const { TileChunk::zeroed() }; UNIT_TILES], dots }
+    }
+}
+
+/// What lies between the stages of products of one panel on tiles: so few blocks that all of it stays at hand
+/// beside a neighbour on the same core.
+#[repr(C, align(64))]
+pub(crate) struct TileRing {
+    /// `[block][column / 4][row][4]`
+    pub(crate) bytes: [[[u8; 64]; BLOCK_LEN / 4]; Self::BLOCKS],
+    pub(crate) dots: TileDots,
+    /// `[block]`
+    pub(crate) scales: [Lanes; Self::BLOCKS],
+    /// `[block]`
+    pub(crate) mins: [Lanes; Self::BLOCKS],
+}
+
+impl TileRing {
+    /// One that is unpacked, one that is multiplied, one that is stored and one that is added.
+    pub(crate) const BLOCKS: usize = 4;
+
+    pub(crate) fn zeroed() -> Self {
+        let lanes = [[0.0; TILE_ROWS]; Self::BLOCKS];
+        let dots = TileDots([[[0; TILE_ROWS]; TILE_TOKENS]; 2]);
+        Self { bytes: [[[0; 64]; BLOCK_LEN / 4]; Self::BLOCKS], dots, scales: lanes, mins: lanes }
     }
 }
 
@@ -88,6 +131,7 @@ impl Memory {
 pub(crate) struct Chunks {
     pub(crate) int: Option<IntChunk>,
     pub(crate) tiled: Option<Tiled>,
+    pub(crate) ring: Option<TileRing>,
     pub(crate) float: Option<FloatChunk>,
 }
 

@@ -19,6 +19,7 @@ mod gemm;
 mod gemm_memory;
 #[cfg(test)]
 mod gemm_tests;
+mod gemm_tiles;
 mod isa;
 pub mod limits;
 #[cfg(target_arch = "aarch64")]

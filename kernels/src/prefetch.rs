@@ -119,6 +119,47 @@ impl<'a, T> Ahead<'a, T> {
     }
 }
 
+/// What lies behind what a thread reads, asked for from where it reads, in no more instructions than the lines and a
+/// few: between products on tiles, others are felt.
+#[derive(Clone, Copy)]
+pub(crate) struct Beyond {
+    /// How far behind what is read.
+    distance: usize,
+    /// The address where what is read now ends, and how far behind it goes on, in a circle.
+    end: usize,
+    jump: usize,
+}
+
+impl Beyond {
+    /// What is read is `now`, and then `next`.
+    pub(crate) fn new(now: &[u8], next: &[u8]) -> Self {
+        let (distance, end) = (now.len().min(DISTANCE), now.as_ptr_range().end.addr());
+        let jump = match next {
+            // What is read now is asked for once more.
+            [] => distance.wrapping_neg(),
+            _ => next.as_ptr().addr().wrapping_sub(end),
+        };
+        Self { distance, end, jump }
+    }
+
+    /// Asks for what lies behind `lines`, into the second cache.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "no other CPU here has tiles")
+    )]
+    #[inline(always)]
+    pub(crate) fn ask(self, lines: &[[u8; LINE]]) {
+        fetch(self.behind(lines.as_ptr()), lines.len(), Cache::Second);
+    }
+
+    #[inline(always)]
+    fn behind(self, lines: *const [u8; LINE]) -> *const [u8; LINE] {
+        let at = lines.wrapping_byte_add(self.distance);
+        let jump = if at.addr() < self.end { 0 } else { self.jump };
+        at.wrapping_byte_add(jump)
+    }
+}
+
 /// Asks for the lines of `len` items from an address on, wherever that is, all at once, into the first cache.
 #[inline(always)]
 pub(crate) fn ask_from<T>(at: *const T, len: usize) {
@@ -228,5 +269,20 @@ mod tests {
         let mut ahead = Ahead::of_stream(&unit, &[], 48);
         ahead.steps(48);
         assert!(ahead.is_done(), "the end of a stream");
+    }
+
+    #[test]
+    fn behind_what_is_read_lies_the_same_and_then_the_next() {
+        let (now, next) = (vec![[0_u8; LINE]; 3000], vec![[0; LINE]; 9]);
+        let lines = DISTANCE / LINE;
+        let beyond = Beyond::new(now.as_flattened(), next.as_flattened());
+        assert_eq!(beyond.behind(&raw const now[0]), &raw const now[lines]);
+        assert_eq!(beyond.behind(&raw const now[2999 - lines]), &raw const now[2999]);
+        assert_eq!(beyond.behind(&raw const now[3000 - lines]), &raw const next[0]);
+        assert_eq!(beyond.behind(&raw const now[3008 - lines]), &raw const next[8]);
+        let short = Beyond::new(now[..10].as_flattened(), next.as_flattened());
+        assert_eq!(short.behind(&raw const now[0]), &raw const next[0]);
+        let last = Beyond::new(now[..10].as_flattened(), &[]);
+        assert_eq!(last.behind(&raw const now[7]), &raw const now[7], "nothing more");
     }
 }

@@ -9,7 +9,7 @@ use core::ops::Range;
 use crate::isa::Isa;
 use crate::packed::{BLOCK_LEN, Form, IntForm, Packed, Scales};
 use crate::pool::{Disjoint, Pool};
-pub(crate) use crate::quantize_tiles::{TILE_TOKENS, TILED_TOKENS_MIN, TilePanel, is_tiled};
+pub(crate) use crate::quantize_tiles::{TILE_TOKENS, TilePanel, TileTokens, are_tiled, is_tiled};
 use crate::quantize_tiles::{TileActivations, TileWriter};
 
 /// Tokens that a kernel works on at a time: with two row vectors they fill 24 of 32 registers.
@@ -183,7 +183,7 @@ impl Activations {
         tokens: usize,
         cols: usize,
     ) -> Writer<'_> {
-        let has_tiles = needed.tiles && isa.has_tiles() && tokens >= TILED_TOKENS_MIN;
+        let has_tiles = needed.tiles && isa.has_tiles() && are_tiled(tokens);
         let floats = [&mut self.scales, &mut self.biases, &mut self.sums];
         Writer {
             needed,
@@ -199,6 +199,12 @@ impl Activations {
     /// tiles that `quantize` was told of.
     pub(crate) fn tile_panel(&self, tiles: usize, tile: usize, index: usize) -> TilePanel<'_> {
         self.tiles.panel(tiles, tile, index)
+    }
+
+    /// Returns all super-blocks of the tokens of the only tile, for weights of a form on tiles that `quantize`
+    /// was told of.
+    pub(crate) fn tile_tokens(&self, parts: usize) -> TileTokens<'_> {
+        self.tiles.tokens(parts)
     }
 
     /// Returns all blocks of a panel, for weights of a form that `quantize` was told of.

@@ -9,10 +9,6 @@ use crate::quantize::PanelMut;
 
 /// Tokens of a tile.
 pub(crate) const TILE_TOKENS: usize = 16;
-/// Tokens from which on products are made on tiles, where there are any: with fewer, what is unpacked and
-/// written down for them is read too few times (measured with 12 to 48).
-pub(crate) const TILED_TOKENS_MIN: usize = 23;
-
 /// The quants of a block of the tokens of a tile: `[token][column]`.
 pub(crate) type TileQuants = [[i8; BLOCK_LEN]; TILE_TOKENS];
 
@@ -33,17 +29,33 @@ pub(crate) fn is_tiled(form: IntForm) -> bool {
     form.scales == Scales::SuperMin
 }
 
+/// Returns whether products of so many tokens are made on tiles, where there are any. With fewer, what is unpacked
+/// and written down for them is read too few times; one or two more than a tile has take as long as eight more
+/// (measured with 10 to 48).
+pub(crate) fn are_tiled(tokens: usize) -> bool {
+    matches!(tokens, 13..=TILE_TOKENS | 19..)
+}
+
 /// A super-block of the tokens of one tile.
 #[derive(Clone, Copy)]
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no other CPU here has tiles"))]
 pub(crate) struct TilePanel<'a> {
-    pub(crate) quants: &'a [TileQuants],
+    pub(crate) quants: &'a [TileQuants; SUPER_BLOCKS],
     /// `[block][token]`
-    pub(crate) scales: &'a [[f32; TILE_TOKENS]],
+    pub(crate) scales: &'a [[f32; TILE_TOKENS]; SUPER_BLOCKS],
     /// `[block][token]`
-    pub(crate) biases: &'a [[f32; TILE_TOKENS]],
+    pub(crate) biases: &'a [[f32; TILE_TOKENS]; SUPER_BLOCKS],
     /// `[block][token]`
-    pub(crate) sums: &'a [[f32; TILE_TOKENS]],
+    pub(crate) sums: &'a [[f32; TILE_TOKENS]; SUPER_BLOCKS],
+}
+
+/// The tokens of one tile: as [`TilePanel`], of all super-blocks.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no other CPU here has tiles"))]
+pub(crate) struct TileTokens<'a> {
+    pub(crate) quants: &'a [[TileQuants; SUPER_BLOCKS]],
+    pub(crate) scales: &'a [[[f32; TILE_TOKENS]; SUPER_BLOCKS]],
+    pub(crate) biases: &'a [[[f32; TILE_TOKENS]; SUPER_BLOCKS]],
+    pub(crate) sums: &'a [[[f32; TILE_TOKENS]; SUPER_BLOCKS]],
 }
 
 impl TileActivations {
@@ -66,18 +78,20 @@ impl TileActivations {
 
     /// Returns the super-block `index` of the tokens of a tile, out of `tiles`.
     pub(crate) fn panel(&self, tiles: usize, tile: usize, index: usize) -> TilePanel<'_> {
-        fn part<T>(all: &[T], at: usize) -> &[T] {
-            &all[at..][..SUPER_BLOCKS]
-        }
-        let at = (index * tiles + tile) * SUPER_BLOCKS;
-        let quants = self.quants[self.quants_at..].as_chunks().0.as_chunks().0;
-        let [scales, biases, sums] = self.floats.each_ref().map(|floats| floats.as_chunks().0);
-        TilePanel {
-            quants: part(quants, at),
-            scales: part(scales, at),
-            biases: part(biases, at),
-            sums: part(sums, at),
-        }
+        let at = index * tiles + tile;
+        let quants = &self.quants[self.quants_at..].as_chunks().0.as_chunks().0.as_chunks().0[at];
+        let [scales, biases, sums] =
+            self.floats.each_ref().map(|floats| &floats.as_chunks().0.as_chunks().0[at]);
+        TilePanel { quants, scales, biases, sums }
+    }
+
+    /// Returns all super-blocks of the tokens of the only tile.
+    pub(crate) fn tokens(&self, parts: usize) -> TileTokens<'_> {
+        let quants =
+            &self.quants[self.quants_at..].as_chunks().0.as_chunks().0.as_chunks().0[..parts];
+        let [scales, biases, sums] =
+            self.floats.each_ref().map(|floats| &floats.as_chunks().0.as_chunks().0[..parts]);
+        TileTokens { quants, scales, biases, sums }
     }
 
     /// Returns what copies the panels of so many tokens.

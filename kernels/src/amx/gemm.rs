@@ -6,22 +6,29 @@
 //! else is AVX-512's.
 //!
 //! Nothing waits for the products just made: those of a block are stored while the next ones are made, and added
-//! a block later. They take 2 KB, since a neighbour on the same core leaves half of its first cache: with those
-//! of a super-block and two tiles of rows between (16 KB), many tokens took a quarter to a third longer beside
-//! one, longer than AVX-512's dot products.
+//! a block later, across tiles and panels. What lies between is small, since a neighbour on the same core leaves half
+//! of its first cache: 2 KB of products and 10 KB of weights (with 16 and 33 KB, many tokens took a quarter longer
+//! beside one).
+//!
+//! What limits this, measured on Emerald Rapids: while tiles are at work, only one of the two ports of 512-bit
+//! vectors multiplies, and each row of a tile that is stored takes a step of the other. So the products start from
+//! zero, and what turns them into floats is an addition, which goes to the other port; three multiplications are
+//! left for each product of a block.
 
 use core::arch::x86_64::*;
 
+use super::add::add_tokens;
+use super::direct;
 use super::tiles::{self, Shapes, Weights};
-use crate::avx512::{here, load_lanes, store_lanes};
+use crate::avx512::{load_lanes, store_lanes};
 use crate::gemm::{
-    DIRECT_TOKENS_MAX, FloatChunk, IntChunk, Kernel, SUPER_BLOCKS, Sums, TileCols, TileDots,
-    UNIT_TILES,
+    DIRECT_TOKENS_MAX, FloatChunk, IntChunk, Kernel, SUPER_BLOCKS, Sums, TileChunk, TileCols,
+    TileDots, TileRing, TileWork,
 };
 use crate::isa::AmxInt8;
 use crate::packed::{IntForm, IntTile};
-use crate::prefetch::Ahead;
-use crate::quantize::{Panel, TILE_TOKENS, TilePanel};
+use crate::prefetch::{Ahead, Beyond};
+use crate::quantize::{Panel, TILE_TOKENS, TilePanel, TileTokens};
 
 impl Kernel for AmxInt8 {
     fn unpack_int(self, tile: &IntTile<'_>, chunk: &mut IntChunk, index: usize) {
@@ -60,16 +67,33 @@ impl Kernel for AmxInt8 {
         work();
     }
 
+    fn unpack_tiled(self, tile: &IntTile<'_>, chunk: &mut TileChunk) {
+        let TileChunk { bytes, scales, mins } = chunk;
+        self.avx512().unpack_to(tile, bytes, scales, mins);
+    }
+
     fn multiply_tiled(
         self,
-        chunk: &IntChunk,
-        panel: &TilePanel<'_>,
+        chunk: &TileChunk,
+        work: &TileWork<'_>,
         dots: &mut TileDots,
         ahead: &mut Ahead<'_>,
         sums: &mut [Sums],
     ) {
         // SAFETY: `AmxInt8` proves that the CPU has the features; the driver calls this in `with_tiles`.
-        unsafe { multiply_tiled(chunk, panel, dots, ahead, sums) }
+        unsafe { multiply_tiled(chunk, work, dots, ahead, sums) }
+    }
+
+    fn multiply_direct_tiled(
+        self,
+        tiles: &[IntTile<'_>],
+        x: &TileTokens<'_>,
+        ring: &mut TileRing,
+        beyond: Beyond,
+        sums: &mut [Sums; TILE_TOKENS],
+    ) {
+        // SAFETY: `AmxInt8` proves that the CPU has the features; the driver calls this in `with_tiles`.
+        unsafe { direct::multiply(tiles, x, ring, beyond, sums) }
     }
 
     fn unpack_float(self, tile: &TileCols<'_>, len: usize, chunk: &mut FloatChunk, index: usize) {
@@ -88,102 +112,92 @@ impl Kernel for AmxInt8 {
 /// The thread has [`Shapes`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn multiply_tiled(
-    chunk: &IntChunk,
-    panel: &TilePanel<'_>,
+    chunk: &TileChunk,
+    work: &TileWork<'_>,
     dots: &mut TileDots,
     ahead: &mut Ahead<'_>,
     sums: &mut [Sums],
 ) {
-    let mut asked = *ahead;
-    for index in 0..UNIT_TILES {
-        if let Some(sums) = sums.first_chunk_mut::<TILE_TOKENS>() {
-            // SAFETY: the caller's word is passed on.
-            unsafe { tokens_times_tile(index, chunk, panel, dots, &mut asked, sums) };
-        } else if let Some(sums) = sums.first_chunk_mut::<{ TILE_TOKENS / 2 }>() {
-            // SAFETY: as above.
-            unsafe { tokens_times_tile(index, chunk, panel, dots, &mut asked, sums) };
-        }
+    if let Some(sums) = sums.first_chunk_mut::<TILE_TOKENS>() {
+        // SAFETY: the caller's word is passed on.
+        unsafe { add_to(chunk, work, dots, ahead, sums) };
+    } else if let Some(sums) = sums.first_chunk_mut::<{ TILE_TOKENS / 2 }>() {
+        // SAFETY: as above.
+        unsafe { add_to(chunk, work, dots, ahead, sums) };
     }
-    *ahead = asked;
 }
 
-/// Adds the first `TOKENS` tokens of a panel times tile `index` of a chunk to their sums.
+/// Adds the first `TOKENS` tokens of a panel times a tile of rows to their sums.
 ///
 /// # Safety
 ///
 /// The thread has [`Shapes`].
-#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn tokens_times_tile<const TOKENS: usize>(
-    index: usize,
-    chunk: &IntChunk,
-    panel: &TilePanel<'_>,
+unsafe fn add_to<const TOKENS: usize>(
+    chunk: &TileChunk,
+    work: &TileWork<'_>,
     TileDots(dots): &mut TileDots,
     ahead: &mut Ahead<'_>,
     sums: &mut [Sums; TOKENS],
 ) {
-    let whole = [panel.quants.len(), panel.scales.len(), panel.biases.len(), panel.sums.len()];
-    assert!(whole.into_iter().all(|len| len >= SUPER_BLOCKS), "a super-block is whole");
-    let weights: &[Weights] = chunk.bytes[index].as_chunks().0;
-    let mut totals = [_mm512_setzero_ps(); TOKENS];
-    for (total, sums) in totals.iter_mut().zip(&*sums) {
-        *total = load_lanes(&sums.as_chunks().0[index]);
-    }
+    let TileWork { index, panel, has_begun, next } = *work;
+    let TilePanel { quants, scales: x_scales, biases: x_biases, sums: x_sums } = *panel;
+    let weights: &[Weights] = chunk.bytes.as_chunks().0;
+    let mut asked = *ahead;
     macro_rules! multiply {
-        ($block:expr) => {
-            ahead.step();
+        ($quants:expr, $weights:expr, $block:expr) => {
             // SAFETY: the caller's word is passed on.
-            unsafe { tiles::multiply::<{ $block % 2 }>(&panel.quants[$block], &weights[$block]) }
+            unsafe { tiles::multiply::<{ $block % 2 }>(&$quants[$block], &$weights[$block]) }
         };
     }
-    macro_rules! store {
+    macro_rules! keep {
         ($block:expr) => {
             // SAFETY: the caller's word is passed on.
             unsafe { tiles::store::<{ $block % 2 }>(&mut dots[$block % 2]) }
         };
     }
+    if !has_begun {
+        multiply!(quants, weights, 0);
+        multiply!(quants, weights, 1);
+        keep!(0);
+    }
+    let mut totals = [_mm512_setzero_ps(); TOKENS];
+    for (total, sums) in totals.iter_mut().zip(&*sums) {
+        *total = load_lanes(&sums.as_chunks().0[index]);
+    }
     macro_rules! add {
         ($block:expr) => {
-            let [x_scales, x_biases, x_sums] =
-                [panel.scales, panel.biases, panel.sums].map(|floats| &floats[$block]);
-            let scale = load_lanes(&chunk.scales[index][$block]);
-            let min = load_lanes(&chunk.mins[index][$block]);
-            for token in 0..TOKENS {
-                let x_scale = _mm512_set1_ps(x_scales[token]);
-                let x_bias = _mm512_set1_ps(x_biases[token]);
-                let dots = load_dots(&dots[$block % 2][token]);
-                let total =
-                    _mm512_fmadd_ps(_mm512_fmadd_ps(dots, x_scale, x_bias), scale, totals[token]);
-                let total = _mm512_fmadd_ps(_mm512_set1_ps(x_sums[token]), min, total);
-                // Without this the compiler loads what all tokens need first, and has no registers left.
-                totals[token] = _mm512_castsi512_ps(here(_mm512_castps_si512(total)));
-            }
+            asked.step();
+            let (scale, min) = (load_lanes(&chunk.scales[$block]), load_lanes(&chunk.mins[$block]));
+            let x = [&x_scales[$block], &x_biases[$block], &x_sums[$block]];
+            let dots = &dots[$block % 2];
+            add_tokens!(
+                totals, dots, x, scale, min, TOKENS,
+                0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
+            );
         };
     }
     macro_rules! blocks {
         ($($block:literal)*) => {$(
-            multiply!($block + 2);
-            store!($block + 1);
+            multiply!(quants, weights, $block + 2);
+            keep!($block + 1);
             add!($block);
         )*};
     }
     const { assert!(SUPER_BLOCKS == 8, "all blocks are written out") };
-    multiply!(0);
-    multiply!(1);
-    store!(0);
     blocks!(0 1 2 3 4 5);
-    store!(7);
+    if let Some((chunk, panel)) = next {
+        multiply!(panel.quants, chunk.bytes.as_chunks::<8>().0, 0);
+    }
+    keep!(7);
     add!(6);
+    if let Some((chunk, panel)) = next {
+        multiply!(panel.quants, chunk.bytes.as_chunks::<8>().0, 1);
+        keep!(0);
+    }
     add!(7);
     for (sums, total) in sums.iter_mut().zip(totals) {
         store_lanes(&mut sums.as_chunks_mut().0[index], total);
     }
-}
-
-/// Loads products that started at [`crate::quantize::MAGIC_BITS`], as what their bits are as floats.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn load_dots(dots: &[i32; 16]) -> __m512 {
-    // SAFETY: `dots` is 64 readable bytes, and `loadu` takes any alignment.
-    unsafe { _mm512_loadu_ps(dots.as_ptr().cast()) }
+    *ahead = asked;
 }

@@ -4,7 +4,7 @@
 use core::arch::asm;
 
 use crate::packed::BLOCK_LEN;
-use crate::quantize::{MAGIC_BITS, TILE_TOKENS};
+use crate::quantize::TILE_TOKENS;
 use crate::quantize_tiles::TileQuants;
 
 /// `arch_prctl`, and what it is asked for: leave to use the state 18, the tiles' data.
@@ -92,14 +92,7 @@ impl Drop for Shapes {
     }
 }
 
-/// What every sum starts from, for as many rows of a tile as are read.
-#[repr(align(64))]
-struct Start(#[expect(dead_code, reason = "read by its address")] [i32; 16]);
-
-static START: Start = Start([MAGIC_BITS; 16]);
-
-/// Makes the products of a block of all tokens with a tile of rows, each with [`MAGIC_BITS`] added, and leaves
-/// them in the place `DOTS`, 0 or 1.
+/// Makes the products of a block of all tokens with a tile of rows, and leaves them in the place `DOTS`, 0 or 1.
 ///
 /// # Safety
 ///
@@ -109,18 +102,15 @@ pub(super) unsafe fn multiply<const DOTS: u32>(x: &TileQuants, weights: &Weights
     // SAFETY: the shapes keep reads within the arguments.
     unsafe {
         asm!(
-            // A step of nothing: every row is the same line.
-            "tileloadd tmm{dots}, [{start} + {none}*1]",
+            "tilezero tmm{dots}",
             "tileloadd tmm0, [{x} + {block}*1]",
             "tileloadd tmm1, [{weights} + {line}*1]",
             "tdpbsud tmm{dots}, tmm0, tmm1",
             dots = const 2 + DOTS,
             x = in(reg) x,
-            start = in(reg) &raw const START,
             weights = in(reg) weights,
             block = in(reg) BLOCK_LEN,
             line = in(reg) 64_usize,
-            none = in(reg) 0_usize,
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             options(nostack, preserves_flags, readonly),
         );

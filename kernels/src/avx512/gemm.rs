@@ -12,7 +12,9 @@ use super::unpack::{
     self, StepScales, block_bytes, high_part, load, load_lanes, low_part, store_lanes,
 };
 use super::wide;
-use crate::gemm::{DIRECT_TOKENS_MAX, FloatChunk, IntChunk, Kernel, Sums, TileCols, by_form};
+use crate::gemm::{
+    DIRECT_TOKENS_MAX, FloatChunk, IntChunk, Kernel, Lanes, Sums, TileCols, by_form,
+};
 use crate::isa::Avx512Vnni;
 use crate::packed::{BLOCK_LEN, IntForm, IntTile, Scales};
 use crate::prefetch::Ahead;
@@ -21,8 +23,8 @@ use crate::reference::Plain;
 
 impl Kernel for Avx512Vnni {
     fn unpack_int(self, tile: &IntTile<'_>, chunk: &mut IntChunk, index: usize) {
-        // SAFETY: `Avx512Vnni` proves that the CPU has the features.
-        unsafe { unpack::int(tile, chunk, index) }
+        let IntChunk { bytes, scales, mins } = chunk;
+        self.unpack_to(tile, &mut bytes[index], &mut scales[index], &mut mins[index]);
     }
 
     fn multiply_int(
@@ -68,6 +70,20 @@ impl Kernel for Avx512Vnni {
     fn multiply_float(self, tiles: usize, chunk: &FloatChunk, x: &[&[f32]], sums: &mut [Sums]) {
         // SAFETY: `Avx512Vnni` proves that the CPU has the features.
         unsafe { multiply_float(tiles, chunk, x, sums) }
+    }
+}
+
+impl Avx512Vnni {
+    /// Unpacks blocks of a tile: `bytes: [column / 4][row][4]`, `scales: [sub-block]`, `mins: [block]`.
+    pub(crate) fn unpack_to(
+        self,
+        tile: &IntTile<'_>,
+        bytes: &mut [[u8; 64]],
+        scales: &mut [Lanes],
+        mins: &mut [Lanes],
+    ) {
+        // SAFETY: `Avx512Vnni` proves that the CPU has the features.
+        unsafe { unpack::int(tile, bytes, scales, mins) }
     }
 }
 

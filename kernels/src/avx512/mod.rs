@@ -6,5 +6,7 @@ mod unpack;
 mod wide;
 
 pub(crate) use quantize::quantize_panel;
-pub(crate) use unpack::{load_lanes, store_lanes};
+pub(crate) use unpack::{
+    StepScales, group_bytes, high_part, load_lanes, low_part, store, store_lanes,
+};
 pub(crate) use wide::here;

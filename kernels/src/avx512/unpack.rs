@@ -21,7 +21,7 @@ pub(super) fn block_bytes<const BITS: u32>(low: &[[u8; 64]], high: &[[u8; 64]]) 
 /// Unpacks one group of a block.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) fn group_bytes<const BITS: u32>(
+pub(crate) fn group_bytes<const BITS: u32>(
     low: &[[u8; 64]],
     high: &[[u8; 64]],
     group: usize,
@@ -67,7 +67,7 @@ fn shift_to_bit_4(bits: __m512i, from: usize) -> __m512i {
 
 /// The scales of one step of a scale plane: a block, or a super-block of 8.
 #[derive(Clone, Copy)]
-pub(super) struct StepScales<'a> {
+pub(crate) struct StepScales<'a> {
     scale: __m512,
     /// The minima, or minus the scale of the minima.
     min: __m512,
@@ -78,7 +78,7 @@ impl<'a> StepScales<'a> {
     /// Reads the floats of a step.
     #[inline]
     #[target_feature(enable = "avx512f,avx512dq")]
-    pub(super) fn read<const SUPER: bool, const MIN: bool>(step: &'a [u8]) -> Self {
+    pub(crate) fn read<const SUPER: bool, const MIN: bool>(step: &'a [u8]) -> Self {
         let (scale, rest) = step.split_first_chunk::<32>().expect("a step has 16 scales");
         let zero = _mm512_setzero_ps();
         let (min, rest) = match rest.split_first_chunk::<32>() {
@@ -92,7 +92,7 @@ impl<'a> StepScales<'a> {
     /// Returns the scales of sub-block `sub` of the step.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    pub(super) fn scale<const SUPER: bool, const MIN: bool>(&self, sub: usize) -> __m512 {
+    pub(crate) fn scale<const SUPER: bool, const MIN: bool>(&self, sub: usize) -> __m512 {
         if !SUPER {
             return self.scale;
         }
@@ -104,7 +104,7 @@ impl<'a> StepScales<'a> {
     /// Returns the minima of block `block` of the step.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    pub(super) fn min<const SUPER: bool>(&self, block: usize) -> __m512 {
+    pub(crate) fn min<const SUPER: bool>(&self, block: usize) -> __m512 {
         if !SUPER {
             return self.min;
         }
@@ -115,14 +115,18 @@ impl<'a> StepScales<'a> {
 
 /// See [`crate::gemm::Kernel::unpack_int`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
-pub(super) fn int(tile: &IntTile<'_>, chunk: &mut IntChunk, index: usize) {
+pub(super) fn int(
+    tile: &IntTile<'_>,
+    bytes: &mut [[u8; 64]],
+    scales: &mut [Lanes],
+    mins: &mut [Lanes],
+) {
     match tile.form.bits {
-        4 => bytes_to_chunk::<4>(tile, &mut chunk.bytes[index]),
-        5 => bytes_to_chunk::<5>(tile, &mut chunk.bytes[index]),
-        6 => bytes_to_chunk::<6>(tile, &mut chunk.bytes[index]),
-        _ => bytes_to_chunk::<8>(tile, &mut chunk.bytes[index]),
+        4 => bytes_to_chunk::<4>(tile, bytes),
+        5 => bytes_to_chunk::<5>(tile, bytes),
+        6 => bytes_to_chunk::<6>(tile, bytes),
+        _ => bytes_to_chunk::<8>(tile, bytes),
     }
-    let (scales, mins) = (&mut chunk.scales[index], &mut chunk.mins[index]);
     match tile.form.scales {
         Scales::Plain => scales_to_chunk::<false, false>(tile, scales, mins),
         Scales::Min => scales_to_chunk::<false, true>(tile, scales, mins),
@@ -148,14 +152,14 @@ fn bytes_to_chunk<const BITS: u32>(tile: &IntTile<'_>, target: &mut [[u8; 64]]) 
 
 /// Returns the lines of low bits of a block.
 #[inline(always)]
-pub(super) fn low_part<const BITS: u32>(low: &[[u8; 64]], block: usize) -> &[[u8; 64]] {
+pub(crate) fn low_part<const BITS: u32>(low: &[[u8; 64]], block: usize) -> &[[u8; 64]] {
     let lines = if BITS == 8 { 8 } else { 4 };
     &low[block * lines..][..lines]
 }
 
 /// Returns the lines of high bits of a block.
 #[inline(always)]
-pub(super) fn high_part<const BITS: u32>(high: &[[u8; 64]], block: usize) -> &[[u8; 64]] {
+pub(crate) fn high_part<const BITS: u32>(high: &[[u8; 64]], block: usize) -> &[[u8; 64]] {
     let lines = if BITS == 5 {
         1
     } else if BITS == 6 {
@@ -195,7 +199,7 @@ pub(super) fn float(tile: &TileCols<'_>, len: usize, chunk: &mut FloatChunk, ind
     match *tile {
         TileCols::Int(tile) => {
             let mut ints = IntChunk::zeroed();
-            int(&tile, &mut ints, 0);
+            int(&tile, &mut ints.bytes[0], &mut ints.scales[0], &mut ints.mins[0]);
             int_to_floats(&tile, &ints, target);
         }
         TileCols::F16(bytes) => {
@@ -253,7 +257,7 @@ pub(super) fn load(bytes: &[u8; 64]) -> __m512i {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn store(target: &mut [u8; 64], line: __m512i) {
+pub(crate) fn store(target: &mut [u8; 64], line: __m512i) {
     // SAFETY: `target` is 64 writable bytes, and `storeu` takes any alignment.
     unsafe { _mm512_storeu_si512(target.as_mut_ptr().cast(), line) };
 }
