@@ -14,6 +14,8 @@
 
 use core::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use crate::gemm_memory::TileWeights;
 pub(crate) use crate::gemm_memory::{
     Chunks, FLOAT_CHUNK_COLS, FloatChunk, INT_CHUNK_BLOCKS, IntChunk, Memory, Room, SUPER_BLOCKS,
     TOKENS_MAX, TileChunk, TileDots, TileRing,
@@ -110,7 +112,8 @@ pub(crate) trait Kernel: Copy + Sync {
         sums: &mut [Sums],
     );
 
-    /// Most tokens, up to [`DIRECT_TOKENS_MAX`], for which `multiply_direct` is the faster way.
+    /// Most tokens, up to [`DIRECT_TOKENS_MAX`], for which `multiply_direct` is the faster way where
+    /// nothing is made on tiles.
     const DIRECT_TOKENS: usize;
 
     /// Computes whole tiles for the tokens of a few panels, whose sums are zero, straight from the packed
@@ -124,7 +127,8 @@ pub(crate) trait Kernel: Copy + Sync {
         sums: &mut [Sums],
     );
 
-    /// Whether products with K formats that have minima are made on tiles, for as many tokens as [`are_tiled`].
+    /// Whether products with K formats that have minima are made on tiles, for as many tokens as
+    /// [`are_tiled`].
     const TILED: bool = false;
 
     /// Does `work` with tiles.
@@ -137,8 +141,11 @@ pub(crate) trait Kernel: Copy + Sync {
         unreachable!("an instruction set without tiles is not asked for them");
     }
 
-    /// Adds what was unpacked times a panel to the sums of its first 8 tokens, or of all 16. A step of `ahead`
-    /// with each block. Called in `with_tiles`, where `TILED` is set.
+    /// Adds what was unpacked times a panel to the sums of its first 8 tokens, or of all 16. A step of
+    /// `ahead` with each block. Called in `with_tiles`, where `TILED` is set.
+    ///
+    /// The last calls of a thread and this one are one flow: what was `next` in the call before must be
+    /// the chunk and the panel of this one, and the `dots` the same, unless this one has not begun.
     fn multiply_tiled(
         self,
         _chunk: &TileChunk,
@@ -150,8 +157,8 @@ pub(crate) trait Kernel: Copy + Sync {
         unreachable!("an instruction set without tiles is not asked for them");
     }
 
-    /// Computes whole tiles of rows for all tokens of a panel, whose sums are zero, straight from the packed
-    /// bytes. Called in `with_tiles`, where `TILED` is set.
+    /// Computes whole tiles of rows for all tokens of a panel, whose sums are zero, straight from the
+    /// packed bytes. Called in `with_tiles`, where `TILED` is set.
     fn multiply_direct_tiled(
         self,
         _tiles: &[IntTile<'_>],
@@ -261,6 +268,13 @@ pub(crate) struct Input<'a> {
     pub(crate) cols: usize,
 }
 
+impl Input<'_> {
+    /// Returns whether products are made on tiles, where the format of the weights is one for that.
+    fn has_tiles<K: Kernel>(&self) -> bool {
+        K::TILED && are_tiled(self.tokens)
+    }
+}
+
 /// A product whose output is shared by the threads; a unit is a task.
 struct Target<'a> {
     weights: Packed<'a>,
@@ -316,7 +330,7 @@ pub(crate) fn run_units<K: Kernel>(
     pool.run_each(n_tasks, &|tasks| {
         let mut memory = Memory::new();
         let work = || tasks.for_each(|(task, next)| run(task, next, &mut memory));
-        if K::TILED && are_tiled(input.tokens) {
+        if input.has_tiles::<K>() {
             kernel.with_tiles(work);
         } else {
             work();
@@ -374,13 +388,11 @@ impl<'a> UnitPart<'_, 'a> {
         finished: &mut impl FnMut(usize, &mut [Sums]),
     ) {
         match (self.weights.form(), input.precision) {
-            (Form::Int(form), Precision::Int8)
-                if K::TILED && are_tiled(input.tokens) && is_tiled(form) =>
-            {
+            (Form::Int(form), Precision::Int8) if input.has_tiles::<K>() && is_tiled(form) => {
                 if input.tokens > TILE_TOKENS {
-                    self.sum_panels(kernel, form, input, next, chunks, room, finished);
+                    self.sum_tile_panels(kernel, form, input, next, chunks, room, finished);
                 } else {
-                    self.sum_one_panel(kernel, form, input, next, chunks, room);
+                    self.sum_tile_panel(kernel, form, input, next, chunks, room);
                     self.finish(room, finished);
                 }
             }

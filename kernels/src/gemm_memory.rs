@@ -39,16 +39,25 @@ impl IntChunk {
     }
 }
 
-/// Products of two blocks and one tile of rows, made on tiles, those that are stored and those that are added:
-/// `[block][token][row]`.
+/// Products that were made on tiles: of a block with a tile of rows, those that are stored and those
+/// that are added. `[block % 2][token][row]`
 #[repr(C, align(64))]
 pub(crate) struct TileDots(pub(crate) [[[i32; TILE_ROWS]; TILE_TOKENS]; 2]);
 
-/// Unpacked columns of a tile of rows that are multiplied on tiles, a super-block.
+impl TileDots {
+    const fn zeroed() -> Self {
+        Self([[[0; TILE_ROWS]; TILE_TOKENS]; 2])
+    }
+}
+
+/// Unpacked weights of a block of a tile of rows, as tiles take them: `[column / 4][row][4]`.
+pub(crate) type TileWeights = [[u8; 64]; BLOCK_LEN / 4];
+
+/// A super-block of a tile of rows, unpacked.
 #[repr(C, align(64))]
 pub(crate) struct TileChunk {
-    /// `[column / 4][row][4]`
-    pub(crate) bytes: [[u8; 64]; SUPER_LEN / 4],
+    /// `[block]`
+    pub(crate) weights: [TileWeights; SUPER_BLOCKS],
     /// `[block]`
     pub(crate) scales: [Lanes; SUPER_BLOCKS],
     /// `[block]`
@@ -56,36 +65,35 @@ pub(crate) struct TileChunk {
 }
 
 impl TileChunk {
-    const fn zeroed() -> Self {
+    pub(crate) const fn zeroed() -> Self {
         let lanes = [[0.0; TILE_ROWS]; SUPER_BLOCKS];
-        Self { bytes: [[0; 64]; SUPER_LEN / 4], scales: lanes, mins: lanes }
+        Self { weights: [[[0; 64]; BLOCK_LEN / 4]; SUPER_BLOCKS], scales: lanes, mins: lanes }
     }
 }
 
-/// What products on tiles need.
+/// What products of several panels on tiles need.
 pub(crate) struct Tiled {
-    /// `[tile]`
+    /// `[tile of rows]`
     pub(crate) chunks: [TileChunk; UNIT_TILES],
     pub(crate) dots: TileDots,
 }
 
 impl Tiled {
     pub(crate) fn zeroed() -> Self {
-        let dots = TileDots([[[0; TILE_ROWS]; TILE_TOKENS]; 2]);
-        Self { chunks: [const { TileChunk::zeroed() }; UNIT_TILES], dots }
+        Self { chunks: [const { TileChunk::zeroed() }; UNIT_TILES], dots: TileDots::zeroed() }
     }
 }
 
-/// What lies between the stages of products of one panel on tiles: so few blocks that all of it stays at hand
-/// beside a neighbour on the same core.
+/// What lies between the stages of products of one panel on tiles: so little that all of it stays at
+/// hand beside a neighbour on the same core.
 #[repr(C, align(64))]
 pub(crate) struct TileRing {
-    /// `[block][column / 4][row][4]`
-    pub(crate) bytes: [[[u8; 64]; BLOCK_LEN / 4]; Self::BLOCKS],
+    /// `[block % 2]`: of the block that is unpacked and of the one that is multiplied.
+    pub(crate) weights: [TileWeights; 2],
     pub(crate) dots: TileDots,
-    /// `[block]`
+    /// `[block % BLOCKS]`
     pub(crate) scales: [Lanes; Self::BLOCKS],
-    /// `[block]`
+    /// `[block % BLOCKS]`
     pub(crate) mins: [Lanes; Self::BLOCKS],
 }
 
@@ -93,10 +101,9 @@ impl TileRing {
     /// One that is unpacked, one that is multiplied, one that is stored and one that is added.
     pub(crate) const BLOCKS: usize = 4;
 
-    pub(crate) fn zeroed() -> Self {
-        let lanes = [[0.0; TILE_ROWS]; Self::BLOCKS];
-        let dots = TileDots([[[0; TILE_ROWS]; TILE_TOKENS]; 2]);
-        Self { bytes: [[[0; 64]; BLOCK_LEN / 4]; Self::BLOCKS], dots, scales: lanes, mins: lanes }
+    pub(crate) const fn zeroed() -> Self {
+        let (weights, lanes) = ([[[0; 64]; BLOCK_LEN / 4]; 2], [[0.0; TILE_ROWS]; Self::BLOCKS]);
+        Self { weights, dots: TileDots::zeroed(), scales: lanes, mins: lanes }
     }
 }
 

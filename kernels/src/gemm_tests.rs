@@ -2,10 +2,11 @@
 //! within a derived distance of the exact product.
 
 use crate::formats::dequantize;
-use crate::gemm::{IntChunk, Kernel, UNIT_ROWS, UNIT_TILES};
+use crate::gemm::{IntChunk, Kernel, SUPER_BLOCKS, TOKENS_MAX, TileWork, UNIT_ROWS, UNIT_TILES};
+use crate::gemm_memory::Tiled;
 use crate::packed::{BLOCK_LEN, Form, IntForm, IntTile};
 use crate::prefetch::Ahead;
-use crate::quantize::PANEL_TOKENS;
+use crate::quantize::{PANEL_TOKENS, TILE_TOKENS};
 use crate::{
     Activations, Isa, Packed, Pool, Precision, Product, TensorType, Write, gemm, pack, packed_size,
 };
@@ -191,13 +192,13 @@ fn extreme_weights_and_activations_do_not_overflow() {
             pack(ty, 16, 512, &source, &mut packed);
             let matrix = Matrix { ty, rows: 16, cols: 512, source, packed };
             for sign in [1.0, -1.0] {
-                let x = vec![sign; 7 * 512];
+                let x = vec![sign; 19 * 512];
                 let want = matrix.times(&pool, Isa::Reference, Precision::Int8, &x);
                 let exact = f64::from(sign)
                     * matrix.weights()[..512].iter().map(|w| f64::from(*w)).sum::<f64>();
                 assert!((f64::from(want[0]) - exact).abs() <= 1e-3 * exact.abs().max(1.0));
                 for isa in Isa::available() {
-                    for tokens in [1, 7] {
+                    for tokens in [1, 7, 16, 19] {
                         let got = matrix.times(&pool, isa, Precision::Int8, &x[..tokens * 512]);
                         assert_eq!(bits(&got), bits(&want[..tokens * 16]), "{ty:?} {fill} {isa:?}");
                     }
@@ -209,14 +210,20 @@ fn extreme_weights_and_activations_do_not_overflow() {
 
 #[test]
 fn a_batch_larger_than_a_chunk_of_tokens_is_the_same() {
+    use TensorType::{F16, Q4_1, Q4_K, Q5_0, Q5_K};
     let mut random = Random(3);
-    for ty in [TensorType::Q5_0, TensorType::Q4_1, TensorType::F16] {
-        let matrix = Matrix::random(&mut random, ty, 18, 64);
-        let x = random.activations(520 * 64);
+    let pool = Pool::new(1);
+    // Of the last ones, three super-blocks and a last unit of a single tile of rows.
+    for (ty, rows, cols) in
+        [(Q5_0, 18, 64), (Q4_1, 18, 64), (F16, 18, 64), (Q4_K, 40, 768), (Q5_K, 40, 768)]
+    {
+        let matrix = Matrix::random(&mut random, ty, rows, cols);
+        let tokens = TOKENS_MAX + 25;
+        let x = random.activations(tokens * cols);
         for precision in [Precision::Int8, Precision::F32] {
-            let want = matrix.times(&Pool::new(1), Isa::Reference, precision, &x);
-            let last = matrix.times(&Pool::new(1), Isa::Reference, precision, &x[519 * 64..]);
-            assert_eq!(bits(&last), bits(&want[519 * 18..]));
+            let want = matrix.times(&pool, Isa::Reference, precision, &x);
+            let last = matrix.times(&pool, Isa::Reference, precision, &x[(tokens - 1) * cols..]);
+            assert_eq!(bits(&last), bits(&want[(tokens - 1) * rows..]));
             for isa in Isa::available() {
                 let got = matrix.times(&Pool::new(2), isa, precision, &x);
                 assert_eq!(bits(&got), bits(&want), "{ty:?} {}", isa.name());
@@ -231,19 +238,21 @@ fn many_products_of_mixed_formats_share_a_region() {
     let pool = Pool::new(2);
     let matrices: Vec<Matrix> =
         TensorType::all().map(|ty| Matrix::random(&mut random, ty, 20, 256)).collect();
-    let x = random.activations(2 * 256);
-    for isa in Isa::available() {
-        let mut outs = vec![vec![f32::NAN; 2 * 20]; matrices.len()];
+    for (isa, tokens) in
+        Isa::available().into_iter().flat_map(|isa| [(isa, 2), (isa, 16), (isa, 25)])
+    {
+        let x = random.activations(tokens * 256);
+        let mut outs = vec![vec![f32::NAN; tokens * 20]; matrices.len()];
         let mut products: Vec<Product<'_>> = matrices
             .iter()
             .zip(&mut outs)
             .map(|(matrix, out)| Product { weights: matrix.view(), out, write: Write::Over })
             .collect();
-        let mut scratch = Activations::new(256, 2);
-        gemm(&pool, isa, Precision::Int8, &mut scratch, &x, 2, &mut products);
+        let mut scratch = Activations::new(256, tokens);
+        gemm(&pool, isa, Precision::Int8, &mut scratch, &x, tokens, &mut products);
         for (matrix, out) in matrices.iter().zip(&outs) {
             let want = matrix.times(&pool, Isa::Reference, Precision::Int8, &x);
-            assert_eq!(bits(out), bits(&want), "{:?} {}", matrix.ty, isa.name());
+            assert_eq!(bits(out), bits(&want), "{:?} {} {tokens}", matrix.ty, isa.name());
         }
     }
 }
@@ -252,15 +261,29 @@ fn many_products_of_mixed_formats_share_a_region() {
 fn a_reused_scratch_leaves_nothing_behind() {
     let mut random = Random(5);
     let pool = Pool::new(1);
-    let mut scratch = Activations::new(512, 9);
+    let mut scratch = Activations::new(512, 48);
+    let mut leaves_nothing = |isa, ty, cols, tokens, broken: bool| {
+        let matrix = Matrix::random(&mut random, ty, 19, cols);
+        let mut x = random.activations(tokens * cols);
+        if broken {
+            x.iter_mut().step_by(7).for_each(|x| *x = f32::NAN);
+        }
+        let mut out = vec![f32::NAN; tokens * 19];
+        let product = Product { weights: matrix.view(), out: &mut out, write: Write::Over };
+        gemm(&pool, isa, Precision::Int8, &mut scratch, &x, tokens, &mut [product]);
+        if !broken {
+            let want = matrix.times(&pool, isa, Precision::Int8, &x);
+            assert_eq!(bits(&out), bits(&want), "{ty:?} {cols} {tokens} {}", isa.name());
+        }
+    };
     for isa in Isa::available() {
         for (cols, tokens) in [(512, 9), (256, 1), (512, 2), (256, 8)] {
-            let matrix = Matrix::random(&mut random, TensorType::Q6_K, 19, cols);
-            let x = random.activations(tokens * cols);
-            let mut out = vec![f32::NAN; tokens * 19];
-            let product = Product { weights: matrix.view(), out: &mut out, write: Write::Over };
-            gemm(&pool, isa, Precision::Int8, &mut scratch, &x, tokens, &mut [product]);
-            assert_eq!(bits(&out), bits(&matrix.times(&pool, isa, Precision::Int8, &x)));
+            leaves_nothing(isa, TensorType::Q6_K, cols, tokens, false);
+        }
+        // A tile has rows for more tokens than a call: what was there must not come near a result.
+        for tokens in [13, 15, 19, 25] {
+            leaves_nothing(isa, TensorType::Q4_K, 512, 48, true);
+            leaves_nothing(isa, TensorType::Q4_K, 512, tokens, false);
         }
     }
 }
@@ -471,5 +494,35 @@ fn every_set_but_the_plain_one_asks_for_a_step_a_block_straight_from_the_packed_
                 assert!(is_done, "{}, {ty:?}, {rows} rows", isa.name());
             }
         }
+    }
+}
+
+/// Multiplies a super-block on tiles, where there are any; returns whether all that comes after it was
+/// asked for, and nothing left out.
+fn asks_for_all_on_tiles<K: Kernel>(kernel: K) -> bool {
+    let activations = Activations::new(SUPER_BLOCKS * BLOCK_LEN, TILE_TOKENS);
+    let panel = activations.tile_panel(1, 0, 0);
+    let Tiled { chunks: [chunk, _], mut dots } = Tiled::zeroed();
+    let work = TileWork { index: 0, panel: &panel, has_begun: false, next: None };
+    !K::TILED
+        || [TILE_TOKENS / 2, TILE_TOKENS].into_iter().all(|tokens| {
+            // A line for each step, and one more, which has none.
+            let bytes = [0_u8; (SUPER_BLOCKS + 1) * 64];
+            let mut ahead = Ahead::new(&bytes[..SUPER_BLOCKS * 64], SUPER_BLOCKS);
+            let mut beyond = Ahead::new(&bytes, SUPER_BLOCKS + 1);
+            let mut sums = vec![[0.0; UNIT_ROWS]; tokens];
+            kernel.with_tiles(|| {
+                kernel.multiply_tiled(&chunk, &work, &mut dots, &mut ahead, &mut sums);
+                kernel.multiply_tiled(&chunk, &work, &mut dots, &mut beyond, &mut sums);
+            });
+            ahead.is_done() && !beyond.is_done()
+        })
+}
+
+#[test]
+fn every_set_asks_for_a_step_a_block_on_tiles() {
+    for isa in Isa::available() {
+        let is_done = with_proof!(isa, proof => asks_for_all_on_tiles(proof));
+        assert!(is_done, "{}", isa.name());
     }
 }

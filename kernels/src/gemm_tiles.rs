@@ -2,32 +2,34 @@
 //! instruction set's.
 
 use crate::gemm::{
-    Chunks, Input, Kernel, Room, SUPER_BLOCKS, Sums, TileChunk, UNIT_TILES, UnitPart, unit_bytes,
+    Chunks, Input, Kernel, Room, SUPER_BLOCKS, Sums, TOKENS_MAX, TileChunk, TileRing, UNIT_TILES,
+    UnitPart, unit_bytes,
 };
-use crate::gemm_memory::{TileRing, Tiled};
+use crate::gemm_memory::Tiled;
 use crate::packed::{BLOCK_LEN, IntForm, IntTile};
 use crate::prefetch::Beyond;
 use crate::quantize::{TILE_TOKENS, TilePanel};
 
 /// What is done in one go: a super-block of a tile of rows times a panel.
 ///
-/// It refers to panels rather than holding them: what was copied a moment ago, a word at a time, is not yet there to
-/// be read as vectors, and waits behind the tiles that are being stored.
+/// It refers to panels rather than holding them: what was copied a moment ago, a word at a time, is
+/// not yet there to be read as vectors, and waits behind the tiles that are being stored.
 #[derive(Clone, Copy)]
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no other CPU here has tiles"))]
 pub(crate) struct TileWork<'a> {
     /// Of the tile of rows, in its unit.
     pub(crate) index: usize,
     pub(crate) panel: &'a TilePanel<'a>,
-    /// Whether this was the `next` of the work before it.
+    /// Whether the work before this has begun it.
     pub(crate) has_begun: bool,
-    /// What comes after this, and is begun before this ends.
+    /// The weights and the panel of the work after this, which is begun before this ends.
     pub(crate) next: Option<(&'a TileChunk, &'a TilePanel<'a>)>,
 }
 
 impl UnitPart<'_, '_> {
-    /// The tokens of one panel times integer weights with minima, unpacked block by block.
-    pub(crate) fn sum_one_panel<K: Kernel>(
+    /// The tokens of one panel, all that there are, times integer weights with minima, unpacked block
+    /// by block.
+    pub(crate) fn sum_tile_panel<K: Kernel>(
         &self,
         kernel: K,
         form: IntForm,
@@ -36,18 +38,20 @@ impl UnitPart<'_, '_> {
         chunks: &mut Chunks,
         room: &mut Room,
     ) {
+        const { assert!(TILE_TOKENS <= TOKENS_MAX, "one part of the tokens is all of them") };
         let ring = chunks.ring.get_or_insert_with(TileRing::zeroed);
-        let beyond = Beyond::new(unit_bytes(self.weights, self.unit), next);
-        let x = input.quantized.tile_tokens(input.cols / BLOCK_LEN / SUPER_BLOCKS);
+        let parts = input.cols / BLOCK_LEN / SUPER_BLOCKS;
+        let beyond = Beyond::new(unit_bytes(self.weights, self.unit), next, parts);
+        let x = input.quantized.tile_tokens();
         let sums = room.part(0, TILE_TOKENS, true).first_chunk_mut().expect("all tokens have sums");
         let tiles = &self.int_tiles(form)[..self.tiles()];
         kernel.multiply_direct_tiled(tiles, &x, ring, beyond, sums);
     }
 
-    /// Many tokens times integer weights with minima: each super-block of a tile of rows is unpacked once for all
-    /// of them, over the one before it, as soon as the last ones have met that.
-    #[expect(clippy::too_many_arguments, reason = "see `UnitPart::sum`")]
-    pub(crate) fn sum_panels<K: Kernel>(
+    /// Many tokens times integer weights with minima: each super-block of a tile of rows is unpacked
+    /// once for all tokens of this part, over the one before it, as soon as the last ones have met that.
+    #[expect(clippy::too_many_arguments, reason = "what `UnitPart::sum` has, and the form")]
+    pub(crate) fn sum_tile_panels<K: Kernel>(
         &self,
         kernel: K,
         form: IntForm,
@@ -76,7 +80,7 @@ impl UnitPart<'_, '_> {
         unpack(&second_tile, 0, second);
         let mut has_begun = false;
         for part in 0..parts {
-            let mut widths = self.panels().peekable();
+            let mut small_panels = self.panels().peekable();
             for index in panels.clone() {
                 let at = (index - panels.start) * TILE_TOKENS;
                 let width = if self.tokens.len() - at > EIGHT { TILE_TOKENS } else { EIGHT };
@@ -101,10 +105,9 @@ impl UnitPart<'_, '_> {
                     unpack(&second_tile, part + 1, second);
                 }
                 has_begun = true;
-                let is_done =
-                    |&(first, width): &_| is_last_part && first + width <= at + TILE_TOKENS;
-                while let Some((first, width)) = widths.next_if(is_done) {
-                    finished(self.tokens.start + first, room.part(first, width, false));
+                let is_done = |&(from, len): &_| is_last_part && from + len <= at + TILE_TOKENS;
+                while let Some((from, len)) = small_panels.next_if(is_done) {
+                    finished(self.tokens.start + from, room.part(from, len, false));
                 }
             }
         }

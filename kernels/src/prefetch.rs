@@ -119,45 +119,52 @@ impl<'a, T> Ahead<'a, T> {
     }
 }
 
-/// What lies behind what a thread reads, asked for from where it reads, in no more instructions than the lines and a
-/// few: between products on tiles, others are felt.
+/// What is asked for while a unit is read whose tiles are read in turns, a part of each: what the
+/// same tile has some parts later, and then the next unit's.
+///
+/// It is asked for from where it is read, a few instructions a part and one a line: between products
+/// on tiles, more are felt.
 #[derive(Clone, Copy)]
 pub(crate) struct Beyond {
-    /// How far behind what is read.
-    distance: usize,
-    /// The address where what is read now ends, and how far behind it goes on, in a circle.
-    end: usize,
+    /// Parts of a tile, and how many of them before it is read a part is asked for.
+    parts: usize,
+    before: usize,
+    /// From the unit to the next one, wrapping.
     jump: usize,
 }
 
 impl Beyond {
-    /// What is read is `now`, and then `next`.
-    pub(crate) fn new(now: &[u8], next: &[u8]) -> Self {
-        let (distance, end) = (now.len().min(DISTANCE), now.as_ptr_range().end.addr());
+    /// What is read is `now`, in so many parts, and then `next`.
+    pub(crate) fn new(now: &[u8], next: &[u8], parts: usize) -> Self {
+        let before = (DISTANCE * parts / now.len().max(1)).clamp(1, parts.max(1));
         let jump = match next {
-            // What is read now is asked for once more.
-            [] => distance.wrapping_neg(),
-            _ => next.as_ptr().addr().wrapping_sub(end),
+            // What was read is asked for once more.
+            [] => 0,
+            _ => next.as_ptr().addr().wrapping_sub(now.as_ptr().addr()),
         };
-        Self { distance, end, jump }
+        Self { parts, before, jump }
     }
 
-    /// Asks for what lies behind `lines`, into the second cache.
+    /// Returns how far behind a part of a plane that has `step` bytes a part lies what is asked for
+    /// meanwhile, wrapping.
     #[cfg_attr(
-        not(target_arch = "x86_64"),
+        not(any(test, target_arch = "x86_64")),
         expect(dead_code, reason = "no other CPU here has tiles")
     )]
     #[inline(always)]
-    pub(crate) fn ask(self, lines: &[[u8; LINE]]) {
-        fetch(self.behind(lines.as_ptr()), lines.len(), Cache::Second);
+    pub(crate) fn of_part(self, part: usize, step: usize) -> usize {
+        match part + self.before < self.parts {
+            true => self.before * step,
+            false => self.jump.wrapping_sub((self.parts - self.before) * step),
+        }
     }
+}
 
-    #[inline(always)]
-    fn behind(self, lines: *const [u8; LINE]) -> *const [u8; LINE] {
-        let at = lines.wrapping_byte_add(self.distance);
-        let jump = if at.addr() < self.end { 0 } else { self.jump };
-        at.wrapping_byte_add(jump)
-    }
+/// Asks for the lines that lie so far behind `lines`, wrapping, into the second cache.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn ask_beyond(lines: &[[u8; LINE]], distance: usize) {
+    fetch(lines.as_ptr().wrapping_byte_add(distance), lines.len(), Cache::Second);
 }
 
 /// Asks for the lines of `len` items from an address on, wherever that is, all at once, into the first cache.
@@ -271,18 +278,42 @@ mod tests {
         assert!(ahead.is_done(), "the end of a stream");
     }
 
+    /// Reads two units of two tiles each, side by side, with one plane.
     #[test]
-    fn behind_what_is_read_lies_the_same_and_then_the_next() {
-        let (now, next) = (vec![[0_u8; LINE]; 3000], vec![[0; LINE]; 9]);
-        let lines = DISTANCE / LINE;
-        let beyond = Beyond::new(now.as_flattened(), next.as_flattened());
-        assert_eq!(beyond.behind(&raw const now[0]), &raw const now[lines]);
-        assert_eq!(beyond.behind(&raw const now[2999 - lines]), &raw const now[2999]);
-        assert_eq!(beyond.behind(&raw const now[3000 - lines]), &raw const next[0]);
-        assert_eq!(beyond.behind(&raw const now[3008 - lines]), &raw const next[8]);
-        let short = Beyond::new(now[..10].as_flattened(), next.as_flattened());
-        assert_eq!(short.behind(&raw const now[0]), &raw const next[0]);
-        let last = Beyond::new(now[..10].as_flattened(), &[]);
-        assert_eq!(last.behind(&raw const now[7]), &raw const now[7], "nothing more");
+    fn each_part_of_the_next_unit_is_asked_for_once_before_it_is_read() {
+        for (parts, step) in [(1, 2048), (6, 2048), (35, 512), (56, 320), (56, 2048)] {
+            let units = vec![0_u8; 2 * 2 * parts * step];
+            let (now, next) = units.split_at(2 * parts * step);
+            let start = units.as_ptr().addr();
+            // Which part of which tile lies at an address.
+            let place = |at: usize| ((at - start) / (parts * step), (at - start) / step % parts);
+            let (mut asked, mut farthest) = (Vec::new(), 0);
+            for (unit, then) in [(now, next), (next, &[][..])] {
+                let beyond = Beyond::new(unit, then, parts);
+                for part in 0..parts {
+                    for tile in 0..2 {
+                        let at = unit.as_ptr().addr() + (tile * parts + part) * step;
+                        let (in_tile, target) = place(at.wrapping_add(beyond.of_part(part, step)));
+                        asked.push((in_tile, target));
+                        let later = (in_tile / 2 * parts + target) * 2 + in_tile % 2;
+                        let here = (place(at).0 / 2 * parts + part) * 2 + tile;
+                        farthest = farthest.max(later.saturating_sub(here) * step);
+                    }
+                }
+            }
+            for tile in [2, 3] {
+                for part in 0..parts {
+                    let times = asked.iter().filter(|place| **place == (tile, part)).count();
+                    let again = usize::from(part < asked_again(parts, step));
+                    assert_eq!(times, 1 + again, "{parts} parts, tile {tile}, part {part}");
+                }
+            }
+            assert!((1..=DISTANCE.max(2 * step)).contains(&farthest), "{parts} parts: {farthest}");
+        }
+    }
+
+    /// Parts of the last unit that are asked for once more at its end, since nothing comes after it.
+    fn asked_again(parts: usize, step: usize) -> usize {
+        (DISTANCE / (2 * step)).clamp(1, parts)
     }
 }

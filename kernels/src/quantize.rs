@@ -201,10 +201,10 @@ impl Activations {
         self.tiles.panel(tiles, tile, index)
     }
 
-    /// Returns all super-blocks of the tokens of the only tile, for weights of a form on tiles that `quantize`
-    /// was told of.
-    pub(crate) fn tile_tokens(&self, parts: usize) -> TileTokens<'_> {
-        self.tiles.tokens(parts)
+    /// Returns the super-blocks of a call of one tile, for weights of a form on tiles that `quantize`
+    /// was told of; more may follow.
+    pub(crate) fn tile_tokens(&self) -> TileTokens<'_> {
+        self.tiles.all()
     }
 
     /// Returns all blocks of a panel, for weights of a form that `quantize` was told of.

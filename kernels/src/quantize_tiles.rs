@@ -29,9 +29,9 @@ pub(crate) fn is_tiled(form: IntForm) -> bool {
     form.scales == Scales::SuperMin
 }
 
-/// Returns whether products of so many tokens are made on tiles, where there are any. With fewer, what is unpacked
-/// and written down for them is read too few times; one or two more than a tile has take as long as eight more
-/// (measured with 10 to 48).
+/// Returns whether products of so many tokens are made on tiles, where there are any. With fewer,
+/// what is unpacked and written down for them is read too few times; one or two more than a tile has
+/// take as long as eight more (measured with 10 to 32).
 pub(crate) fn are_tiled(tokens: usize) -> bool {
     matches!(tokens, 13..=TILE_TOKENS | 19..)
 }
@@ -49,8 +49,7 @@ pub(crate) struct TilePanel<'a> {
     pub(crate) sums: &'a [[f32; TILE_TOKENS]; SUPER_BLOCKS],
 }
 
-/// The tokens of one tile: as [`TilePanel`], of all super-blocks.
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no other CPU here has tiles"))]
+/// As [`TilePanel`], of several super-blocks.
 pub(crate) struct TileTokens<'a> {
     pub(crate) quants: &'a [[TileQuants; SUPER_BLOCKS]],
     pub(crate) scales: &'a [[[f32; TILE_TOKENS]; SUPER_BLOCKS]],
@@ -78,19 +77,16 @@ impl TileActivations {
 
     /// Returns the super-block `index` of the tokens of a tile, out of `tiles`.
     pub(crate) fn panel(&self, tiles: usize, tile: usize, index: usize) -> TilePanel<'_> {
+        let TileTokens { quants, scales, biases, sums } = self.all();
         let at = index * tiles + tile;
-        let quants = &self.quants[self.quants_at..].as_chunks().0.as_chunks().0.as_chunks().0[at];
-        let [scales, biases, sums] =
-            self.floats.each_ref().map(|floats| &floats.as_chunks().0.as_chunks().0[at]);
-        TilePanel { quants, scales, biases, sums }
+        TilePanel { quants: &quants[at], scales: &scales[at], biases: &biases[at], sums: &sums[at] }
     }
 
-    /// Returns all super-blocks of the tokens of the only tile.
-    pub(crate) fn tokens(&self, parts: usize) -> TileTokens<'_> {
-        let quants =
-            &self.quants[self.quants_at..].as_chunks().0.as_chunks().0.as_chunks().0[..parts];
+    /// Returns all super-blocks there is room for: those of the call, where it has one tile.
+    pub(crate) fn all(&self) -> TileTokens<'_> {
+        let quants = self.quants[self.quants_at..].as_chunks().0.as_chunks().0.as_chunks().0;
         let [scales, biases, sums] =
-            self.floats.each_ref().map(|floats| &floats.as_chunks().0.as_chunks().0[..parts]);
+            self.floats.each_ref().map(|floats| floats.as_chunks().0.as_chunks().0);
         TileTokens { quants, scales, biases, sums }
     }
 
@@ -157,5 +153,17 @@ impl TileWriter<'_> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_are_for_a_panel_that_is_nearly_full_and_for_more_than_one() {
+        let tiled: Vec<_> = (1..=24).filter(|tokens| are_tiled(*tokens)).collect();
+        assert_eq!(tiled, [13, 14, 15, 16, 19, 20, 21, 22, 23, 24]);
+        assert!(are_tiled(usize::MAX));
     }
 }

@@ -1,12 +1,21 @@
-//! What becomes of the products of a block: scaled and added in vectors with a row in each lane, in the order that
-//! [`crate::gemm()`] prescribes.
+//! What becomes of the products of a block: scaled and added in vectors with a row in each lane, in
+//! the order that [`crate::gemm()`] prescribes.
 
 use core::arch::x86_64::*;
 
-/// Adds the products of a block and of the first `$tokens` tokens to their totals; `$x` are the scales, biases and
-/// sums of the tokens. Written out for the tokens named: a loop would have the totals in memory.
+/// Adds the products of a block and of the first `$tokens` tokens to their totals; `$x` are the
+/// scales, biases and sums of the tokens. Written out for each: a loop would have the totals in memory.
 macro_rules! add_tokens {
-    ($totals:ident, $dots:ident, $x:ident, $scale:ident, $min:ident, $tokens:ident, $($token:literal)*) => {$(
+    ($totals:ident, $dots:ident, $x:ident, $scale:ident, $min:ident, $tokens:ident) => {
+        add_tokens!(
+            $totals, $dots, $x, $scale, $min, $tokens,
+            0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
+        )
+    };
+    (
+        $totals:ident, $dots:ident, $x:ident, $scale:ident, $min:ident, $tokens:ident,
+        $($token:literal)*
+    ) => {$(
         if $token < $tokens {
             let x_scale = _mm512_set1_ps($x[0][$token]);
             let x_bias = _mm512_set1_ps($x[1][$token]);

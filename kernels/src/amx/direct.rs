@@ -1,17 +1,18 @@
-//! Products of the tokens of one panel with AMX, straight from the packed bytes; see [`super::gemm`] for the rest.
+//! Products of the tokens of one panel with AMX, straight from the packed bytes; see [`super::gemm`] for
+//! the rest.
 //!
-//! Each block of weights goes through four stages, the next one always a stage behind: it is unpacked, multiplied,
-//! stored, and added. So nothing waits for what was just made, and little lies between: unpacked a super-block at a
-//! time, 16 tokens took a tenth longer.
+//! Each block of weights goes through four stages, the next one always a stage behind: it is unpacked,
+//! multiplied, stored, and added. So nothing waits for what was just made, and little lies between:
+//! unpacked a super-block at a time, 16 tokens took a tenth longer.
 
 use core::arch::x86_64::*;
 
 use super::add::add_tokens;
 use super::tiles;
 use crate::avx512::{StepScales, group_bytes, high_part, load_lanes, low_part, store, store_lanes};
-use crate::gemm::{SUPER_BLOCKS, Sums, TileDots, TileRing, UNIT_TILES};
-use crate::packed::IntTile;
-use crate::prefetch::Beyond;
+use crate::gemm::{SUPER_BLOCKS, Sums, TileDots, TileRing};
+use crate::packed::{BLOCK_LEN, IntTile};
+use crate::prefetch::{Beyond, ask_beyond};
 use crate::quantize::{TILE_TOKENS, TileTokens};
 
 /// See [`crate::gemm::Kernel::multiply_direct_tiled`].
@@ -50,37 +51,42 @@ unsafe fn by_bits<const BITS: u32>(
     beyond: Beyond,
     sums: &mut [Sums; TILE_TOKENS],
 ) {
-    let TileRing { bytes, dots: TileDots(dots), scales, mins } = ring;
-    let (size, _) = tiles[0].form.scales.step();
-    let parts = x.quants.len();
-    macro_rules! read_scales {
-        ($index:expr, $part:expr) => {{
-            let step = &tiles[$index].scales[$part * size..][..size];
-            beyond.ask(step.as_chunks().0);
-            StepScales::read::<true, true>(step)
-        }};
+    let TileRing { weights, dots: TileDots(dots), scales, mins } = ring;
+    let (size, step_cols) = tiles[0].form.scales.step();
+    assert!(step_cols == SUPER_BLOCKS * BLOCK_LEN, "scales are of a super-block");
+    let parts = tiles[0].scales.len() / size;
+    let [low_step, high_step] = [4, BITS as usize - 4].map(|lines| lines * SUPER_BLOCKS * 64);
+    // The scales of the super-block that is unpacked, and how far behind its planes is asked for.
+    let (mut step, mut low_beyond, mut high_beyond);
+    macro_rules! unpack_from {
+        ($index:expr, $part:expr) => {
+            let bytes = &tiles[$index].scales[$part * size..][..size];
+            ask_beyond(bytes.as_chunks().0, beyond.of_part($part, size));
+            step = StepScales::read::<true, true>(bytes);
+            low_beyond = beyond.of_part($part, low_step);
+            high_beyond = beyond.of_part($part, high_step);
+        };
     }
-    let mut step = read_scales!(0, 0);
     macro_rules! unpack {
         ($index:expr, $part:expr, $block:expr) => {
-            let at = $block % TileRing::BLOCKS;
             let block = $part * SUPER_BLOCKS + $block;
             let low = low_part::<BITS>(tiles[$index].low.as_chunks().0, block);
             let high = high_part::<BITS>(tiles[$index].high.as_chunks().0, block);
-            beyond.ask(low);
-            beyond.ask(high);
-            for (group, target) in bytes[at].iter_mut().enumerate() {
+            ask_beyond(low, low_beyond);
+            ask_beyond(high, high_beyond);
+            for (group, target) in weights[$block % 2].iter_mut().enumerate() {
                 store(target, group_bytes::<BITS>(low, high, group));
             }
+            let at = $block % TileRing::BLOCKS;
             store_lanes(&mut scales[at], step.scale::<true, true>($block));
             store_lanes(&mut mins[at], step.min::<true>($block));
         };
     }
     macro_rules! multiply {
         ($part:expr, $block:expr) => {
-            let weights = &bytes[$block % TileRing::BLOCKS];
+            let (quants, weights) = (&x.quants[$part][$block], &weights[$block % 2]);
             // SAFETY: the caller's word is passed on.
-            unsafe { tiles::multiply::<{ $block % 2 }>(&x.quants[$part][$block], weights) };
+            unsafe { tiles::multiply::<{ $block % 2 }>(quants, weights) };
         };
     }
     macro_rules! keep {
@@ -89,10 +95,11 @@ unsafe fn by_bits<const BITS: u32>(
             unsafe { tiles::store::<{ $block % 2 }>(&mut dots[$block % 2]) };
         };
     }
+    unpack_from!(0, 0);
     unpack!(0, 0, 0);
     unpack!(0, 0, 1);
-    unpack!(0, 0, 2);
     multiply!(0, 0);
+    unpack!(0, 0, 2);
     multiply!(0, 1);
     keep!(0);
     // A part of the tokens meets all tiles while it is at hand.
@@ -111,10 +118,7 @@ unsafe fn by_bits<const BITS: u32>(
                     let (scale, min) = (load_lanes(&scales[at]), load_lanes(&mins[at]));
                     let x = [&x_scales[$block], &x_biases[$block], &x_sums[$block]];
                     let dots = &dots[$block % 2];
-                    add_tokens!(
-                        totals, dots, x, scale, min, TILE_TOKENS,
-                        0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
-                    );
+                    add_tokens!(totals, dots, x, scale, min, TILE_TOKENS);
                 };
             }
             macro_rules! blocks {
@@ -125,10 +129,11 @@ unsafe fn by_bits<const BITS: u32>(
                     add!($block);
                 )*};
             }
-            const { assert!(SUPER_BLOCKS == 8 && UNIT_TILES == 2, "all blocks are written out") };
+            const { assert!(SUPER_BLOCKS == 8, "all blocks are written out") };
+            const { assert!(SUPER_BLOCKS.is_multiple_of(TileRing::BLOCKS), "a part starts anew") };
             blocks!(0 1 2 3 4);
             if next_part < parts {
-                step = read_scales!(next_index, next_part);
+                unpack_from!(next_index, next_part);
                 unpack!(next_index, next_part, 0);
                 multiply!(part, 7);
                 keep!(6);

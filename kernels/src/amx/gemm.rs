@@ -1,25 +1,24 @@
 //! Matrix products with AMX; see [`crate::gemm()`] for the formula.
 //!
-//! The products of a block are made on tiles: 16 tokens times a tile of rows. They are read back as vectors
-//! with a row in each lane, and scaled and added as AVX-512 does it: the bits are the same. Only K formats with
-//! minima, whose bytes need no zero taken off and whose scales are for a whole block, and only many tokens; all
-//! else is AVX-512's.
+//! The products of a block are made on tiles: 16 tokens times a tile of rows. They are read back as
+//! vectors with a row in each lane, and scaled and added as AVX-512 does it: the bits are the same.
+//! Only K formats with minima, whose bytes need no zero taken off and whose scales are for a whole
+//! block, and as many tokens as [`crate::quantize::are_tiled`]; all else is AVX-512's.
 //!
-//! Nothing waits for the products just made: those of a block are stored while the next ones are made, and added
-//! a block later, across tiles and panels. What lies between is small, since a neighbour on the same core leaves half
-//! of its first cache: 2 KB of products and 10 KB of weights (with 16 and 33 KB, many tokens took a quarter longer
-//! beside one).
+//! Nothing waits for the products just made: those of a block are stored while the next ones are made,
+//! and added a block later, across tiles and panels. What lies between is small, 2 KB of products and
+//! 10 KB of weights, since a neighbour on the same core leaves half of its first cache.
 //!
-//! What limits this, measured on Emerald Rapids: while tiles are at work, only one of the two ports of 512-bit
-//! vectors multiplies, and each row of a tile that is stored takes a step of the other. So the products start from
-//! zero, and what turns them into floats is an addition, which goes to the other port; three multiplications are
-//! left for each product of a block.
+//! What limits this, measured on Emerald Rapids: while tiles are at work, only one of the two ports of
+//! 512-bit vectors multiplies, and each row of a tile that is stored takes a step of the other. So the
+//! products start from zero, and what turns them into floats is an addition, which goes to the other
+//! port; three multiplications are left for each product of a block.
 
 use core::arch::x86_64::*;
 
 use super::add::add_tokens;
 use super::direct;
-use super::tiles::{self, Shapes, Weights};
+use super::tiles::{self, Shapes};
 use crate::avx512::{load_lanes, store_lanes};
 use crate::gemm::{
     DIRECT_TOKENS_MAX, FloatChunk, IntChunk, Kernel, SUPER_BLOCKS, Sums, TileChunk, TileCols,
@@ -68,8 +67,8 @@ impl Kernel for AmxInt8 {
     }
 
     fn unpack_tiled(self, tile: &IntTile<'_>, chunk: &mut TileChunk) {
-        let TileChunk { bytes, scales, mins } = chunk;
-        self.avx512().unpack_to(tile, bytes, scales, mins);
+        let TileChunk { weights, scales, mins } = chunk;
+        self.avx512().unpack_to(tile, weights.as_flattened_mut(), scales, mins);
     }
 
     fn multiply_tiled(
@@ -124,6 +123,8 @@ unsafe fn multiply_tiled(
     } else if let Some(sums) = sums.first_chunk_mut::<{ TILE_TOKENS / 2 }>() {
         // SAFETY: as above.
         unsafe { add_to(chunk, work, dots, ahead, sums) };
+    } else {
+        unreachable!("there are sums of 8 or 16 tokens");
     }
 }
 
@@ -142,7 +143,7 @@ unsafe fn add_to<const TOKENS: usize>(
 ) {
     let TileWork { index, panel, has_begun, next } = *work;
     let TilePanel { quants, scales: x_scales, biases: x_biases, sums: x_sums } = *panel;
-    let weights: &[Weights] = chunk.bytes.as_chunks().0;
+    let TileChunk { weights, scales, mins } = chunk;
     let mut asked = *ahead;
     macro_rules! multiply {
         ($quants:expr, $weights:expr, $block:expr) => {
@@ -168,13 +169,10 @@ unsafe fn add_to<const TOKENS: usize>(
     macro_rules! add {
         ($block:expr) => {
             asked.step();
-            let (scale, min) = (load_lanes(&chunk.scales[$block]), load_lanes(&chunk.mins[$block]));
+            let (scale, min) = (load_lanes(&scales[$block]), load_lanes(&mins[$block]));
             let x = [&x_scales[$block], &x_biases[$block], &x_sums[$block]];
             let dots = &dots[$block % 2];
-            add_tokens!(
-                totals, dots, x, scale, min, TOKENS,
-                0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
-            );
+            add_tokens!(totals, dots, x, scale, min, TOKENS);
         };
     }
     macro_rules! blocks {
@@ -187,12 +185,12 @@ unsafe fn add_to<const TOKENS: usize>(
     const { assert!(SUPER_BLOCKS == 8, "all blocks are written out") };
     blocks!(0 1 2 3 4 5);
     if let Some((chunk, panel)) = next {
-        multiply!(panel.quants, chunk.bytes.as_chunks::<8>().0, 0);
+        multiply!(panel.quants, chunk.weights, 0);
     }
     keep!(7);
     add!(6);
     if let Some((chunk, panel)) = next {
-        multiply!(panel.quants, chunk.bytes.as_chunks::<8>().0, 1);
+        multiply!(panel.quants, chunk.weights, 1);
         keep!(0);
     }
     add!(7);

@@ -1,8 +1,10 @@
 //! The tile registers: leave to use them, their shapes, and the products of a block. They hold nothing
-//! after [`Shapes`] is dropped. The compiler puts nothing into them: what is left in one stays until it is stored.
+//! after [`Shapes`] is dropped. The compiler puts nothing into them, and nothing that is called between
+//! [`multiply`] and [`store`] uses them: what is left in one stays until it is stored.
 
 use core::arch::asm;
 
+use crate::gemm::TileWeights;
 use crate::packed::BLOCK_LEN;
 use crate::quantize::TILE_TOKENS;
 use crate::quantize_tiles::TileQuants;
@@ -12,8 +14,6 @@ const SYS_ARCH_PRCTL: i64 = 158;
 const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
 const XFEATURE_XTILEDATA: i64 = 18;
 
-/// Weights of a block of a tile of rows: `[column / 4][row][4]`.
-pub(super) type Weights = [[u8; 64]; BLOCK_LEN / 4];
 /// Products of a block: `[token][row]`.
 pub(super) type Dots = [[i32; 16]; TILE_TOKENS];
 
@@ -98,7 +98,7 @@ impl Drop for Shapes {
 ///
 /// The thread has [`Shapes`].
 #[inline(always)]
-pub(super) unsafe fn multiply<const DOTS: u32>(x: &TileQuants, weights: &Weights) {
+pub(super) unsafe fn multiply<const DOTS: u32>(x: &TileQuants, weights: &TileWeights) {
     // SAFETY: the shapes keep reads within the arguments.
     unsafe {
         asm!(

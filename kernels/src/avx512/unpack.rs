@@ -113,7 +113,7 @@ impl<'a> StepScales<'a> {
     }
 }
 
-/// See [`crate::gemm::Kernel::unpack_int`].
+/// See [`crate::isa::Avx512Vnni::unpack_to`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
 pub(super) fn int(
     tile: &IntTile<'_>,
