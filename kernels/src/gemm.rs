@@ -144,8 +144,8 @@ pub(crate) trait Kernel: Copy + Sync {
     /// Adds what was unpacked times a panel to the sums of its first 8 tokens, or of all 16. A step of
     /// `ahead` with each block. Called in `with_tiles`, where `TILED` is set.
     ///
-    /// The last calls of a thread and this one are one flow: what was `next` in the call before must be
-    /// the chunk and the panel of this one, and the `dots` the same, unless this one has not begun.
+    /// A call leaves the first products of its `next` in the tiles and in `dots`. The call after it, in
+    /// the same `with_tiles`, must be that one, with the same `dots`, and say that it `has_begun`.
     fn multiply_tiled(
         self,
         _chunk: &TileChunk,

@@ -1,5 +1,5 @@
-//! Products on tiles of registers: how the parts of a unit follow one another. What the tiles hold is the
-//! instruction set's.
+//! Products on tiles of registers: how the parts of a unit follow one another. What the tiles hold is
+//! the instruction set's.
 
 use crate::gemm::{
     Chunks, Input, Kernel, Room, SUPER_BLOCKS, Sums, TOKENS_MAX, TileChunk, TileRing, UNIT_TILES,

@@ -134,7 +134,8 @@ pub(crate) struct Beyond {
 }
 
 impl Beyond {
-    /// What is read is `now`, in so many parts, and then `next`.
+    /// What is read is `now`, in so many parts, and then `next`. Of a shorter `next`, as the last unit of a
+    /// matrix may be, something else is asked for too, which does no harm.
     pub(crate) fn new(now: &[u8], next: &[u8], parts: usize) -> Self {
         let before = (DISTANCE * parts / now.len().max(1)).clamp(1, parts.max(1));
         let jump = match next {
@@ -153,9 +154,10 @@ impl Beyond {
     )]
     #[inline(always)]
     pub(crate) fn of_part(self, part: usize, step: usize) -> usize {
-        match part + self.before < self.parts {
-            true => self.before * step,
-            false => self.jump.wrapping_sub((self.parts - self.before) * step),
+        if part + self.before < self.parts {
+            self.before * step
+        } else {
+            self.jump.wrapping_sub((self.parts - self.before) * step)
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::quantize::PanelMut;
 
 /// Tokens of a tile.
 pub(crate) const TILE_TOKENS: usize = 16;
+
 /// The quants of a block of the tokens of a tile: `[token][column]`.
 pub(crate) type TileQuants = [[i8; BLOCK_LEN]; TILE_TOKENS];
 

@@ -92,7 +92,8 @@ impl Drop for Shapes {
     }
 }
 
-/// Makes the products of a block of all tokens with a tile of rows, and leaves them in the place `DOTS`, 0 or 1.
+/// Makes the products of a block of all tokens with a tile of rows, and leaves them in the place
+/// `DOTS`, 0 or 1.
 ///
 /// # Safety
 ///
