@@ -81,10 +81,13 @@ impl<'a, T> Ahead<'a, T> {
         Self { items, then, lines, rest, steps, due: 0, cache: Cache::of_this_cpu() }
     }
 
-    /// Asks for what is due in the next `n` steps.
+    /// Asks for what is due in the next `n` steps, as `n` times [`Self::step`].
     #[inline(always)]
     pub(crate) fn steps(&mut self, n: usize) {
-        (0..n).for_each(|_| self.step());
+        let due = self.due + n * self.rest;
+        self.due = due % self.steps;
+        let (lines, cache) = (n * self.lines + due / self.steps, self.cache);
+        self.take(lines, |at| fetch(at, lines, cache));
     }
 
     /// Asks for what is due in the next step: as much as in any other, and no line earlier than its turn.
@@ -96,16 +99,21 @@ impl<'a, T> Ahead<'a, T> {
         self.due += self.rest;
         let is_whole = self.due >= self.steps;
         self.due -= if is_whole { self.steps } else { 0 };
-        let lines = self.lines + usize::from(is_whole);
+        let (lines, cache) = (self.lines, self.cache);
+        self.take(lines + usize::from(is_whole), |at| {
+            fetch(at, lines, cache);
+            if is_whole {
+                fetch_line(at.wrapping_byte_add(lines * LINE), cache);
+            }
+        });
+    }
+
+    /// Takes so many lines off, which `fetch` asks for where they follow one another.
+    #[inline(always)]
+    fn take(&mut self, lines: usize, fetch: impl FnOnce(*const T)) {
         match self.items.get(lines * Self::LINE..) {
             Some(left) => {
-                fetch(self.items.as_ptr(), self.lines, self.cache);
-                if is_whole {
-                    fetch_line(
-                        self.items.as_ptr().wrapping_byte_add(self.lines * LINE),
-                        self.cache,
-                    );
-                }
+                fetch(self.items.as_ptr());
                 self.items = left;
             }
             None => (self.items, self.then) = step_over(self.items, self.then, lines, self.cache),
@@ -173,8 +181,9 @@ pub(crate) fn ask_beyond(lines: &[[u8; LINE]], distance: usize) {
 #[inline(always)]
 pub(crate) fn ask_from<T>(at: *const T, len: usize) {
     #[cfg(target_arch = "x86_64")]
-    for item in (0..len).step_by(LINE / size_of::<T>()).chain(len.checked_sub(1)) {
-        fetch_line(at.wrapping_add(item), Cache::First);
+    if let Some(last) = len.checked_sub(1) {
+        fetch(at, len.div_ceil(LINE / size_of::<T>()), Cache::First);
+        fetch_line(at.wrapping_add(last), Cache::First);
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (at, len);
@@ -275,6 +284,15 @@ mod tests {
                 assert!(ahead.is_done());
             }
         }
+        let (mut one_by_one, mut at_once) =
+            (Ahead::of_stream(&unit, &long, 50), Ahead::of_stream(&unit, &long, 50));
+        for steps in [1, 0, 7, 20, 22] {
+            (0..steps).for_each(|_| one_by_one.step());
+            at_once.steps(steps);
+            let left = |ahead: &Ahead<'_>| (ahead.items.len(), ahead.then.len(), ahead.due);
+            assert_eq!(left(&one_by_one), left(&at_once));
+        }
+        assert!(at_once.is_done());
         let mut ahead = Ahead::of_stream(&unit, &[], 48);
         ahead.steps(48);
         assert!(ahead.is_done(), "the end of a stream");
