@@ -49,6 +49,8 @@ pub(crate) struct Needed {
     starts: [bool; START_KINDS.len()],
     /// What products on tiles read, where there are such.
     tiles: bool,
+    /// What other products read.
+    panels: bool,
 }
 
 impl Needed {
@@ -68,6 +70,7 @@ impl Needed {
             self.starts[index] = true;
         }
         self.tiles |= is_tiled(form);
+        self.panels |= !is_tiled(form);
     }
 }
 
@@ -166,6 +169,9 @@ impl Activations {
         cols: usize,
     ) {
         let writer = self.writer(isa, needed, x.len() / cols, cols);
+        if let Some(tiles) = writer.only_tiles() {
+            return tiles.write_all(pool, isa, x, cols);
+        }
         let panels = x.len().div_ceil(PANEL_TOKENS * cols);
         pool.run(panels, &|panel| {
             let first = panel * PANEL_TOKENS;
@@ -283,6 +289,10 @@ impl Writer<'_> {
     /// Nobody else may work on these blocks of this panel meanwhile.
     pub(crate) unsafe fn write(&self, isa: Isa, first: usize, blocks: Range<usize>, x: &[f32]) {
         let cols = blocks.len() * BLOCK_LEN;
+        if let Some(tiles) = self.only_tiles() {
+            // SAFETY: the caller's word is passed on.
+            return unsafe { tiles.write(isa, first, blocks.start, x, cols) };
+        }
         let width = x.len() / cols;
         // Where the blocks start in an array that has an element for so many columns of a token.
         let at =
@@ -307,8 +317,16 @@ impl Writer<'_> {
         }
     }
 
+    /// Returns what writes for tiles, if nobody reads panels.
+    fn only_tiles(&self) -> Option<&TileWriter<'_>> {
+        self.tiles.as_ref().filter(|_| !self.needed.panels)
+    }
+
     /// Asks for the place of one block of a panel of `width` tokens, which will be written.
     pub(crate) fn ask(&self, first: usize, width: usize, block: usize) {
+        if let Some(tiles) = self.only_tiles() {
+            return tiles.ask(first, width, block);
+        }
         let at = |cols_each: usize| (first * self.cols + block * BLOCK_LEN * width) / cols_each;
         self.quants.ask(at(1), width * BLOCK_LEN);
         self.floats.iter().for_each(|floats| floats.ask(at(BLOCK_LEN), width));
@@ -441,7 +459,7 @@ pub(crate) fn scale_and_inverse(magnitude: u32) -> (f32, f32) {
 }
 
 /// Quantises a block: the meaning of every other version.
-fn quantize_block(x: &[f32; BLOCK_LEN]) -> QuantBlock {
+pub(crate) fn quantize_block(x: &[f32; BLOCK_LEN]) -> QuantBlock {
     // A NaN must not get lost in the maximum: compared as bits it is above every number.
     let magnitude = x.iter().fold(0, |max, x| max.max(x.to_bits() & 0x7FFF_FFFF));
     let (scale, inverse) = scale_and_inverse(magnitude);
@@ -493,7 +511,13 @@ mod tests {
         let x: Vec<f32> = (0..9 * 192).map(value).collect();
         let run = |isa| {
             let mut all = Activations::new(192, 9);
-            all.quantize(&Pool::new(1), isa, Needed { starts: [true; 4], tiles: true }, &x, 192);
+            all.quantize(
+                &Pool::new(1),
+                isa,
+                Needed { starts: [true; 4], tiles: true, panels: true },
+                &x,
+                192,
+            );
             let floats = [all.scales, all.biases, all.sums];
             (
                 all.quants,

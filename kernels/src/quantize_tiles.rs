@@ -1,11 +1,15 @@
-//! Quantised activations once more, laid out for registers that hold tiles: a token in a row.
+//! Quantised activations laid out for registers that hold tiles: a token in a row.
 //!
-//! They are copied from the panels, bit for bit, where a call has a product that reads them.
+//! Where all products of a call read them, they are written instead of the panels; where only some do,
+//! they are copied from those, bit for bit.
 
+#[cfg(target_arch = "x86_64")]
+use crate::avx512;
 use crate::gemm::SUPER_BLOCKS;
+use crate::isa::Isa;
 use crate::packed::{BLOCK_LEN, IntForm, Scales};
-use crate::pool::Disjoint;
-use crate::quantize::PanelMut;
+use crate::pool::{Disjoint, Pool};
+use crate::quantize::{MAGIC, PanelMut, QuantBlock, quantize_block};
 
 /// Tokens of a tile.
 pub(crate) const TILE_TOKENS: usize = 16;
@@ -125,6 +129,79 @@ impl TileWriter<'_> {
             self.quants.ask(at * BLOCK_LEN, BLOCK_LEN);
             if token == first || token % TILE_TOKENS == 0 {
                 self.floats.iter().for_each(|floats| floats.ask(at, 1));
+            }
+        }
+    }
+
+    /// Quantises `x: [tokens, cols]`, whole super-blocks of columns.
+    pub(crate) fn write_all(&self, pool: &Pool, isa: Isa, x: &[f32], cols: usize) {
+        let parts = cols / (SUPER_BLOCKS * BLOCK_LEN);
+        pool.run(parts * self.tiles, &|task| {
+            let (tile, part) = (task / parts, task % parts);
+            let tokens = x.chunks_exact(cols).enumerate().skip(tile * TILE_TOKENS);
+            for (token, x) in tokens.take(TILE_TOKENS) {
+                let len = SUPER_BLOCKS * BLOCK_LEN;
+                let x = &x[part * len..][..len];
+                // SAFETY: each task has a super-block of the tokens of a tile of its own.
+                unsafe { self.write(isa, token, part * SUPER_BLOCKS, x, len) }
+            }
+        });
+    }
+
+    /// Quantises the blocks from `first_block` on of the tokens from `first` on.
+    ///
+    /// Shape: `x: [tokens, cols]`, `cols` being those of the blocks.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else may work on these blocks of these tokens meanwhile.
+    pub(crate) unsafe fn write(
+        &self,
+        isa: Isa,
+        first: usize,
+        first_block: usize,
+        x: &[f32],
+        cols: usize,
+    ) {
+        for (token, x) in x.chunks_exact(cols).enumerate() {
+            let token = first + token;
+            #[cfg(target_arch = "x86_64")]
+            if let Isa::Amx(proof) = isa {
+                // SAFETY: the caller's word is passed on.
+                unsafe { avx512::quantize_token(proof.avx512(), self, token, first_block, x) };
+                continue;
+            }
+            // SAFETY: as above.
+            unsafe { self.write_token(token, first_block, x, quantize_block) };
+        }
+        let _ = isa;
+    }
+
+    /// Quantises the blocks from `first_block` on of a token, each by `quantize`.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else may work on these blocks of this token meanwhile.
+    #[inline(always)]
+    pub(crate) unsafe fn write_token(
+        &self,
+        token: usize,
+        first_block: usize,
+        x: &[f32],
+        quantize: impl Fn(&[f32; BLOCK_LEN]) -> QuantBlock,
+    ) {
+        for (index, x) in x.as_chunks().0.iter().enumerate() {
+            let block = quantize(x);
+            let at = self.row(first_block + index, token);
+            // SAFETY: a block of a token has these quants, and the caller has it alone.
+            let quants = unsafe { self.quants.part(at * BLOCK_LEN, BLOCK_LEN) };
+            quants.copy_from_slice(&block.quants);
+            let [left, right] = block.sums;
+            let floats = [block.scale, -MAGIC * block.scale, block.scale * (left + right) as f32];
+            for (target, float) in self.floats.iter().zip(floats) {
+                // SAFETY: as above.
+                let target = unsafe { target.part(at, 1) };
+                target[0] = float;
             }
         }
     }

@@ -5,7 +5,7 @@ mod quantize;
 mod unpack;
 mod wide;
 
-pub(crate) use quantize::quantize_panel;
+pub(crate) use quantize::{quantize_panel, quantize_token};
 pub(crate) use unpack::{
     StepScales, group_bytes, high_part, load_lanes, low_part, store, store_lanes,
 };

@@ -6,6 +6,7 @@ use super::unpack::load_lanes;
 use crate::isa::Avx512Vnni;
 use crate::packed::BLOCK_LEN;
 use crate::quantize::{MAGIC, PanelMut, QuantBlock, scale_and_inverse, write_panel};
+use crate::quantize_tiles::TileWriter;
 
 /// Quantises the tokens of a panel.
 pub(crate) fn quantize_panel(_: Avx512Vnni, x: &[f32], cols: usize, target: &mut PanelMut<'_>) {
@@ -16,6 +17,32 @@ pub(crate) fn quantize_panel(_: Avx512Vnni, x: &[f32], cols: usize, target: &mut
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn panel(x: &[f32], cols: usize, target: &mut PanelMut<'_>) {
     write_panel(x, cols, target, |x| block(x));
+}
+
+/// Quantises blocks of a token for tiles.
+///
+/// # Safety
+///
+/// As of [`TileWriter::write_token`].
+pub(crate) unsafe fn quantize_token(
+    _: Avx512Vnni,
+    writer: &TileWriter<'_>,
+    token: usize,
+    first_block: usize,
+    x: &[f32],
+) {
+    // SAFETY: `Avx512Vnni` proves that the CPU has the features; the caller's word is passed on.
+    unsafe { row(writer, token, first_block, x) }
+}
+
+/// # Safety
+///
+/// As of [`quantize_token`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+unsafe fn row(writer: &TileWriter<'_>, token: usize, first_block: usize, x: &[f32]) {
+    let quantize = |x: &[f32; BLOCK_LEN]| block(x);
+    // SAFETY: the caller's word is passed on.
+    unsafe { writer.write_token(token, first_block, x, quantize) }
 }
 
 #[inline]
