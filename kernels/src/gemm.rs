@@ -15,7 +15,7 @@
 use core::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use crate::gemm_memory::TileWeights;
+pub(crate) use crate::gemm_memory::Group;
 pub(crate) use crate::gemm_memory::{
     Chunks, FLOAT_CHUNK_COLS, FloatChunk, INT_CHUNK_BLOCKS, IntChunk, Memory, Room, SUPER_BLOCKS,
     TOKENS_MAX, TileChunk, TileDots, TileRing,
@@ -127,7 +127,7 @@ pub(crate) trait Kernel: Copy + Sync {
         sums: &mut [Sums],
     );
 
-    /// Whether products with K formats that have minima are made on tiles, for as many tokens as
+    /// Whether products with forms of which each [`is_tiled`] are made on tiles, for as many tokens as
     /// [`are_tiled`].
     const TILED: bool = false;
 
@@ -148,6 +148,7 @@ pub(crate) trait Kernel: Copy + Sync {
     /// the same `with_tiles`, must be that one, with the same `dots`, and say that it `has_begun`.
     fn multiply_tiled(
         self,
+        _form: IntForm,
         _chunk: &TileChunk,
         _work: &TileWork<'_>,
         _dots: &mut TileDots,

@@ -39,8 +39,8 @@ impl IntChunk {
     }
 }
 
-/// Products that were made on tiles: of a block with a tile of rows, those that are stored and those
-/// that are added. `[block % 2][token][row]`
+/// Products that were made on tiles: of a sub-block with a tile of rows, those that are stored and those
+/// that are added. `[sub-block % 2][token][row]`
 #[repr(C, align(64))]
 pub(crate) struct TileDots(pub(crate) [[[i32; TILE_ROWS]; TILE_TOKENS]; 2]);
 
@@ -50,24 +50,30 @@ impl TileDots {
     }
 }
 
-/// Unpacked weights of a block of a tile of rows, as tiles take them: `[column / 4][row][4]`.
-pub(crate) type TileWeights = [[u8; 64]; BLOCK_LEN / 4];
+/// Unpacked weights of four columns of a tile of rows, as tiles take them: `[row][4]`, signed bytes.
+pub(crate) type Group = [u8; 64];
+
+/// Those of a block: `[column / 4]`.
+pub(crate) type TileWeights = [Group; BLOCK_LEN / 4];
 
 /// A super-block of a tile of rows, unpacked.
 #[repr(C, align(64))]
 pub(crate) struct TileChunk {
     /// `[block]`
     pub(crate) weights: [TileWeights; SUPER_BLOCKS],
-    /// `[block]`
-    pub(crate) scales: [Lanes; SUPER_BLOCKS],
+    /// `[sub-block]`
+    pub(crate) scales: [Lanes; 2 * SUPER_BLOCKS],
     /// `[block]`
     pub(crate) mins: [Lanes; SUPER_BLOCKS],
 }
 
 impl TileChunk {
     pub(crate) const fn zeroed() -> Self {
-        let lanes = [[0.0; TILE_ROWS]; SUPER_BLOCKS];
-        Self { weights: [[[0; 64]; BLOCK_LEN / 4]; SUPER_BLOCKS], scales: lanes, mins: lanes }
+        Self {
+            weights: [[[0; 64]; BLOCK_LEN / 4]; SUPER_BLOCKS],
+            scales: [[0.0; TILE_ROWS]; 2 * SUPER_BLOCKS],
+            mins: [[0.0; TILE_ROWS]; SUPER_BLOCKS],
+        }
     }
 }
 
@@ -88,21 +94,21 @@ impl Tiled {
 /// hand beside a neighbour on the same core.
 #[repr(C, align(64))]
 pub(crate) struct TileRing {
-    /// `[block % 2]`: of the block that is unpacked and of the one that is multiplied.
+    /// `[sub-block % 2]`: of the one that is unpacked and of the one that is multiplied.
     pub(crate) weights: [TileWeights; 2],
     pub(crate) dots: TileDots,
-    /// `[block % BLOCKS]`
-    pub(crate) scales: [Lanes; Self::BLOCKS],
-    /// `[block % BLOCKS]`
-    pub(crate) mins: [Lanes; Self::BLOCKS],
+    /// `[sub-block % SUBS]`
+    pub(crate) scales: [Lanes; Self::SUBS],
+    /// `[sub-block % SUBS]`
+    pub(crate) mins: [Lanes; Self::SUBS],
 }
 
 impl TileRing {
     /// One that is unpacked, one that is multiplied, one that is stored and one that is added.
-    pub(crate) const BLOCKS: usize = 4;
+    pub(crate) const SUBS: usize = 4;
 
     pub(crate) const fn zeroed() -> Self {
-        let (weights, lanes) = ([[[0; 64]; BLOCK_LEN / 4]; 2], [[0.0; TILE_ROWS]; Self::BLOCKS]);
+        let (weights, lanes) = ([[[0; 64]; BLOCK_LEN / 4]; 2], [[0.0; TILE_ROWS]; Self::SUBS]);
         Self { weights, dots: TileDots::zeroed(), scales: lanes, mins: lanes }
     }
 }

@@ -6,7 +6,7 @@ use crate::gemm::{IntChunk, Kernel, SUPER_BLOCKS, TOKENS_MAX, TileWork, UNIT_ROW
 use crate::gemm_memory::Tiled;
 use crate::packed::{BLOCK_LEN, Form, IntForm, IntTile};
 use crate::prefetch::Ahead;
-use crate::quantize::{PANEL_TOKENS, TILE_TOKENS};
+use crate::quantize::{PANEL_TOKENS, TILE_TOKENS, is_tiled};
 use crate::{
     Activations, Isa, Packed, Pool, Precision, Product, TensorType, Write, gemm, pack, packed_size,
 };
@@ -210,13 +210,18 @@ fn extreme_weights_and_activations_do_not_overflow() {
 
 #[test]
 fn a_batch_larger_than_a_chunk_of_tokens_is_the_same() {
-    use TensorType::{F16, Q4_1, Q4_K, Q5_0, Q5_K};
+    use TensorType::{F16, Q4_1, Q4_K, Q5_0, Q5_K, Q6_K};
     let mut random = Random(3);
     let pool = Pool::new(1);
     // Of the last ones, three super-blocks and a last unit of a single tile of rows.
-    for (ty, rows, cols) in
-        [(Q5_0, 18, 64), (Q4_1, 18, 64), (F16, 18, 64), (Q4_K, 40, 768), (Q5_K, 40, 768)]
-    {
+    for (ty, rows, cols) in [
+        (Q5_0, 18, 64),
+        (Q4_1, 18, 64),
+        (F16, 18, 64),
+        (Q4_K, 40, 768),
+        (Q5_K, 40, 768),
+        (Q6_K, 40, 768),
+    ] {
         let matrix = Matrix::random(&mut random, ty, rows, cols);
         let tokens = TOKENS_MAX + 25;
         let x = random.activations(tokens * cols);
@@ -281,9 +286,11 @@ fn a_reused_scratch_leaves_nothing_behind() {
             leaves_nothing(isa, TensorType::Q6_K, cols, tokens, false);
         }
         // A tile has rows for more tokens than a call: what was there must not come near a result.
-        for tokens in [13, 15, 19, 25] {
-            leaves_nothing(isa, TensorType::Q4_K, 512, 48, true);
-            leaves_nothing(isa, TensorType::Q4_K, 512, tokens, false);
+        for ty in [TensorType::Q4_K, TensorType::Q6_K] {
+            for tokens in [14, 15, 19, 25] {
+                leaves_nothing(isa, ty, 512, 48, true);
+                leaves_nothing(isa, ty, 512, tokens, false);
+            }
         }
     }
 }
@@ -499,7 +506,7 @@ fn every_set_but_the_plain_one_asks_for_a_step_a_block_straight_from_the_packed_
 
 /// Multiplies a super-block on tiles, where there are any; returns whether all that comes after it was
 /// asked for, and nothing left out.
-fn asks_for_all_on_tiles<K: Kernel>(kernel: K) -> bool {
+fn asks_for_all_on_tiles<K: Kernel>(kernel: K, form: IntForm) -> bool {
     if !K::TILED {
         return true;
     }
@@ -514,8 +521,8 @@ fn asks_for_all_on_tiles<K: Kernel>(kernel: K) -> bool {
         let mut beyond = Ahead::new(&bytes, SUPER_BLOCKS + 1);
         let mut sums = vec![[0.0; UNIT_ROWS]; tokens];
         kernel.with_tiles(|| {
-            kernel.multiply_tiled(&chunk, &work, &mut dots, &mut ahead, &mut sums);
-            kernel.multiply_tiled(&chunk, &work, &mut dots, &mut beyond, &mut sums);
+            kernel.multiply_tiled(form, &chunk, &work, &mut dots, &mut ahead, &mut sums);
+            kernel.multiply_tiled(form, &chunk, &work, &mut dots, &mut beyond, &mut sums);
         });
         ahead.is_done() && !beyond.is_done()
     })
@@ -523,8 +530,10 @@ fn asks_for_all_on_tiles<K: Kernel>(kernel: K) -> bool {
 
 #[test]
 fn every_set_asks_for_a_step_a_block_on_tiles() {
-    for isa in Isa::available() {
-        let is_done = with_proof!(isa, proof => asks_for_all_on_tiles(proof));
-        assert!(is_done, "{}", isa.name());
+    for (ty, form) in int_forms().filter(|(_, form)| is_tiled(*form)) {
+        for isa in Isa::available() {
+            let is_done = with_proof!(isa, proof => asks_for_all_on_tiles(proof, form));
+            assert!(is_done, "{}, {ty:?}", isa.name());
+        }
     }
 }

@@ -94,13 +94,13 @@ impl UnitPart<'_, '_> {
                 };
                 let next = Some((&*second, &panel));
                 let work = TileWork { index: 0, panel: &panel, has_begun, next };
-                kernel.multiply_tiled(first, &work, dots, &mut ahead, sums);
+                kernel.multiply_tiled(form, first, &work, dots, &mut ahead, sums);
                 if is_last && !is_last_part {
                     unpack(&first_tile, part + 1, first);
                 }
                 let next = next_panel.as_ref().map(|panel| (&*first, panel));
                 let work = TileWork { index: 1, panel: &panel, has_begun: true, next };
-                kernel.multiply_tiled(second, &work, dots, &mut ahead, sums);
+                kernel.multiply_tiled(form, second, &work, dots, &mut ahead, sums);
                 if is_last && !is_last_part {
                     unpack(&second_tile, part + 1, second);
                 }

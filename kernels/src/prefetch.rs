@@ -170,11 +170,12 @@ impl Beyond {
     }
 }
 
-/// Asks for the lines that lie so far behind `lines`, wrapping, into the second cache.
+/// Asks for the lines that lie so far behind `part`, wrapping, into the second cache.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
-pub(crate) fn ask_beyond(lines: &[[u8; LINE]], distance: usize) {
-    fetch(lines.as_ptr().wrapping_byte_add(distance), lines.len(), Cache::Second);
+pub(crate) fn ask_beyond<T>(part: &[T], distance: usize) {
+    let lines = size_of_val(part).div_ceil(LINE);
+    fetch(part.as_ptr().wrapping_byte_add(distance), lines, Cache::Second);
 }
 
 /// Asks for the lines of `len` items from an address on, wherever that is, all at once, into the first cache.

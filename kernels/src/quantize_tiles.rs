@@ -29,16 +29,17 @@ pub(crate) struct TileActivations {
     floats: [Vec<f32>; 3],
 }
 
-/// Returns whether products with weights of a form are made on tiles, where there are any.
+/// Returns whether products with weights of a form are made on tiles, where there are any: those of the K
+/// formats.
 pub(crate) fn is_tiled(form: IntForm) -> bool {
-    form.scales == Scales::SuperMin
+    matches!(form.scales, Scales::SuperMin | Scales::SuperPlain)
 }
 
 /// Returns whether products of so many tokens are made on tiles, where there are any. With fewer,
 /// what is unpacked and written down for them is read too few times; one or two more than a tile has
 /// take as long as eight more (measured with 10 to 32).
 pub(crate) fn are_tiled(tokens: usize) -> bool {
-    matches!(tokens, 13..=TILE_TOKENS | 19..)
+    matches!(tokens, 14..=TILE_TOKENS | 19..)
 }
 
 /// A super-block of the tokens of one tile.
@@ -241,7 +242,7 @@ mod tests {
     #[test]
     fn tiles_are_for_a_panel_that_is_nearly_full_and_for_more_than_one() {
         let tiled: Vec<_> = (1..=24).filter(|tokens| are_tiled(*tokens)).collect();
-        assert_eq!(tiled, [13, 14, 15, 16, 19, 20, 21, 22, 23, 24]);
+        assert_eq!(tiled, [14, 15, 16, 19, 20, 21, 22, 23, 24]);
         assert!(are_tiled(usize::MAX));
     }
 }

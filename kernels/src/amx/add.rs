@@ -4,16 +4,16 @@
 use core::arch::x86_64::*;
 
 /// Adds the products of a block and of the first `$tokens` tokens to their totals; `$x` are the
-/// scales, biases and sums of the tokens. Written out for each: a loop would have the totals in memory.
+/// scales, biases and sums of the tokens, which are only read where there are minima. Written out for each: a loop would have the totals in memory.
 macro_rules! add_tokens {
-    ($totals:ident, $dots:ident, $x:ident, $scale:ident, $min:ident, $tokens:ident) => {
+    ($totals:ident, $dots:ident, $x:ident, $scale:ident, $min:expr, $tokens:ident) => {
         add_tokens!(
             $totals, $dots, $x, $scale, $min, $tokens,
             0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15
         )
     };
     (
-        $totals:ident, $dots:ident, $x:ident, $scale:ident, $min:ident, $tokens:ident,
+        $totals:ident, $dots:ident, $x:ident, $scale:ident, $min:expr, $tokens:ident,
         $($token:literal)*
     ) => {$(
         if $token < $tokens {
@@ -21,7 +21,10 @@ macro_rules! add_tokens {
             let x_bias = _mm512_set1_ps($x[1][$token]);
             let steps = _mm512_fmadd_ps($crate::amx::add::magic(&$dots[$token]), x_scale, x_bias);
             let total = _mm512_fmadd_ps(steps, $scale, $totals[$token]);
-            let total = _mm512_fmadd_ps(_mm512_set1_ps($x[2][$token]), $min, total);
+            let total = match $min {
+                Some(min) => _mm512_fmadd_ps(_mm512_set1_ps($x[2][$token]), min, total),
+                None => total,
+            };
             // Without this the compiler loads what all tokens need first, and has no registers left.
             $totals[$token] = _mm512_castsi512_ps($crate::avx512::here(_mm512_castps_si512(total)));
         }

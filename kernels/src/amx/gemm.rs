@@ -2,17 +2,17 @@
 //!
 //! The products of a block are made on tiles: 16 tokens times a tile of rows. They are read back as
 //! vectors with a row in each lane, and scaled and added as AVX-512 does it: the bits are the same.
-//! Only K formats with minima, whose bytes need no zero taken off and whose scales are for a whole
-//! block, and as many tokens as [`crate::quantize::are_tiled`]; all else is AVX-512's.
+//! Only K formats, and as many tokens as [`crate::quantize::are_tiled`]; all else is AVX-512's.
+//! What is one product here is of a sub-block: a block, or half of one where that has its own scale.
 //!
-//! Nothing waits for the products just made: those of a block are stored while the next ones are made,
-//! and added a block later, across tiles and panels. What lies between is small, 2 KB of products and
+//! Nothing waits for the products just made: those of a sub-block are stored while the next ones are
+//! made, and added a sub-block later, across tiles and panels. What lies between is small, 2 KB of products and
 //! 10 KB of weights, since a neighbour on the same core leaves half of its first cache.
 //!
 //! What limits this, measured on Emerald Rapids: while tiles are at work, only one of the two ports of
 //! 512-bit vectors multiplies, and each row of a tile that is stored takes a step of the other. So the
 //! products start from zero, and what turns them into floats is an addition, which goes to the other
-//! port; three multiplications are left for each product of a block.
+//! port; three multiplications are left for each product of a block, or two for one of half a block.
 
 use core::arch::x86_64::*;
 
@@ -68,11 +68,12 @@ impl Kernel for AmxInt8 {
 
     fn unpack_tiled(self, tile: &IntTile<'_>, chunk: &mut TileChunk) {
         let TileChunk { weights, scales, mins } = chunk;
-        self.avx512().unpack_to(tile, weights.as_flattened_mut(), scales, mins);
+        self.avx512().unpack_to::<true>(tile, weights.as_flattened_mut(), scales, mins);
     }
 
     fn multiply_tiled(
         self,
+        form: IntForm,
         chunk: &TileChunk,
         work: &TileWork<'_>,
         dots: &mut TileDots,
@@ -80,7 +81,7 @@ impl Kernel for AmxInt8 {
         sums: &mut [Sums],
     ) {
         // SAFETY: `AmxInt8` proves that the CPU has the features; the driver calls this in `with_tiles`.
-        unsafe { multiply_tiled(chunk, work, dots, ahead, sums) }
+        unsafe { multiply_tiled(form, chunk, work, dots, ahead, sums) }
     }
 
     fn multiply_direct_tiled(
@@ -111,6 +112,7 @@ impl Kernel for AmxInt8 {
 /// The thread has [`Shapes`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn multiply_tiled(
+    form: IntForm,
     chunk: &TileChunk,
     work: &TileWork<'_>,
     dots: &mut TileDots,
@@ -119,22 +121,44 @@ unsafe fn multiply_tiled(
 ) {
     if let Some(sums) = sums.first_chunk_mut::<TILE_TOKENS>() {
         // SAFETY: the caller's word is passed on.
-        unsafe { add_to(chunk, work, dots, ahead, sums) };
+        unsafe { by_form(form, chunk, work, dots, ahead, sums) };
     } else if let Some(sums) = sums.first_chunk_mut::<{ TILE_TOKENS / 2 }>() {
         // SAFETY: as above.
-        unsafe { add_to(chunk, work, dots, ahead, sums) };
+        unsafe { by_form(form, chunk, work, dots, ahead, sums) };
     } else {
         unreachable!("there are sums of 8 or 16 tokens");
     }
 }
 
-/// Adds the first `TOKENS` tokens of a panel times a tile of rows to their sums.
+/// # Safety
+///
+/// The thread has [`Shapes`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn by_form<const TOKENS: usize>(
+    form: IntForm,
+    chunk: &TileChunk,
+    work: &TileWork<'_>,
+    dots: &mut TileDots,
+    ahead: &mut Ahead<'_>,
+    sums: &mut [Sums; TOKENS],
+) {
+    if form.scales.has_min() {
+        // SAFETY: the caller's word is passed on.
+        unsafe { add_to::<TOKENS, 8>(chunk, work, dots, ahead, sums) };
+    } else {
+        // SAFETY: as above.
+        unsafe { add_to::<TOKENS, 4>(chunk, work, dots, ahead, sums) };
+    }
+}
+
+/// Adds the first `TOKENS` tokens of a panel times a tile of rows to their sums; `GROUPS` groups of four
+/// columns are a sub-block, and there are minima if that is a block.
 ///
 /// # Safety
 ///
 /// The thread has [`Shapes`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn add_to<const TOKENS: usize>(
+unsafe fn add_to<const TOKENS: usize, const GROUPS: usize>(
     chunk: &TileChunk,
     work: &TileWork<'_>,
     TileDots(dots): &mut TileDots,
@@ -144,22 +168,28 @@ unsafe fn add_to<const TOKENS: usize>(
     let TileWork { index, panel, has_begun, next } = *work;
     let TilePanel { quants, scales: x_scales, biases: x_biases, sums: x_sums } = *panel;
     let TileChunk { weights, scales, mins } = chunk;
+    // Sub-blocks of a block, and the last one of a super-block.
+    let subs = 8 / GROUPS;
+    let last = SUPER_BLOCKS * subs - 1;
     let mut asked = *ahead;
     macro_rules! multiply {
-        ($quants:expr, $weights:expr, $block:expr) => {
+        ($quants:expr, $weights:expr, $sub:expr, $place:expr) => {
+            let weights = $weights.as_flattened()[$sub * GROUPS..].first_chunk::<GROUPS>();
+            let weights = weights.expect("a super-block has its sub-blocks");
+            let quants = &$quants[$sub / subs];
             // SAFETY: the caller's word is passed on.
-            unsafe { tiles::multiply::<{ $block % 2 }>(&$quants[$block], &$weights[$block]) }
+            unsafe { tiles::multiply::<{ $place }, GROUPS>(quants, $sub % subs, weights) }
         };
     }
     macro_rules! keep {
-        ($block:expr) => {
+        ($place:expr) => {
             // SAFETY: the caller's word is passed on.
-            unsafe { tiles::store::<{ $block % 2 }>(&mut dots[$block % 2]) }
+            unsafe { tiles::store::<{ $place }>(&mut dots[$place]) }
         };
     }
     if !has_begun {
-        multiply!(quants, weights, 0);
-        multiply!(quants, weights, 1);
+        multiply!(quants, weights, 0, 0);
+        multiply!(quants, weights, 1, 1);
         keep!(0);
     }
     let mut totals = [_mm512_setzero_ps(); TOKENS];
@@ -167,33 +197,40 @@ unsafe fn add_to<const TOKENS: usize>(
         *total = load_lanes(&sums.as_chunks().0[index]);
     }
     macro_rules! add {
-        ($block:expr) => {
-            asked.step();
-            let (scale, min) = (load_lanes(&scales[$block]), load_lanes(&mins[$block]));
-            let x = [&x_scales[$block], &x_biases[$block], &x_sums[$block]];
-            let dots = &dots[$block % 2];
+        ($sub:expr, $place:expr) => {
+            let block = $sub / subs;
+            if $sub % subs == 0 {
+                asked.step();
+            }
+            let scale = load_lanes(&scales[$sub]);
+            let min = if subs == 1 { Some(load_lanes(&mins[block])) } else { None };
+            let x = [&x_scales[block], &x_biases[block], &x_sums[block]];
+            let dots = &dots[$place];
             add_tokens!(totals, dots, x, scale, min, TOKENS);
         };
     }
-    macro_rules! blocks {
-        ($($block:literal)*) => {$(
-            multiply!(quants, weights, $block + 2);
-            keep!($block + 1);
-            add!($block);
+    macro_rules! subs {
+        ($($sub:literal)*) => {$(
+            multiply!(quants, weights, $sub + 2, $sub % 2);
+            keep!(($sub + 1) % 2);
+            add!($sub, $sub % 2);
         )*};
     }
-    const { assert!(SUPER_BLOCKS == 8, "all blocks are written out") };
-    blocks!(0 1 2 3 4 5);
-    if let Some((chunk, panel)) = next {
-        multiply!(panel.quants, chunk.weights, 0);
+    const { assert!(SUPER_BLOCKS == 8, "all sub-blocks are written out") };
+    subs!(0 1 2 3 4 5);
+    if subs == 2 {
+        subs!(6 7 8 9 10 11 12 13);
     }
-    keep!(7);
-    add!(6);
     if let Some((chunk, panel)) = next {
-        multiply!(panel.quants, chunk.weights, 1);
+        multiply!(panel.quants, chunk.weights, 0, 0);
+    }
+    keep!(1);
+    add!(last - 1, 0);
+    if let Some((chunk, panel)) = next {
+        multiply!(panel.quants, chunk.weights, 1, 1);
         keep!(0);
     }
-    add!(7);
+    add!(last, 1);
     for (sums, total) in sums.iter_mut().zip(totals) {
         store_lanes(&mut sums.as_chunks_mut().0[index], total);
     }

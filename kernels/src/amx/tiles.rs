@@ -4,7 +4,7 @@
 
 use core::arch::asm;
 
-use crate::gemm::TileWeights;
+use crate::gemm::Group;
 use crate::packed::BLOCK_LEN;
 use crate::quantize::TILE_TOKENS;
 use crate::quantize_tiles::TileQuants;
@@ -55,9 +55,9 @@ struct Config {
 ///
 /// | tiles | hold |
 /// |---|---|
-/// | 0 | activations of [`TILE_TOKENS`] tokens |
-/// | 1 | weights of a tile of rows |
-/// | 2, 3 | their products: of this block, of the last one |
+/// | 0, 1 | a block of activations of [`TILE_TOKENS`] tokens, and of weights of a tile of rows |
+/// | 2, 3 | their products: those that are made, those made before them |
+/// | 4, 5 | as 0 and 1, of half a block |
 pub(super) struct Shapes(());
 
 impl Shapes {
@@ -77,8 +77,8 @@ impl Shapes {
             row_sizes: [0; 16],
             rows: [0; 16],
         };
-        config.row_sizes[..4].copy_from_slice(&[BLOCK, LINE, LINE, LINE]);
-        config.rows[..4].copy_from_slice(&[TOKENS, 8, TOKENS, TOKENS]);
+        config.row_sizes[..6].copy_from_slice(&[BLOCK, LINE, LINE, LINE, BLOCK / 2, LINE]);
+        config.rows[..6].copy_from_slice(&[TOKENS, 8, TOKENS, TOKENS, TOKENS, 4]);
         // SAFETY: `config` is 64 readable bytes of valid shapes, and the caller has AMX.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
         Self(())
@@ -92,27 +92,36 @@ impl Drop for Shapes {
     }
 }
 
-/// Makes the products of a block of all tokens with a tile of rows, and leaves them in the place
-/// `DOTS`, 0 or 1.
+/// Makes the products of part `part` of a block, of so many columns as `weights` has, of all tokens
+/// with a tile of rows, and leaves them in the place `DOTS`, 0 or 1.
 ///
 /// # Safety
 ///
 /// The thread has [`Shapes`].
 #[inline(always)]
-pub(super) unsafe fn multiply<const DOTS: u32>(x: &TileQuants, weights: &TileWeights) {
-    // SAFETY: the shapes keep reads within the arguments.
+pub(super) unsafe fn multiply<const DOTS: u32, const GROUPS: usize>(
+    x: &TileQuants,
+    part: usize,
+    weights: &[Group; GROUPS],
+) {
+    const { assert!(GROUPS == 8 || GROUPS == 4, "there are shapes of a block and of a half") };
+    assert!(part < 8 / GROUPS, "a block has this part");
+    let x = x.as_ptr().cast::<i8>().wrapping_add(part * 4 * GROUPS);
+    // SAFETY: the shapes keep reads within the arguments: a row of `x` starts each block's length.
     unsafe {
         asm!(
             "tilezero tmm{dots}",
-            "tileloadd tmm0, [{x} + {block}*1]",
-            "tileloadd tmm1, [{weights} + {line}*1]",
-            "tdpbsud tmm{dots}, tmm0, tmm1",
+            "tileloadd tmm{x_tile}, [{x} + {block}*1]",
+            "tileloadd tmm{weights_tile}, [{weights} + {line}*1]",
+            "tdpbssd tmm{dots}, tmm{x_tile}, tmm{weights_tile}",
             dots = const 2 + DOTS,
+            x_tile = const if GROUPS == 8 { 0 } else { 4 },
+            weights_tile = const if GROUPS == 8 { 1 } else { 5 },
             x = in(reg) x,
             weights = in(reg) weights,
             block = in(reg) BLOCK_LEN,
             line = in(reg) 64_usize,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
             options(nostack, preserves_flags, readonly),
         );
     }

@@ -24,7 +24,7 @@ use crate::reference::Plain;
 impl Kernel for Avx512Vnni {
     fn unpack_int(self, tile: &IntTile<'_>, chunk: &mut IntChunk, index: usize) {
         let IntChunk { bytes, scales, mins } = chunk;
-        self.unpack_to(tile, &mut bytes[index], &mut scales[index], &mut mins[index]);
+        self.unpack_to::<false>(tile, &mut bytes[index], &mut scales[index], &mut mins[index]);
     }
 
     fn multiply_int(
@@ -74,8 +74,9 @@ impl Kernel for Avx512Vnni {
 }
 
 impl Avx512Vnni {
-    /// Unpacks blocks of a tile: `bytes: [column / 4][row][4]`, `scales: [sub-block]`, `mins: [block]`.
-    pub(crate) fn unpack_to(
+    /// Unpacks blocks of a tile: `bytes: [column / 4][row][4]`, `scales: [sub-block]`, `mins: [block]`. Of a
+    /// K format, the bytes may be signed: what stands for 0 is taken off.
+    pub(crate) fn unpack_to<const SIGNED: bool>(
         self,
         tile: &IntTile<'_>,
         bytes: &mut [[u8; 64]],
@@ -83,7 +84,7 @@ impl Avx512Vnni {
         mins: &mut [Lanes],
     ) {
         // SAFETY: `Avx512Vnni` proves that the CPU has the features.
-        unsafe { unpack::int(tile, bytes, scales, mins) }
+        unsafe { unpack::int::<SIGNED>(tile, bytes, scales, mins) }
     }
 }
 

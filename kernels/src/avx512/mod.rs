@@ -7,6 +7,6 @@ mod wide;
 
 pub(crate) use quantize::{quantize_panel, quantize_token};
 pub(crate) use unpack::{
-    StepScales, group_bytes, high_part, load_lanes, low_part, store, store_lanes,
+    StepScales, group_bytes, high_part, load_lanes, low_part, signed, store, store_lanes,
 };
 pub(crate) use wide::here;

@@ -42,6 +42,13 @@ pub(crate) fn group_bytes<const BITS: u32>(
     }
 }
 
+/// Takes off what stands for 0 in weights of a K format: signed bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(crate) fn signed<const BITS: u32>(bytes: __m512i) -> __m512i {
+    if BITS == 6 { _mm512_sub_epi8(bytes, _mm512_set1_epi8(32)) } else { bytes }
+}
+
 /// Returns `bytes | (bits & mask)`.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -115,17 +122,17 @@ impl<'a> StepScales<'a> {
 
 /// See [`crate::isa::Avx512Vnni::unpack_to`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
-pub(super) fn int(
+pub(super) fn int<const SIGNED: bool>(
     tile: &IntTile<'_>,
     bytes: &mut [[u8; 64]],
     scales: &mut [Lanes],
     mins: &mut [Lanes],
 ) {
     match tile.form.bits {
-        4 => bytes_to_chunk::<4>(tile, bytes),
-        5 => bytes_to_chunk::<5>(tile, bytes),
-        6 => bytes_to_chunk::<6>(tile, bytes),
-        _ => bytes_to_chunk::<8>(tile, bytes),
+        4 => bytes_to_chunk::<4, SIGNED>(tile, bytes),
+        5 => bytes_to_chunk::<5, SIGNED>(tile, bytes),
+        6 => bytes_to_chunk::<6, SIGNED>(tile, bytes),
+        _ => bytes_to_chunk::<8, SIGNED>(tile, bytes),
     }
     match tile.form.scales {
         Scales::Plain => scales_to_chunk::<false, false>(tile, scales, mins),
@@ -136,7 +143,10 @@ pub(super) fn int(
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-fn bytes_to_chunk<const BITS: u32>(tile: &IntTile<'_>, target: &mut [[u8; 64]]) {
+fn bytes_to_chunk<const BITS: u32, const SIGNED: bool>(
+    tile: &IntTile<'_>,
+    target: &mut [[u8; 64]],
+) {
     let (low, high) = (tile.low.as_chunks().0, tile.high.as_chunks().0);
     for (block, target) in target.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         if block >= tile.blocks_len() {
@@ -145,7 +155,7 @@ fn bytes_to_chunk<const BITS: u32>(tile: &IntTile<'_>, target: &mut [[u8; 64]]) 
         let groups =
             block_bytes::<BITS>(low_part::<BITS>(low, block), high_part::<BITS>(high, block));
         for (group, target) in groups.into_iter().zip(target) {
-            store(target, group);
+            store(target, if SIGNED { signed::<BITS>(group) } else { group });
         }
     }
 }
@@ -199,7 +209,7 @@ pub(super) fn float(tile: &TileCols<'_>, len: usize, chunk: &mut FloatChunk, ind
     match *tile {
         TileCols::Int(tile) => {
             let mut ints = IntChunk::zeroed();
-            int(&tile, &mut ints.bytes[0], &mut ints.scales[0], &mut ints.mins[0]);
+            int::<false>(&tile, &mut ints.bytes[0], &mut ints.scales[0], &mut ints.mins[0]);
             int_to_floats(&tile, &ints, target);
         }
         TileCols::F16(bytes) => {
