@@ -76,7 +76,8 @@ fn a_layer_at_once_has_the_bits_of_its_steps() {
     // Shapes: a block, whole units and half of one; a hidden width that only floats can have.
     let cases = [
         ([Q4_K, Q4_K, Q6_K], 256, 768),
-        ([Q4_K, Q5_K, Q4_K], 256, 768),
+        ([Q6_K, Q5_K, Q4_K], 256, 768),
+        ([Q4_K, Q8_0, Q6_K], 256, 768),
         ([Q4_0, Q8_0, Q4_1], 96, 32),
         ([Q8_0, F32, Q8_0], 64, 96),
         ([Q4_1, Q4_1, F32], 32, 48),
@@ -84,7 +85,7 @@ fn a_layer_at_once_has_the_bits_of_its_steps() {
     ];
     for (types, cols, hidden) in cases {
         let layer = Layer::random(&mut random, types, cols, hidden);
-        for tokens in [1, 2, 6, 7, 13, 18, 25, 535] {
+        for tokens in [1, 2, 6, 7, 14, 16, 18, 25, 535] {
             let x = random.activations(tokens * cols);
             for precision in [Precision::Int8, Precision::F32] {
                 let kind = if tokens % 2 == 0 { Gate::Silu } else { Gate::GeluTanh };

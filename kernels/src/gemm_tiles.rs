@@ -27,8 +27,8 @@ pub(crate) struct TileWork<'a> {
 }
 
 impl UnitPart<'_, '_> {
-    /// The tokens of one panel, all that there are, times integer weights with minima, unpacked block
-    /// by block.
+    /// The tokens of one panel, all that there are, times weights of a form on tiles, unpacked sub-block by
+    /// sub-block.
     pub(crate) fn sum_tile_panel<K: Kernel>(
         &self,
         kernel: K,
@@ -48,7 +48,7 @@ impl UnitPart<'_, '_> {
         kernel.multiply_direct_tiled(tiles, &x, ring, beyond, sums);
     }
 
-    /// Many tokens times integer weights with minima: each super-block of a tile of rows is unpacked
+    /// Many tokens times weights of a form on tiles: each super-block of a tile of rows is unpacked
     /// once for all tokens of this part, over the one before it, as soon as the last ones have met that.
     #[expect(clippy::too_many_arguments, reason = "what `UnitPart::sum` has, and the form")]
     pub(crate) fn sum_tile_panels<K: Kernel>(

@@ -46,11 +46,11 @@ const START_KINDS: [StartKind; 4] = [
 /// What of [`Activations`] a set of products reads beside the quants and their scales.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Needed {
-    starts: [bool; START_KINDS.len()],
+    pub(crate) starts: [bool; START_KINDS.len()],
     /// What products on tiles read, where there are such.
-    tiles: bool,
+    pub(crate) tiles: bool,
     /// What other products read.
-    panels: bool,
+    pub(crate) panels: bool,
 }
 
 impl Needed {
@@ -85,16 +85,18 @@ pub struct Activations {
     cols_max: usize,
     tokens_max: usize,
     /// `[panels][cols / 4][panel tokens][4]`
-    quants: Vec<i8>,
+    pub(crate) quants: Vec<i8>,
     /// `[panels][blocks][panel tokens]`
-    scales: Vec<f32>,
+    pub(crate) scales: Vec<f32>,
     /// `-MAGIC * scale`, laid out as `scales`
-    biases: Vec<f32>,
+    pub(crate) biases: Vec<f32>,
     /// `scale * sum of the quants`, laid out as `scales`
-    sums: Vec<f32>,
+    pub(crate) sums: Vec<f32>,
     /// For each of `START_KINDS`: `[panels][cols / sub_len][panel tokens]`
-    starts: [Vec<i32>; START_KINDS.len()],
-    tiles: TileActivations,
+    pub(crate) starts: [Vec<i32>; START_KINDS.len()],
+    pub(crate) tiles: TileActivations,
+    /// Whether the last call wrote panels; if not, what is in them is of a call before it.
+    has_panels: bool,
 }
 
 /// Some blocks of the tokens of one panel.
@@ -141,6 +143,7 @@ impl Activations {
             sums: floats(),
             starts,
             tiles: TileActivations::new(if has_tiles { blocks } else { 0 }, tokens_max),
+            has_panels: true,
         }
     }
 
@@ -190,6 +193,7 @@ impl Activations {
         cols: usize,
     ) -> Writer<'_> {
         let has_tiles = needed.tiles && isa.has_tiles() && are_tiled(tokens);
+        self.has_panels = needed.panels || !has_tiles;
         let floats = [&mut self.scales, &mut self.biases, &mut self.sums];
         Writer {
             needed,
@@ -213,7 +217,8 @@ impl Activations {
         self.tiles.all()
     }
 
-    /// Returns all blocks of a panel, for weights of a form that `quantize` was told of.
+    /// Returns all blocks of a panel, for weights of a form that `quantize` was told of and whose products
+    /// are not made on tiles.
     #[inline]
     pub(crate) fn panel(
         &self,
@@ -222,6 +227,7 @@ impl Activations {
         cols: usize,
         first: usize,
     ) -> Panel<'_> {
+        debug_assert!(self.has_panels, "what reads panels was told to `quantize`");
         let width = PANEL_TOKENS.min(tokens - first);
         let blocks = cols / BLOCK_LEN;
         let floats = first * blocks..(first + width) * blocks;
@@ -268,7 +274,7 @@ impl<'a> Panel<'a> {
     }
 }
 
-/// Writes the panels of a call, from several threads.
+/// Writes the panels of a call, the rows of tiles, or both, from several threads.
 pub(crate) struct Writer<'a> {
     needed: Needed,
     cols: usize,
@@ -324,7 +330,8 @@ impl Writer<'_> {
 
     /// Asks for the place of one block of a panel of `width` tokens, which will be written.
     pub(crate) fn ask(&self, first: usize, width: usize, block: usize) {
-        if let Some(tiles) = self.only_tiles() {
+        if let Some(tiles) = &self.tiles {
+            // Who asks writes for one matrix, and has one or the other.
             return tiles.ask(first, width, block);
         }
         let at = |cols_each: usize| (first * self.cols + block * BLOCK_LEN * width) / cols_each;
@@ -332,9 +339,6 @@ impl Writer<'_> {
         self.floats.iter().for_each(|floats| floats.ask(at(BLOCK_LEN), width));
         for (starts, kind) in self.starts.iter().zip(START_KINDS) {
             starts.ask(at(kind.sub_len), width * BLOCK_LEN / kind.sub_len);
-        }
-        if let Some(tiles) = &self.tiles {
-            tiles.ask(first, width, block);
         }
     }
 }

@@ -29,22 +29,26 @@ pub(crate) struct TileActivations {
     floats: [Vec<f32>; 3],
 }
 
-/// Returns whether products with weights of a form are made on tiles, where there are any: those of the K
-/// formats.
+/// Returns whether products with weights of a form are made on tiles, where there are any: Q4_K, Q5_K and
+/// Q6_K.
 pub(crate) fn is_tiled(form: IntForm) -> bool {
     matches!(form.scales, Scales::SuperMin | Scales::SuperPlain)
 }
 
 /// Returns whether products of so many tokens are made on tiles, where there are any. With fewer,
 /// what is unpacked and written down for them is read too few times; one or two more than a tile has
-/// take as long as eight more (measured with 10 to 32).
+/// take as long as eight more (measured with 10 to 32). Of 19 to 22 tokens, Q4_K gains and Q6_K, of which
+/// a model has less, loses somewhat: one bound for both leaves nothing to be written twice.
 pub(crate) fn are_tiled(tokens: usize) -> bool {
     matches!(tokens, 14..=TILE_TOKENS | 19..)
 }
 
 /// A super-block of the tokens of one tile.
 #[derive(Clone, Copy)]
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no other CPU here has tiles"))]
+#[cfg_attr(
+    not(any(test, target_arch = "x86_64")),
+    expect(dead_code, reason = "no other CPU here has tiles")
+)]
 pub(crate) struct TilePanel<'a> {
     pub(crate) quants: &'a [TileQuants; SUPER_BLOCKS],
     /// `[block][token]`
@@ -96,7 +100,7 @@ impl TileActivations {
         TileTokens { quants, scales, biases, sums }
     }
 
-    /// Returns what copies the panels of so many tokens.
+    /// Returns what writes so many tokens.
     pub(crate) fn writer(&mut self, tokens: usize) -> TileWriter<'_> {
         TileWriter {
             tiles: tokens.div_ceil(TILE_TOKENS),
@@ -106,7 +110,7 @@ impl TileActivations {
     }
 }
 
-/// Copies the panels of a call, from several threads.
+/// Writes the rows of a call, from several threads.
 pub(crate) struct TileWriter<'a> {
     /// Those of the call.
     tiles: usize,
@@ -136,12 +140,13 @@ impl TileWriter<'_> {
 
     /// Quantises `x: [tokens, cols]`, whole super-blocks of columns.
     pub(crate) fn write_all(&self, pool: &Pool, isa: Isa, x: &[f32], cols: usize) {
-        let parts = cols / (SUPER_BLOCKS * BLOCK_LEN);
+        let len = SUPER_BLOCKS * BLOCK_LEN;
+        debug_assert!(cols.is_multiple_of(len), "forms on tiles have whole super-blocks");
+        let parts = cols / len;
         pool.run(parts * self.tiles, &|task| {
             let (tile, part) = (task / parts, task % parts);
             let tokens = x.chunks_exact(cols).enumerate().skip(tile * TILE_TOKENS);
             for (token, x) in tokens.take(TILE_TOKENS) {
-                let len = SUPER_BLOCKS * BLOCK_LEN;
                 let x = &x[part * len..][..len];
                 // SAFETY: each task has a super-block of the tokens of a tile of its own.
                 unsafe { self.write(isa, token, part * SUPER_BLOCKS, x, len) }
@@ -238,6 +243,86 @@ impl TileWriter<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quantize::{Activations, Needed};
+
+    const TOKENS: usize = 25;
+    const COLS: usize = 512;
+
+    /// Ties, tiny and huge blocks, a NaN.
+    fn activations() -> Vec<f32> {
+        let value = |i: usize| {
+            let unit = [1.0, 1e-35, 3e29, 0.0, 1e-3][i / 32 % 5];
+            ((i * 7919 % 1021) as f32 / 4.0 - 127.5) * unit
+        };
+        let mut x: Vec<f32> = (0..TOKENS * COLS).map(value).collect();
+        x[3 * COLS + 70] = f32::NAN;
+        x
+    }
+
+    /// Asserts that each row of a token is its block, and that those of no token were left alone.
+    fn assert_written(all: &TileActivations, name: &str) {
+        let x = activations();
+        let tiles = TOKENS.div_ceil(TILE_TOKENS);
+        for token in 0..tiles * TILE_TOKENS {
+            for block in 0..COLS / BLOCK_LEN {
+                let panel = all.panel(tiles, token / TILE_TOKENS, block / SUPER_BLOCKS);
+                let (block_at, row) = (block % SUPER_BLOCKS, token % TILE_TOKENS);
+                let floats = [panel.scales, panel.biases, panel.sums];
+                let got = floats.map(|floats| floats[block_at][row].to_bits());
+                let quants = panel.quants[block_at][row];
+                if token < TOKENS {
+                    let x = &x[token * COLS..].as_chunks().0[block];
+                    let want = quantize_block(x);
+                    let sum = want.scale * (want.sums[0] + want.sums[1]) as f32;
+                    let floats = [want.scale, -MAGIC * want.scale, sum].map(f32::to_bits);
+                    assert_eq!((quants, got), (want.quants, floats), "{name} {token} {block}");
+                } else {
+                    assert_eq!((quants, got), ([7; BLOCK_LEN], [7.0_f32.to_bits(); 3]), "{name}");
+                }
+            }
+        }
+    }
+
+    fn marked() -> TileActivations {
+        let mut all = TileActivations::new(COLS / BLOCK_LEN, TOKENS);
+        all.quants.fill(7);
+        all.floats.iter_mut().for_each(|floats| floats.fill(7.0));
+        all
+    }
+
+    #[test]
+    fn each_row_is_its_block_and_rows_of_no_token_are_left_alone() {
+        let sets = Isa::available().into_iter().filter(|isa| isa.has_tiles());
+        for isa in sets.chain([Isa::Reference]) {
+            let mut all = marked();
+            all.writer(TOKENS).write_all(&Pool::new(3), isa, &activations(), COLS);
+            assert_written(&all, isa.name());
+        }
+    }
+
+    #[test]
+    fn panels_are_written_only_if_somebody_reads_them_and_all_is_erased() {
+        for isa in Isa::available() {
+            for panels in [false, true] {
+                let needed = Needed { starts: [panels; 4], tiles: true, panels };
+                let mut all = Activations::new(COLS, TOKENS);
+                if isa.has_tiles() {
+                    all.tiles = marked();
+                }
+                all.quantize(&Pool::new(2), isa, needed, &activations(), COLS);
+                if isa.has_tiles() {
+                    assert_written(&all.tiles, isa.name());
+                }
+                let is_only_tiles = isa.has_tiles() && !panels;
+                assert_eq!(all.quants.iter().all(|quant| *quant == 0), is_only_tiles);
+                all.erase();
+                let floats = [&all.scales, &all.biases, &all.sums].into_iter();
+                assert!(floats.chain(&all.tiles.floats).flatten().all(|float| *float == 0.0));
+                assert!(all.quants.iter().chain(&all.tiles.quants).all(|quant| *quant == 0));
+                assert!(all.starts.iter().flatten().all(|start| *start == 0));
+            }
+        }
+    }
 
     #[test]
     fn tiles_are_for_a_panel_that_is_nearly_full_and_for_more_than_one() {

@@ -1,10 +1,11 @@
-//! What becomes of the products of a block: scaled and added in vectors with a row in each lane, in
+//! What becomes of the products of a sub-block: scaled and added in vectors with a row in each lane, in
 //! the order that [`crate::gemm()`] prescribes.
 
 use core::arch::x86_64::*;
 
-/// Adds the products of a block and of the first `$tokens` tokens to their totals; `$x` are the
-/// scales, biases and sums of the tokens, which are only read where there are minima. Written out for each: a loop would have the totals in memory.
+/// Adds the products of a sub-block and of the first `$tokens` tokens to their totals; `$x` are the scales,
+/// the biases and, read where there is a `$min`, the sums of the tokens. Written out for each: a loop would
+/// have the totals in memory.
 macro_rules! add_tokens {
     ($totals:ident, $dots:ident, $x:ident, $scale:ident, $min:expr, $tokens:ident) => {
         add_tokens!(

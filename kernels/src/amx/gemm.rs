@@ -1,13 +1,13 @@
 //! Matrix products with AMX; see [`crate::gemm()`] for the formula.
 //!
-//! The products of a block are made on tiles: 16 tokens times a tile of rows. They are read back as
-//! vectors with a row in each lane, and scaled and added as AVX-512 does it: the bits are the same.
-//! Only K formats, and as many tokens as [`crate::quantize::are_tiled`]; all else is AVX-512's.
-//! What is one product here is of a sub-block: a block, or half of one where that has its own scale.
+//! The products of a sub-block (a block, or half of one where that has its own scale) are made on tiles:
+//! 16 tokens times a tile of rows. They are read back as vectors with a row in each lane, and scaled and
+//! added as AVX-512 does it: the bits are the same. Only the forms that [`crate::quantize::is_tiled`], and
+//! as many tokens as [`crate::quantize::are_tiled`]; all else is AVX-512's.
 //!
 //! Nothing waits for the products just made: those of a sub-block are stored while the next ones are
-//! made, and added a sub-block later, across tiles and panels. What lies between is small, 2 KB of products and
-//! 10 KB of weights, since a neighbour on the same core leaves half of its first cache.
+//! made, and added a sub-block later, across tiles and panels. What lies between is small, 2 KB of
+//! products and 10 KB of weights, since a neighbour on the same core leaves half of its first cache.
 //!
 //! What limits this, measured on Emerald Rapids: while tiles are at work, only one of the two ports of
 //! 512-bit vectors multiplies, and each row of a tile that is stored takes a step of the other. So the

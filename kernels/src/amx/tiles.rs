@@ -1,4 +1,4 @@
-//! The tile registers: leave to use them, their shapes, and the products of a block. They hold nothing
+//! The tile registers: leave to use them, their shapes, and the products of a sub-block. They hold nothing
 //! after [`Shapes`] is dropped. The compiler puts nothing into them, and nothing that is called between
 //! [`multiply`] and [`store`] uses them: what is left in one stays until it is stored.
 
@@ -163,10 +163,10 @@ pub(crate) unsafe fn peak_steps(steps: usize) -> usize {
         // SAFETY: registers alone, whose shapes are set.
         unsafe {
             asm!(
-                "tdpbsud tmm0, tmm4, tmm6",
-                "tdpbsud tmm1, tmm4, tmm7",
-                "tdpbsud tmm2, tmm5, tmm6",
-                "tdpbsud tmm3, tmm5, tmm7",
+                "tdpbssd tmm0, tmm4, tmm6",
+                "tdpbssd tmm1, tmm4, tmm7",
+                "tdpbssd tmm2, tmm5, tmm6",
+                "tdpbssd tmm3, tmm5, tmm7",
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 options(nostack, nomem, preserves_flags),
             );

@@ -75,7 +75,7 @@ impl Kernel for Avx512Vnni {
 
 impl Avx512Vnni {
     /// Unpacks blocks of a tile: `bytes: [column / 4][row][4]`, `scales: [sub-block]`, `mins: [block]`. Of a
-    /// K format, the bytes may be signed: what stands for 0 is taken off.
+    /// form on tiles, the bytes may be signed: what stands for 0 is taken off.
     pub(crate) fn unpack_to<const SIGNED: bool>(
         self,
         tile: &IntTile<'_>,

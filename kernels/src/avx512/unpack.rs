@@ -4,6 +4,7 @@ use core::arch::x86_64::*;
 
 use crate::gemm::{FloatChunk, IntChunk, Lanes, TileCols};
 use crate::packed::{BLOCK_LEN, IntTile, Scales};
+use crate::quantize::is_tiled;
 
 /// Unpacks the bytes of a block: 8 groups of 16 rows × 4 columns.
 ///
@@ -42,7 +43,7 @@ pub(crate) fn group_bytes<const BITS: u32>(
     }
 }
 
-/// Takes off what stands for 0 in weights of a K format: signed bytes.
+/// Takes off what stands for 0 in weights of a form on tiles: signed bytes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(crate) fn signed<const BITS: u32>(bytes: __m512i) -> __m512i {
@@ -128,6 +129,7 @@ pub(super) fn int<const SIGNED: bool>(
     scales: &mut [Lanes],
     mins: &mut [Lanes],
 ) {
+    debug_assert!(!SIGNED || is_tiled(tile.form), "only the bytes of these forms may be signed");
     match tile.form.bits {
         4 => bytes_to_chunk::<4, SIGNED>(tile, bytes),
         5 => bytes_to_chunk::<5, SIGNED>(tile, bytes),
