@@ -127,7 +127,7 @@ pub(crate) trait Kernel: Copy + Sync {
         sums: &mut [Sums],
     );
 
-    /// Whether products with forms of which each [`is_tiled`] are made on tiles, for as many tokens as
+    /// Whether products with a form that [`is_tiled`] are made on tiles, for as many tokens as
     /// [`are_tiled`].
     const TILED: bool = false;
 

@@ -46,11 +46,11 @@ const START_KINDS: [StartKind; 4] = [
 /// What of [`Activations`] a set of products reads beside the quants and their scales.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Needed {
-    pub(crate) starts: [bool; START_KINDS.len()],
+    starts: [bool; START_KINDS.len()],
     /// What products on tiles read, where there are such.
-    pub(crate) tiles: bool,
+    tiles: bool,
     /// What other products read.
-    pub(crate) panels: bool,
+    panels: bool,
 }
 
 impl Needed {
@@ -85,16 +85,16 @@ pub struct Activations {
     cols_max: usize,
     tokens_max: usize,
     /// `[panels][cols / 4][panel tokens][4]`
-    pub(crate) quants: Vec<i8>,
+    quants: Vec<i8>,
     /// `[panels][blocks][panel tokens]`
-    pub(crate) scales: Vec<f32>,
+    scales: Vec<f32>,
     /// `-MAGIC * scale`, laid out as `scales`
-    pub(crate) biases: Vec<f32>,
+    biases: Vec<f32>,
     /// `scale * sum of the quants`, laid out as `scales`
-    pub(crate) sums: Vec<f32>,
+    sums: Vec<f32>,
     /// For each of `START_KINDS`: `[panels][cols / sub_len][panel tokens]`
-    pub(crate) starts: [Vec<i32>; START_KINDS.len()],
-    pub(crate) tiles: TileActivations,
+    starts: [Vec<i32>; START_KINDS.len()],
+    tiles: TileActivations,
     /// Whether the last call wrote panels; if not, what is in them is of a call before it.
     has_panels: bool,
 }
@@ -532,6 +532,34 @@ mod tests {
         let want = run(Isa::Reference);
         for isa in Isa::available() {
             assert_eq!(run(isa), want, "{}", isa.name());
+        }
+    }
+
+    #[test]
+    fn panels_are_written_only_if_somebody_reads_them_and_all_is_erased() {
+        use crate::quantize_tiles::tests::{
+            COLS, TOKENS, activations, assert_written, is_zero, marked,
+        };
+        for isa in Isa::available() {
+            for panels in [false, true] {
+                let needed = Needed { starts: [panels; 4], tiles: true, panels };
+                let mut all = Activations::new(COLS, TOKENS);
+                if isa.has_tiles() {
+                    all.tiles = marked();
+                }
+                all.quantize(&Pool::new(2), isa, needed, &activations(), COLS);
+                if isa.has_tiles() {
+                    assert_written(&all.tiles, isa.name());
+                }
+                let is_only_tiles = isa.has_tiles() && !panels;
+                assert_eq!(all.quants.iter().all(|quant| *quant == 0), is_only_tiles);
+                all.erase();
+                let floats = [&all.scales, &all.biases, &all.sums];
+                assert!(floats.into_iter().flatten().all(|float| *float == 0.0));
+                assert!(all.quants.iter().all(|quant| *quant == 0));
+                assert!(all.starts.iter().flatten().all(|start| *start == 0));
+                assert!(is_zero(&all.tiles));
+            }
         }
     }
 

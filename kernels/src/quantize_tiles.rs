@@ -241,15 +241,14 @@ impl TileWriter<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use crate::quantize::{Activations, Needed};
 
-    const TOKENS: usize = 25;
-    const COLS: usize = 512;
+    pub(crate) const TOKENS: usize = 25;
+    pub(crate) const COLS: usize = 512;
 
     /// Ties, tiny and huge blocks, a NaN.
-    fn activations() -> Vec<f32> {
+    pub(crate) fn activations() -> Vec<f32> {
         let value = |i: usize| {
             let unit = [1.0, 1e-35, 3e29, 0.0, 1e-3][i / 32 % 5];
             ((i * 7919 % 1021) as f32 / 4.0 - 127.5) * unit
@@ -260,7 +259,7 @@ mod tests {
     }
 
     /// Asserts that each row of a token is its block, and that those of no token were left alone.
-    fn assert_written(all: &TileActivations, name: &str) {
+    pub(crate) fn assert_written(all: &TileActivations, name: &str) {
         let x = activations();
         let tiles = TOKENS.div_ceil(TILE_TOKENS);
         for token in 0..tiles * TILE_TOKENS {
@@ -283,7 +282,13 @@ mod tests {
         }
     }
 
-    fn marked() -> TileActivations {
+    /// Returns whether nothing of any input is there.
+    pub(crate) fn is_zero(all: &TileActivations) -> bool {
+        all.quants.iter().all(|quant| *quant == 0)
+            && all.floats.iter().flatten().all(|float| *float == 0.0)
+    }
+
+    pub(crate) fn marked() -> TileActivations {
         let mut all = TileActivations::new(COLS / BLOCK_LEN, TOKENS);
         all.quants.fill(7);
         all.floats.iter_mut().for_each(|floats| floats.fill(7.0));
@@ -297,30 +302,6 @@ mod tests {
             let mut all = marked();
             all.writer(TOKENS).write_all(&Pool::new(3), isa, &activations(), COLS);
             assert_written(&all, isa.name());
-        }
-    }
-
-    #[test]
-    fn panels_are_written_only_if_somebody_reads_them_and_all_is_erased() {
-        for isa in Isa::available() {
-            for panels in [false, true] {
-                let needed = Needed { starts: [panels; 4], tiles: true, panels };
-                let mut all = Activations::new(COLS, TOKENS);
-                if isa.has_tiles() {
-                    all.tiles = marked();
-                }
-                all.quantize(&Pool::new(2), isa, needed, &activations(), COLS);
-                if isa.has_tiles() {
-                    assert_written(&all.tiles, isa.name());
-                }
-                let is_only_tiles = isa.has_tiles() && !panels;
-                assert_eq!(all.quants.iter().all(|quant| *quant == 0), is_only_tiles);
-                all.erase();
-                let floats = [&all.scales, &all.biases, &all.sums].into_iter();
-                assert!(floats.chain(&all.tiles.floats).flatten().all(|float| *float == 0.0));
-                assert!(all.quants.iter().chain(&all.tiles.quants).all(|quant| *quant == 0));
-                assert!(all.starts.iter().flatten().all(|start| *start == 0));
-            }
         }
     }
 
