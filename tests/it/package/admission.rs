@@ -224,18 +224,24 @@ fn signatures_are_der_over_p256_or_p384_whichever_of_the_two_values_of_s_they_ho
     assert_eq!(check(&trust, &hint, &sig).unwrap(), sha256(b"model"), "P-384");
 
     let algorithm = &ECDSA_P256_SHA256_ASN1_SIGNING;
+    // One other s of a byte less than usual, as one in 256 is: its first byte is not written.
+    for is_short in [true, false] {
+        let (trust, hint, sig, other) = loop {
+            let (trust, hint, sig) = sign_with(algorithm, SPKI_P256, payload.as_bytes());
+            let (_, s) = values(&sig);
+            let other = minus(&s);
+            if (other[0] == 0) == is_short {
+                break (trust, hint, sig, other);
+            }
+        };
+        assert_eq!(check(&trust, &hint, &sig).unwrap(), sha256(b"model"), "P-256");
+        let (r, _) = values(&sig);
+        let mirrored = signature_of(&r, &other);
+        assert_eq!(check(&trust, &hint, &mirrored).unwrap(), sha256(b"model"), "{is_short}");
+    }
     let (trust, hint, sig) = sign_with(algorithm, SPKI_P256, payload.as_bytes());
-    assert_eq!(check(&trust, &hint, &sig).unwrap(), sha256(b"model"), "P-256");
-    let (r, s) = (integer(&sig[2..]), integer(&sig[2 + 2 + usize::from(sig[3])..]));
-    let other = [&[2, 33, 0][..], &minus(&s)].concat();
-    let first = &sig[2..4 + usize::from(sig[3])];
-    let mut mirrored = vec![0x30, u8::try_from(first.len()).unwrap()];
-    mirrored.extend_from_slice(first);
-    // A leading zero is there only where the first bit is set.
-    let other = if other[3] & 0x80 == 0 { [&[2, 32][..], &other[3..]].concat() } else { other };
-    mirrored[1] += u8::try_from(other.len()).unwrap();
-    mirrored.extend_from_slice(&other);
-    assert_eq!(check(&trust, &hint, &mirrored).unwrap(), sha256(b"model"), "the other s");
+    let (r, s) = values(&sig);
+    assert_eq!(signature_of(&r, &s), sig);
     let raw = [&r[..], &s[..]].concat();
     for (case, sig) in [
         ("r and s side by side", raw),
@@ -248,6 +254,11 @@ fn signatures_are_der_over_p256_or_p384_whichever_of_the_two_values_of_s_they_ho
     }
 }
 
+/// `r` and `s` of a DER signature.
+fn values(sig: &[u8]) -> ([u8; 32], [u8; 32]) {
+    (integer(&sig[2..]), integer(&sig[2 + 2 + usize::from(sig[3])..]))
+}
+
 /// The 32 bytes of a DER integer.
 fn integer(der: &[u8]) -> [u8; 32] {
     let value = &der[2..2 + usize::from(der[1])];
@@ -255,6 +266,18 @@ fn integer(der: &[u8]) -> [u8; 32] {
     let value = if value.len() > 32 { &value[1..] } else { value };
     bytes[32 - value.len()..].copy_from_slice(value);
     bytes
+}
+
+/// The DER signature of `r` and `s`.
+fn signature_of(r: &[u8; 32], s: &[u8; 32]) -> Vec<u8> {
+    let values = [r, s].map(|value| {
+        // As few bytes as hold it, and a zero before a first bit that is set: there it would be a sign.
+        let value = &value[value.iter().position(|&byte| byte != 0).unwrap()..];
+        let value = [if value[0] & 0x80 == 0 { &[][..] } else { &[0] }, value].concat();
+        [&[2, u8::try_from(value.len()).unwrap()], &value[..]].concat()
+    });
+    let values = values.concat();
+    [&[0x30, u8::try_from(values.len()).unwrap()], &values[..]].concat()
 }
 
 /// `n - s`, with the order n of P-256.
