@@ -35,16 +35,29 @@ fn worker_gpu() -> &'static Path {
         // target/HOST/PROFILE/cloister
         let own = Path::new(env!("CARGO_BIN_EXE_cloister"));
         let profile = own.parent().unwrap();
-        let host = profile.parent().unwrap().file_name().unwrap();
+        let host = profile.parent().unwrap();
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--features", "cuda", "--bin", WORKER]);
+        // What it is made of lies where that of these tests does; the programs themselves do not. With the tests of
+        // a card its dependencies are those of tests, which are there.
+        cargo.args(["build", "--quiet", "--features", "cuda", "--bin", WORKER, "--test", "gpu"]);
+        cargo.arg("--config").arg(format!("build.build-dir={:?}", host.parent().unwrap()));
         cargo.args(["--target-dir", "target/cuda"]);
         if profile.ends_with("release") {
             cargo.arg("--release");
         }
-        cargo.env("RUSTFLAGS", "-C target-feature=-crt-static");
-        assert!(cargo.current_dir(env!("CARGO_MANIFEST_DIR")).status().unwrap().success());
-        let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/cuda").join(host);
+        // Build scripts of others run again for what cargo tells tests of their package.
+        let told = |name: &str| {
+            name == "OUT_DIR"
+                || name.starts_with("CARGO_PKG_")
+                || name.starts_with("CARGO_MANIFEST_")
+        };
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(told)) {
+            cargo.env_remove(name);
+        }
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        cargo.env("RUSTC_WORKSPACE_WRAPPER", root.join(".cargo/dynamic.sh"));
+        assert!(cargo.current_dir(root).status().unwrap().success());
+        let built = root.join("target/cuda").join(host.file_name().unwrap());
         built.join(profile.file_name().unwrap()).join(WORKER)
     })
 }
