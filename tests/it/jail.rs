@@ -342,12 +342,16 @@ fn memory_without_end_is_refused() {
         // The opener alone makes some.
         ("memfds", "Signal(31)\n"),
     ];
-    for (way, want) in ways {
+    for (turn, (way, want)) in ways.into_iter().enumerate() {
         // Each page takes an emulated machine its time.
         let one_of = if support::is_emulated() { "/16" } else { "" };
         let attempt = format!("take-memory:{way}{one_of}");
         for &user in users() {
-            for role in ROLES {
+            for (index, role) in ROLES.into_iter().enumerate() {
+                // The bound and the filter are the same for every user.
+                if support::is_emulated() && user != users()[(turn + index) % users().len()] {
+                    continue;
+                }
                 let want = if (role, way) == ("opener", "memfds") { refused } else { want };
                 let outcome = probe(user, &["jail", role, "full", &attempt]);
                 assert_eq!(outcome, want, "{user:?} {role} {way}");

@@ -6,7 +6,8 @@ use std::io::Write as _;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, OnceLock};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Flags of every compilation; sums are rounded as on the card.
 const FLAGS: &[&str] = &[
@@ -54,14 +55,14 @@ impl Emulator {
     }
 
     /// Builds the emulation of one file and what it includes. A program of the same sources that was
-    /// built before is taken instead.
+    /// built before is taken instead. Of two that build the same at once, one takes the other's place.
     pub(crate) fn build(folder: &Path, name: &str) -> Self {
-        static ONE: Mutex<()> = Mutex::new(());
-        let _one = ONE.lock().unwrap();
+        static BUILDS: AtomicUsize = AtomicUsize::new(0);
         let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let program = target.join(format!("cuda-{name}-{:016x}", digest(folder)));
         if !program.exists() {
-            let unfinished = program.with_extension("unfinished");
+            let build = BUILDS.fetch_add(1, Ordering::Relaxed);
+            let unfinished = program.with_extension(format!("{}-{build}", std::process::id()));
             let mut command = Command::new("g++");
             command.args(FLAGS).arg("-I").arg(folder).arg("-o").arg(&unfinished);
             command.args(["-x", "c++"]).arg(folder.join(name).with_extension("cu"));

@@ -36,7 +36,7 @@ fn worker_gpu() -> &'static Path {
         let own = Path::new(env!("CARGO_BIN_EXE_cloister"));
         let profile = own.parent().unwrap();
         let host = profile.parent().unwrap();
-        let mut cargo = Command::new(env!("CARGO"));
+        let mut cargo = support::cargo();
         // What it is made of lies where that of these tests does; the programs themselves do not. With the tests of
         // a card its dependencies are those of tests, which are there.
         cargo.args(["build", "--quiet", "--features", "cuda", "--bin", WORKER, "--test", "gpu"]);
@@ -45,18 +45,9 @@ fn worker_gpu() -> &'static Path {
         if profile.ends_with("release") {
             cargo.arg("--release");
         }
-        // Build scripts of others run again for what cargo tells tests of their package.
-        let told = |name: &str| {
-            name == "OUT_DIR"
-                || name.starts_with("CARGO_PKG_")
-                || name.starts_with("CARGO_MANIFEST_")
-        };
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(told)) {
-            cargo.env_remove(name);
-        }
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         cargo.env("RUSTC_WORKSPACE_WRAPPER", root.join(".cargo/dynamic.sh"));
-        assert!(cargo.current_dir(root).status().unwrap().success());
+        assert!(cargo.status().unwrap().success());
         let built = root.join("target/cuda").join(host.file_name().unwrap());
         built.join(profile.file_name().unwrap()).join(WORKER)
     })
