@@ -118,11 +118,16 @@ impl TileRing {
 pub(crate) struct FloatChunk {
     /// `[tile][column]`
     pub(crate) weights: [[Lanes; FLOAT_CHUNK_COLS]; UNIT_TILES],
+    /// A tile in an integer format on its way to floats: its bytes and scales are the first ones.
+    pub(crate) ints: IntChunk,
 }
 
 impl FloatChunk {
     pub(crate) fn zeroed() -> Self {
-        Self { weights: [[[0.0; TILE_ROWS]; FLOAT_CHUNK_COLS]; UNIT_TILES] }
+        Self {
+            weights: [[[0.0; TILE_ROWS]; FLOAT_CHUNK_COLS]; UNIT_TILES],
+            ints: IntChunk::zeroed(),
+        }
     }
 }
 

@@ -207,12 +207,12 @@ fn scales_to_chunk<const SUPER: bool, const MIN: bool>(
 /// See [`crate::gemm::Kernel::unpack_float`]; false if this form has no kernel here.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq")]
 pub(super) fn float(tile: &TileCols<'_>, len: usize, chunk: &mut FloatChunk, index: usize) -> bool {
-    let target = &mut chunk.weights[index][..len];
+    let FloatChunk { weights, ints } = chunk;
+    let target = &mut weights[index][..len];
     match *tile {
         TileCols::Int(tile) => {
-            let mut ints = IntChunk::zeroed();
             int::<false>(&tile, &mut ints.bytes[0], &mut ints.scales[0], &mut ints.mins[0]);
-            int_to_floats(&tile, &ints, target);
+            int_to_floats(&tile, ints, target);
         }
         TileCols::F16(bytes) => {
             for (bytes, target) in bytes.as_chunks().0.iter().zip(target) {
