@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use crate::support::holds;
+
 /// Names that must not be in the worker: no runtime, TLS, HTTP or signature code.
 pub(crate) const NOT_IN_THE_WORKER: &[&str] =
     &["5tokio", "6rustls", "5hyper", "4ring", "9age_core", "5rcgen"];
@@ -53,8 +55,7 @@ fn without_its_feature_no_program_holds_code_for_a_card() {
     ] {
         let bytes = fs::read(program).unwrap();
         for needle in [&b"cuModuleLoadData"[..], &image[..64]] {
-            let is_there = bytes.windows(needle.len()).any(|window| window == needle);
-            assert!(!is_there, "{program} holds code for a card");
+            assert!(!holds(&bytes, needle), "{program} holds code for a card");
         }
     }
 }
@@ -64,7 +65,7 @@ fn without_its_feature_no_program_holds_code_for_a_card() {
 fn the_worker_knows_of_no_driver_and_needs_no_loader() {
     let worker = fs::read(env!("CARGO_BIN_EXE_cloister-worker")).unwrap();
     for name in OF_THE_DRIVER {
-        assert!(!has(&worker, name.as_bytes()), "the worker knows of {name}");
+        assert!(!holds(&worker, name.as_bytes()), "the worker knows of {name}");
     }
     assert!(!needs_loader(&worker));
 }
@@ -81,9 +82,5 @@ pub(crate) fn needs_loader(binary: &[u8]) -> bool {
 /// Whether a mangled Rust path starts in the crate `name`, given as its length and name.
 pub(crate) fn has_symbol_of(binary: &[u8], name: &str) -> bool {
     // Legacy mangling: `_ZN` and the path's parts.
-    has(binary, format!("_ZN{name}").as_bytes())
-}
-
-pub(crate) fn has(binary: &[u8], needle: &[u8]) -> bool {
-    memchr::memmem::find(binary, needle).is_some()
+    holds(binary, format!("_ZN{name}").as_bytes())
 }

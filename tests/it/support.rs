@@ -33,6 +33,11 @@ pub(crate) fn skip(what: &str, why: &str) {
     tell(&format!("skipped: {what}: {why}"));
 }
 
+/// Whether `part` is somewhere in `bytes`, which may be many.
+pub(crate) fn holds(bytes: &[u8], part: &[u8]) -> bool {
+    memchr::memmem::find(bytes, part).is_some()
+}
+
 /// Says a line, straight to the descriptor, so that the test harness does not capture it.
 pub(crate) fn tell(line: &str) {
     use std::io::Write as _;

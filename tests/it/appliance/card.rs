@@ -493,7 +493,7 @@ fn a_worker_whose_card_fails_as_it_zeroes_pages_says_so_as_it_ends_and_another_f
 fn the_worker_of_a_card_links_a_driver_and_no_network_tls_or_signature_code() {
     let worker = fs::read(worker_gpu()).unwrap();
     for name in binaries::OF_THE_DRIVER {
-        assert!(binaries::has(&worker, name.as_bytes()), "{name}");
+        assert!(support::holds(&worker, name.as_bytes()), "{name}");
     }
     assert!(binaries::needs_loader(&worker), "it is linked dynamically");
     for name in binaries::NOT_IN_THE_WORKER {

@@ -24,7 +24,7 @@ pub(crate) fn found_in(pid: i32, text: &[u8]) -> Vec<String> {
         while at < end {
             let len = usize::try_from(end - at).unwrap().min(STRETCH);
             let read = memory.read_at(&mut bytes[..len], at).unwrap_or(0);
-            if bytes[..read].windows(text.len()).any(|window| window == text) {
+            if support::holds(&bytes[..read], text) {
                 let name = name.split_whitespace().last().unwrap();
                 found.push(format!("{at:x}: {name}"));
             }
@@ -91,7 +91,7 @@ fn files_with(folder: &Path, since: std::time::SystemTime, texts: &[String]) -> 
             found.extend(files_with(&path, since, texts));
         } else if facts.is_file() && facts.modified().is_ok_and(|when| when >= since) {
             let Ok(bytes) = fs::read(&path) else { continue };
-            let holds = |text: &String| bytes.windows(text.len()).any(|w| w == text.as_bytes());
+            let holds = |text: &String| support::holds(&bytes, text.as_bytes());
             if texts.iter().any(holds) {
                 found.push(path);
             }

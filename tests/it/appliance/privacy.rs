@@ -145,7 +145,7 @@ fn traces() -> Vec<Vec<u8>> {
 }
 
 fn has_trace(bytes: &[u8]) -> bool {
-    traces().iter().any(|trace| bytes.windows(trace.len()).any(|window| window == trace))
+    traces().iter().any(|trace| support::holds(bytes, trace))
 }
 
 /// The files of the appliance that hold a trace.

@@ -191,7 +191,7 @@ fn files_with(folder: &Path, bytes: &[u8]) -> Vec<PathBuf> {
             found.extend(files_with(&path, bytes));
         } else if facts.is_file() {
             let text = fs::read(&path).unwrap_or_default();
-            if text.windows(bytes.len()).any(|window| window == bytes) {
+            if support::holds(&text, bytes) {
                 found.push(path);
             }
         }
