@@ -2,26 +2,34 @@
 # Fuzzes each parser of hostile bytes for some seconds, as many at once as there are processors, and fails if
 # there is a fault.
 #
-#     run.sh SECONDS [TARGET...]
+#     run.sh [--quick] SECONDS [TARGET...]
 #
-# Works on the stable toolchain: LLVM's coverage is asked for by its own flags. Starts from the seeds that
-# are checked in (tests/fuzz/seeds); what it finds on top is kept in target/fuzz. A fault's input is written
-# to target/fuzz/faults: it becomes a seed. Needs a C++ compiler.
+# Works on the stable toolchain: LLVM's coverage is asked for by its own flags. It guides the fuzzer through the
+# dependencies too; with --quick, which takes the dependencies as `cargo test` has compiled them, through our
+# own packages alone. Starts from the seeds that are checked in (tests/fuzz/seeds); what it finds on top is kept
+# in target/fuzz. A fault's input is written to target/fuzz/faults: it becomes a seed. Needs a C++ compiler.
 set -euo pipefail
 cd "$(dirname "$0")"
+root=$(realpath ../..)
+folder=$root/target/fuzz
+host=$(rustc -vV | sed -n 's/^host: //p')
+mkdir -p "$folder/faults"
+# The kernels too with every check that finds a fault, and quick to compile.
+build=(cargo build --quiet --locked -p cloister-fuzz --target "$host" --target-dir "$folder/build"
+    --config profile.dev.package.kernels.opt-level=1
+    --config profile.dev.package.kernels.overflow-checks=true)
+if [ "$1" = --quick ]; then
+    shift
+    export RUSTC_WORKSPACE_WRAPPER=$root/.cargo/coverage.sh
+    build+=(--config "build.build-dir=\"$root/target\"")
+else
+    export RUSTC_WRAPPER=$root/.cargo/coverage.sh
+fi
 seconds=$1
 shift
-host=$(rustc -vV | sed -n 's/^host: //p')
-folder=$PWD/../../target/fuzz
-mkdir -p "$folder"
-folder=$(realpath "$folder")
-export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
-    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
-    -Cllvm-args=-sanitizer-coverage-trace-compares"
-cargo build --quiet --release --locked --target "$host" --target-dir "$folder/build"
+"${build[@]}"
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || for file in targets/*.rs; do targets+=("$(basename "$file" .rs)"); done
-mkdir -p "$folder/faults"
 
 # One target.
 fuzz() {
@@ -31,7 +39,7 @@ fuzz() {
     [ -f "seeds/$target.dict" ] && dictionary=("-dict=seeds/$target.dict")
     log=$folder/$target.log
     # A parser that takes a second, or half a gigabyte, for 64 KiB is a fault too.
-    "$folder/build/$host/release/$target" "$folder/corpus/$target" "seeds/$target" "${dictionary[@]}" \
+    "$folder/build/$host/debug/$target" "$folder/corpus/$target" "seeds/$target" "${dictionary[@]}" \
         -max_total_time="$seconds" -max_len=65536 -timeout=5 -rss_limit_mb=512 -malloc_limit_mb=256 \
         -print_final_stats=1 -artifact_prefix="$folder/faults/$target-" >"$log" 2>&1 ||
         { tail -n 60 "$log"; echo "$target: a fault: see target/fuzz/faults"; return 1; }
