@@ -59,8 +59,8 @@ fn main() {
     let options = options();
     let pool = Pool::new(options.threads);
     let size = if options.is_quick { DECODE_SIZE_QUICK } else { BANDWIDTH_SIZE };
-    let bandwidth = read_bandwidth(&pool, &vec![1; size]);
-    let peak = int8_peak(&pool, Isa::widest_vectors());
+    let bandwidth = read_bandwidth(&pool, &vec![1; size]).full;
+    let peak = int8_peak(&pool, Isa::widest_vectors()).full;
     println!("threads {}", pool.threads());
     println!("read bandwidth {:.1} GB/s", bandwidth / 1e9);
     println!("8-bit dot product peak {:.0} G MAC/s", peak / 1e9);

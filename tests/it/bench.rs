@@ -41,9 +41,11 @@ fn every_speed_stands_beside_its_limit_even_with_more_threads_than_cores() {
     assert_eq!((prefill.len(), decode.len()), (4, 8));
     for row in prefill {
         assert!(positive(&row["prefill_tokens_per_s"]) && positive(&row["first_token_s"]));
+        assert!(row["int8_peak_usual_share"].as_f64() >= row["int8_peak_share"].as_f64());
     }
     for row in decode {
         assert!(positive(&row["decode_tokens_per_s"]) && positive(&row["bandwidth_share"]));
+        assert!(row["bandwidth_usual_share"].as_f64() >= row["bandwidth_share"].as_f64());
         assert_eq!(row["rounds_tokens_per_s"].as_array().unwrap().len(), 2);
     }
     let is_second = |row: &&Value| row["threads"] == cores * 2;

@@ -3,7 +3,7 @@
 
 use std::error::Error;
 
-use kernels::limits::{BANDWIDTH_SIZE, int8_peak, read_bandwidth};
+use kernels::limits::{BANDWIDTH_SIZE, Speed, int8_peak, read_bandwidth};
 use kernels::{Isa, Pool};
 
 use crate::sys::memory::UnsealedMemory;
@@ -12,9 +12,9 @@ use crate::sys::memory::UnsealedMemory;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limit {
     /// Bytes per second.
-    pub(super) read_bandwidth: f64,
+    pub(super) read_bandwidth: Speed,
     /// Multiply-adds per second of the widest vectors.
-    pub(super) peak: f64,
+    pub(super) peak: Speed,
 }
 
 /// What the machine can do at all.
@@ -60,10 +60,10 @@ impl Probe {
     pub(super) fn limits(&self, seen: &[Limit]) -> Limits {
         let now = self.limit();
         let most = |of: fn(&Limit) -> f64| seen.iter().map(of).fold(of(&now), f64::max);
-        let peak = most(|limit| limit.peak);
-        let of = |isa| if isa == self.widest { peak } else { int8_peak(&self.pool, isa) };
+        let peak = most(|limit| limit.peak.full);
+        let of = |isa| if isa == self.widest { peak } else { int8_peak(&self.pool, isa).full };
         let isas = Isa::available().into_iter().rev().filter(|isa| *isa != Isa::Reference);
         let peaks = isas.map(|isa| (isa, of(isa))).collect();
-        Limits { read_bandwidth: most(|limit| limit.read_bandwidth), peaks, peak }
+        Limits { read_bandwidth: most(|limit| limit.read_bandwidth.full), peaks, peak }
     }
 }

@@ -70,7 +70,9 @@ enum Other {
     the peak of its widest vectors' 8-bit dot product: multiply-adds of the matrices, logits of\n\
     the last token only, attention not counted (a CPU with tiles, as AMX's, can do more, and its\n\
     peak is told beside). Decode against the read bandwidth: the file's weights once for all sequences of a batch, of the embedding\n\
-    its rows only unless it is the output matrix too, and the keys and values read.")]
+    its rows only unless it is the output matrix too, and the keys and values read.\n\n\
+    The limit is what a tenth of many short runs beat. In brackets: the share of what half of\n\
+    them beat, which is less where others compute on the same cores.")]
 pub struct Arguments {
     #[command(subcommand)]
     other: Option<Other>,

@@ -1,6 +1,7 @@
 //! What `cloister bench` prints: medians, each beside the limit that it is a share of.
 
 use kernels::Isa;
+use kernels::limits::Speed;
 use serde_json::{Value, json};
 
 use super::limits::{Limit, Limits};
@@ -22,6 +23,18 @@ impl Limits {
     }
 }
 
+/// Parts of a limit: of what the machine can do, and of what its neighbours left beside the rounds.
+struct Share {
+    full: f64,
+    usual: f64,
+}
+
+impl Share {
+    fn text(&self, of: &str) -> String {
+        format!("{:>5.1} % of {of} ({:.1} % of its median)", self.full * 100.0, self.usual * 100.0)
+    }
+}
+
 /// A row with its rounds.
 pub(super) struct Measured {
     pub(super) row: Row,
@@ -38,15 +51,21 @@ impl Measured {
 
     /// Returns the rounds' share of a limit, each of the mean of what stood before and after it, if tokens
     /// take so much of it.
-    fn share(&self, of_a_token: f64, limit: fn(&Limit) -> f64) -> Option<f64> {
-        let beside = self
-            .limits
-            .windows(2)
-            .map(|pair| pair.iter().map(limit).sum::<f64>() / pair.len() as f64);
-        let shares = self.rounds.iter().zip(beside);
-        let shares =
-            shares.map(|(round, limit)| round.tokens as f64 / round.seconds * of_a_token / limit);
-        (!self.limits.is_empty()).then(|| median(shares))
+    fn share(&self, of_a_token: f64, limit: fn(&Limit) -> Speed) -> Option<Share> {
+        let of = |speed: fn(Speed) -> f64| {
+            let limit = |it| speed(limit(it));
+            let beside = self
+                .limits
+                .windows(2)
+                .map(|pair| pair.iter().map(limit).sum::<f64>() / pair.len() as f64);
+            let shares = self.rounds.iter().zip(beside);
+            median(
+                shares
+                    .map(|(round, limit)| round.tokens as f64 / round.seconds * of_a_token / limit),
+            )
+        };
+        let share = || Share { full: of(|speed| speed.full), usual: of(|speed| speed.usual) };
+        (!self.limits.is_empty()).then(share)
     }
 
     fn first_token_s(&self) -> f64 {
@@ -126,7 +145,7 @@ impl Report {
             Row::Prefill { .. } => {
                 let share = self.peak_share(measured).map_or_else(
                     || format!("{} G multiply-adds/s", giga(speed * self.macs(row), 0)),
-                    |share| format!("{:>5.1} % of the int8 peak", share * 100.0),
+                    |share| share.text("the int8 peak"),
                 );
                 format!("{share}, first token {:.3} s", measured.first_token_s())
             }
@@ -140,7 +159,7 @@ impl Report {
                 let speed = giga(speed * self.bytes(row), 1);
                 self.bandwidth_share(measured).map_or_else(
                     || format!("{speed} GB/s"),
-                    |share| format!("{:>5.1} % of bandwidth ({speed} GB/s)", share * 100.0),
+                    |share| format!("{}, {speed} GB/s", share.text("bandwidth")),
                 )
             }
         };
@@ -165,11 +184,11 @@ impl Report {
         Some(measured.first_token_s() / cold.first_token_s())
     }
 
-    fn peak_share(&self, measured: &Measured) -> Option<f64> {
+    fn peak_share(&self, measured: &Measured) -> Option<Share> {
         measured.share(self.macs(measured.row), |limit| limit.peak)
     }
 
-    fn bandwidth_share(&self, measured: &Measured) -> Option<f64> {
+    fn bandwidth_share(&self, measured: &Measured) -> Option<Share> {
         measured.share(self.bytes(measured.row), |limit| limit.read_bandwidth)
     }
 
@@ -250,11 +269,13 @@ impl Report {
                 "generated_tokens": self.generate,
                 "decode_tokens_per_s": speed,
                 "bytes_per_s": speed * self.bytes(measured.row),
-                "bandwidth_share": self.bandwidth_share(measured),
+                "bandwidth_share": self.bandwidth_share(measured).map(|share| share.full),
+                "bandwidth_usual_share": self.bandwidth_share(measured).map(|share| share.usual),
             }),
         };
         row["macs_per_s"] = json!(speed * self.macs(measured.row));
-        row["int8_peak_share"] = json!(self.peak_share(measured));
+        row["int8_peak_share"] = json!(self.peak_share(measured).map(|share| share.full));
+        row["int8_peak_usual_share"] = json!(self.peak_share(measured).map(|share| share.usual));
         row["cache_bytes"] = json!(measured.cache_bytes);
         row["rounds_tokens_per_s"] = json!(rounds);
         if let Some(ratio) = self.ratio(measured) {
