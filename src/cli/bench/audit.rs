@@ -6,7 +6,7 @@
 
 use std::error::Error;
 use std::fs::{self, File};
-use std::io::{Seek as _, SeekFrom, Write as _};
+use std::io::{self, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -102,14 +102,15 @@ impl Times {
 ///
 /// # Errors
 ///
-/// A folder that cannot be written.
+/// A folder that cannot be written, or has no room for it.
 pub(super) fn run(arguments: &Arguments) -> Outcome {
     let folder = Folder(arguments.folder.join(format!(".cloister-bench-{}", std::process::id())));
-    let fault = |error| format!("--folder {}: {error}", arguments.folder.display());
+    let fault = |error: io::Error| format!("--folder {}: {error}", arguments.folder.display());
     fs::create_dir_all(&folder.0).map_err(fault)?;
     let progress = super::progress(1);
     progress.set_message("the disk");
-    let (overwritten, appended) = (probe(&folder.0, true)?, probe(&folder.0, false)?);
+    let overwritten = probe(&folder.0, true).map_err(fault)?;
+    let appended = probe(&folder.0, false).map_err(fault)?;
     progress.set_message("durable records");
     let steady = steady(&folder.0, arguments)?;
     let full = full_speed(&folder.0, arguments)?;
@@ -134,7 +135,7 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
 }
 
 /// Times single syncs.
-fn probe(folder: &Path, has_room: bool) -> Result<Times, Box<dyn Error>> {
+fn probe(folder: &Path, has_room: bool) -> io::Result<Times> {
     let mut file = File::create(folder.join("probe"))?;
     if has_room {
         file.write_all(&vec![0; PROBE_COUNT * PROBE_LEN_BYTES])?;
@@ -341,7 +342,7 @@ fn long_log(folder: &Path, records: u64, bar: &ProgressBar) -> Result<LongLog, B
 }
 
 /// Bytes of disk below a folder.
-fn disk_bytes(folder: &Path) -> std::io::Result<u64> {
+fn disk_bytes(folder: &Path) -> io::Result<u64> {
     use std::os::unix::fs::MetadataExt as _;
     let mut bytes = 0;
     let mut folders = vec![folder.to_owned()];
