@@ -227,7 +227,7 @@ impl Activations {
         cols: usize,
         first: usize,
     ) -> Panel<'_> {
-        debug_assert!(self.has_panels, "what reads panels was told to `quantize`");
+        assert!(self.has_panels, "what reads panels was told to `quantize`");
         let width = PANEL_TOKENS.min(tokens - first);
         let blocks = cols / BLOCK_LEN;
         let floats = first * blocks..(first + width) * blocks;

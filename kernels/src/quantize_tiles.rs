@@ -141,7 +141,7 @@ impl TileWriter<'_> {
     /// Quantises `x: [tokens, cols]`, whole super-blocks of columns.
     pub(crate) fn write_all(&self, pool: &Pool, isa: Isa, x: &[f32], cols: usize) {
         let len = SUPER_BLOCKS * BLOCK_LEN;
-        debug_assert!(cols.is_multiple_of(len), "forms on tiles have whole super-blocks");
+        assert!(cols.is_multiple_of(len), "forms on tiles have whole super-blocks");
         let parts = cols / len;
         pool.run(parts * self.tiles, &|task| {
             let (tile, part) = (task / parts, task % parts);

@@ -17,7 +17,8 @@ mkdir -p "$folder/faults"
 # The kernels too with every check that finds a fault, and quick to compile.
 build=(cargo build --quiet --locked -p cloister-fuzz --target "$host" --target-dir "$folder/build"
     --config profile.dev.package.kernels.opt-level=1
-    --config profile.dev.package.kernels.overflow-checks=true)
+    --config profile.dev.package.kernels.overflow-checks=true
+    --config profile.dev.package.kernels.debug-assertions=true)
 if [ "$1" = --quick ]; then
     shift
     export RUSTC_WORKSPACE_WRAPPER=$root/.cargo/coverage.sh

@@ -129,7 +129,7 @@ pub(super) fn int<const SIGNED: bool>(
     scales: &mut [Lanes],
     mins: &mut [Lanes],
 ) {
-    debug_assert!(!SIGNED || is_tiled(tile.form), "only the bytes of these forms may be signed");
+    assert!(!SIGNED || is_tiled(tile.form), "only the bytes of these forms may be signed");
     match tile.form.bits {
         4 => bytes_to_chunk::<4, SIGNED>(tile, bytes),
         5 => bytes_to_chunk::<5, SIGNED>(tile, bytes),
